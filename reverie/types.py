@@ -1,0 +1,188 @@
+"""The vocabulary every module shares: steps, batches, phases and the protocols between packages.
+
+One letter means one thing everywhere:
+
+| letter | meaning                    | letter | meaning                          |
+|--------|----------------------------|--------|----------------------------------|
+| B      | batch rows                 | S      | tokens of one frame              |
+| T      | time steps of a window     | D      | width of a token                 |
+| H      | imagination horizon        | F      | width of `feat`                  |
+| N      | parallel envs or rollouts  | C      | context, frames kept in a cache  |
+| A      | width of an action vector  | K      | denoising steps of one frame     |
+| Z      | latent tokens of a frame   | h w c  | image rows, columns, channels    |
+
+Arrival convention: a `Step` is everything that *arrives* together, so losses do not shift. Auto-reset yields a step
+with `is_last`, then one with `is_first`; truncation sets `is_last` and never `is_terminal`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+Params = dict[str, Any]
+Metrics = dict[str, Array]
+Losses = dict[str, Array]
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line that names what was given and what was expected. The CLI prints it, exits 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpace:
+    """`size` choices (discrete) or `size` numbers in [-1, 1] (continuous); `meanings` label keys on screen."""
+
+    kind: Literal['discrete', 'continuous']
+    size: int
+    meanings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """What an agent must know of an environment before it is built."""
+
+    name: str
+    obs_shape: tuple[int, ...]
+    actions: ActionSpace
+    max_return: float | None = None
+    channels: tuple[str, ...] = ()
+
+
+class Step(NamedTuple):
+    """What the agent receives at one time step. Leading dims [*B]: [N] when acting, [B, T] when training."""
+
+    obs: PyTree[Array]  # [*B, h, w, c]
+    prev_action: Array  # [*B, A] the action that led here, one-hot if discrete; zeros where is_first
+    reward: Array  # [*B] earned by prev_action
+    is_first: Array  # [*B] bool
+    is_last: Array  # [*B] bool, true for truncation too
+    is_terminal: Array  # [*B] bool; the target of `cont` is ~is_terminal
+
+
+class Batch(NamedTuple):
+    """A training batch: windows of steps, and what is known of each row."""
+
+    step: Step  # [B, T, ...]
+    has_action: Bool[Array, ' B']  # false for unlabelled video
+    has_reward: Bool[Array, ' B']
+    relevant: Bool[Array, ' B']  # drawn from the task's own data (behaviour cloning) rather than uniformly (dynamics)
+
+
+class Prediction(NamedTuple):
+    """What an imagined step carries. Leading dims [N]."""
+
+    feat: Float[Array, 'N F']
+    reward: Float[Array, ' N']
+    cont: Float[Array, ' N']  # 1 - P[terminal]
+
+
+State = PyTree
+Policy = Callable[[State, Array, PRNGKeyArray], Array]  # (state, feat [N, F], key) -> action [N, A]
+
+
+class WorldModel(Protocol):
+    """Four methods serve imagination training, evaluation and the interactive player alike."""
+
+    def initial(self, batch: int) -> State: ...
+
+    def observe(self, state: State, step: Step, key: PRNGKeyArray) -> tuple[State, Array]:
+        """A real frame arrives: -> (state, feat [N, F])."""
+        ...
+
+    def imagine(self, state: State, action: Array, key: PRNGKeyArray) -> tuple[State, Prediction]:
+        """The model dreams the frame that `action` [N, A] leads to."""
+        ...
+
+    def decode(self, state: State) -> Array:
+        """The frame of `state`, in observation space."""
+        ...
+
+
+class Env(Protocol):
+    """One pure-JAX environment; `envs.device.Vector` runs many. The key of `step` drives all its chance."""
+
+    spec: EnvSpec
+
+    def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Step]: ...
+
+    def step(self, state: PyTree, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[PyTree, Step]:
+        """No auto-reset: what follows an `is_last` step is undefined until `reset`."""
+        ...
+
+
+class Actor(Protocol):
+    """A policy with the memory it needs to act in a real environment; a batch of N at once."""
+
+    def initial(self, params: Params, batch: int) -> State: ...
+
+    def act(self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: bool) -> tuple[State, Array]:
+        """-> (state, action index [N] if discrete, [N, A] if continuous). Handles `is_first` by itself."""
+        ...
+
+
+class Source(Protocol):
+    """Where training batches come from. `data` stays on the device and is an argument of the jitted update."""
+
+    data: PyTree
+
+    def load(self, updates: int, batch: int, length: int, seeds: int) -> PyTree:
+        """Host side of the next `updates` batches, leading dims [updates, seeds]; None where `data` holds it all."""
+        ...
+
+    def sample(self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Batch:
+        """Traced: the batch of one update of one seed. `loaded` is that update's slice of `load`."""
+        ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+LossFn = Callable[[Params, Batch, PRNGKeyArray, Array], tuple[Losses, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One stage of training, as a value.
+
+    name: shown in progress and logs, unique in an agent.
+    trains: top-level parameter groups that get gradients; every other group is frozen.
+    loss: (params, batch, key, step []) -> ({name: [B, T]}, metrics {name: scalar}).
+    scales: weight of each loss term; its keys must equal the loss's keys.
+    optimiser: applied to the trained groups.
+    steps, batch, length: number of updates, rows and frames per row.
+    rms_decay: if set, each term is divided by the root of a running mean of its square (Dreamer 4, section 3.2).
+    ema_decay: if set, the phase leaves the running mean of its weights behind instead of the last ones.
+    begin: params at the start of the phase, e.g. to copy a head; pure.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    loss: LossFn
+    scales: Mapping[str, float]
+    optimiser: optax.GradientTransformation
+    steps: int
+    batch: int
+    length: int
+    rms_decay: float | None = None
+    ema_decay: float | None = None
+    begin: Callable[[Params], Params] | None = None
+
+
+class Agent(Protocol):
+    """What the runner, the evaluation and the player need of an agent."""
+
+    spec: EnvSpec
+    phases: tuple[Phase, ...]
+    actors: Mapping[str, Actor]  # read-outs to evaluate, by name: 'imagination', 'wm_bc', 'bc'
+
+    def init(self, key: PRNGKeyArray) -> Params: ...
+
+
+def sg(x: PyTree) -> PyTree:
+    """Stop-gradient."""
+    return jax.lax.stop_gradient(x)

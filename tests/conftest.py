@@ -1,0 +1,25 @@
+"""Shapes are checked while tests run; compiled programs are kept between runs."""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent
+jax.config.update('jax_compilation_cache_dir', str(ROOT.parent / '.jax_cache'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+jaxtyping.install_import_hook('reverie', 'beartype.beartype')
+
+
+@pytest.fixture(scope='session')
+def golden() -> dict[str, np.ndarray]:
+    """Recorded input -> output numbers of the reference implementations; another recording through REVERIE_GOLDEN."""
+    folder = pathlib.Path(os.environ.get('REVERIE_GOLDEN', ROOT / 'golden'))
+    with np.load(folder / 'golden.npz', allow_pickle=False) as arrays:
+        return dict(arrays)
