@@ -1,0 +1,309 @@
+"""Scores: play whole episodes in a pure-JAX environment, sum them up with intervals, write the results file.
+
+The unit of a statistic is a run (one training seed): a run's score is the mean return of its episodes. Intervals
+resample runs within each game (stratified bootstrap; Agarwal et al. 2021, "Deep RL at the edge of the statistical
+precipice", section 4.1). With one run per game there is nothing to resample but its episodes; the result says so.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import PRNGKeyArray
+
+import reverie
+from reverie.types import ActionSpace, Actor, Env, Params, Step
+
+Returns = Sequence[Sequence[float]] | Sequence[np.ndarray] | np.ndarray  # [seeds][episodes], ragged allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """One whole episode per copy of the environment; leading dims [episodes] or [seeds, episodes]."""
+
+    returns: np.ndarray  # undiscounted sum of rewards; of an unfinished episode, what it has so far
+    lengths: np.ndarray  # env steps
+    truncated: np.ndarray  # bool: ended by a time limit (the environment's or max_steps), not by the game
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomActor:
+    """Uniform over the actions; the floor of every normalised score."""
+
+    actions: ActionSpace
+
+    def initial(self, params: Params, batch: int) -> tuple:
+        return ()
+
+    def act(self, params: Params, state: tuple, step: Step, key: PRNGKeyArray, greedy: bool) -> tuple[tuple, jax.Array]:
+        n = step.reward.shape[0]
+        if self.actions.kind == 'discrete':
+            return state, jax.random.randint(key, (n,), 0, self.actions.size)
+        return state, jax.random.uniform(key, (n, self.actions.size), minval=-1.0, maxval=1.0)
+
+
+class _Static:
+    """A static argument of `jit`: equal values share a program; an unhashable one is told by identity."""
+
+    def __init__(self, value: Any):
+        self.value = value
+        try:
+            self.hash = hash(value)
+        except TypeError:
+            self.hash = id(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Static):
+            return False
+        return self.value is other.value or (self.hash == other.hash and bool(self.value == other.value))
+
+
+class _Carry(NamedTuple):
+    env: Any
+    memory: Any
+    step: Step
+    ret: jax.Array  # [episodes] f32
+    length: jax.Array  # [episodes] i32
+    done: jax.Array  # [episodes] bool
+    terminal: jax.Array  # [episodes] bool
+    t: jax.Array  # [] i32
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
+def _start(env: _Static, actor: _Static, params: Params, key: jax.Array, episodes: int, seeded: bool) -> _Carry:
+    def one(params: Params, key: jax.Array) -> _Carry:
+        state, step = jax.vmap(env.value.reset)(jax.random.split(key, episodes))
+        off = jnp.zeros(episodes, bool)
+        memory = actor.value.initial(params, episodes)
+        return _Carry(
+            state, memory, step, jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), off, off, jnp.zeros((), jnp.int32)
+        )
+
+    return jax.vmap(one)(params, key) if seeded else one(params, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 6, 7, 8), donate_argnums=(3,))
+def _play(env: _Static, actor: _Static, params: Params, carry: _Carry, key: jax.Array, limit: jax.Array,
+          steps: int, greedy: bool, seeded: bool) -> tuple[_Carry, jax.Array]:  # fmt: skip
+    """`steps` more steps of every episode; -> (carry, [] bool: nothing left to play)."""
+
+    def one(params: Params, carry: _Carry, key: jax.Array) -> _Carry:
+        def body(c: _Carry, _: None) -> tuple[_Carry, None]:
+            act_key, env_key = jax.random.split(jax.random.fold_in(key, c.t))  # the same whatever `steps` is
+            memory, action = actor.value.act(params, c.memory, c.step, act_key, greedy)
+            state, step = jax.vmap(env.value.step)(c.env, action, jax.random.split(env_key, c.done.shape[0]))
+            live = ~c.done & (c.t < limit)
+            ret = c.ret + jnp.where(live, step.reward, 0.0)  # a finished copy runs on, unheard
+            done, terminal = c.done | (live & step.is_last), c.terminal | (live & step.is_terminal)
+            return _Carry(state, memory, step, ret, c.length + live, done, terminal, c.t + 1), None
+
+        return jax.lax.scan(body, carry, None, length=steps)[0]
+
+    carry = (jax.vmap(one) if seeded else one)(params, carry, key)
+    return carry, jnp.all(carry.done | (carry.t >= limit)[..., None])
+
+
+def _evaluate(env: Env, actor: Actor, params: Params, key: jax.Array, episodes: int, max_steps: int, greedy: bool,
+              seeded: bool, chunk: int) -> Scores:  # fmt: skip
+    statics = _Static(env), _Static(actor)
+    split = jax.vmap(jax.random.split, out_axes=1)(key) if seeded else jax.random.split(key)
+    carry = _start(*statics, params, split[0], episodes, seeded)
+    limit, over = jnp.int32(max_steps), False
+    while not over:
+        carry, end = _play(*statics, params, carry, split[1], limit, chunk, greedy, seeded)
+        over = bool(end)
+    return Scores(np.asarray(carry.ret), np.asarray(carry.length), ~np.asarray(carry.terminal))
+
+
+def evaluate(env: Env, actor: Actor, params: Params, key: PRNGKeyArray | jax.Array, *, episodes: int = 128,
+             max_steps: int = 5000, greedy: bool = False, chunk: int = 100) -> Scores:  # fmt: skip
+    """Plays `episodes` copies of `env` at once, one episode each, so that short episodes are not over-counted.
+
+    Args:
+        params: of the actor, without a seeds axis.
+        key: drives resets, environments and sampling; independent of `chunk`.
+        max_steps: env steps after which an unfinished episode counts with its return so far, as truncated.
+        greedy: the most probable action instead of a sampled one.
+        chunk: env steps per jitted call; the host looks after each whether all are done.
+
+    Returns: Scores with fields [episodes].
+    """
+    return _evaluate(env, actor, params, key, episodes, max_steps, greedy, False, chunk)
+
+
+def evaluate_seeds(env: Env, actor: Actor, params: Params, key: PRNGKeyArray | jax.Array, *, episodes: int = 128,
+                   max_steps: int = 5000, greedy: bool = False, chunk: int = 100) -> Scores:  # fmt: skip
+    """`evaluate` of every trained seed in one program: leaves of `params` are [seeds, ...].
+
+    Returns: Scores with fields [seeds, episodes].
+    """
+    keys = jax.random.split(key, jax.tree.leaves(params)[0].shape[0])
+    return _evaluate(env, actor, params, keys, episodes, max_steps, greedy, True, chunk)
+
+
+def iqm(scores: Any, axis: int | None = None) -> Any:
+    """Interquartile mean: the mean of the middle half, 25% cut from each end (Agarwal et al. 2021, section 4.3)."""
+    return scipy.stats.trim_mean(np.asarray(scores, float), 0.25, axis=axis)
+
+
+def normalised(score: Any, random: float, reference: float) -> Any:
+    """(s - random) / (reference - random): 0 plays like chance, 1 like the reference (PPO at 10M frames)."""
+    return (np.asarray(score, float) - random) / (reference - random)
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+    over: str  # what was resampled: 'seeds', or 'episodes' where a game has one run only
+
+
+def stratified_interval(tasks: Sequence[Returns], statistic: Callable[..., Any] = iqm, *, level: float = 0.95,
+                        resamples: int = 2000, seed: int = 0) -> Interval:  # fmt: skip
+    """Percentile bootstrap of an aggregate over games: runs are resampled within each game, games are kept.
+
+    Args:
+        tasks: per game the returns [seeds][episodes], on a common (normalised) scale.
+        statistic: (scores [resamples, runs of all games], axis) -> [resamples].
+    """
+    rng, columns, over = np.random.default_rng(seed), [], 'seeds'
+    for task in tasks:
+        runs = np.array([np.mean(x) for x in task])
+        if len(runs) > 1:
+            columns.append(runs[rng.integers(len(runs), size=(resamples, len(runs)))])
+            continue
+        over, one = 'episodes', np.asarray(task[0], float)
+        columns.append(one[rng.integers(len(one), size=(resamples, len(one)))].mean(1, keepdims=True))
+    draws = statistic(np.concatenate(columns, 1), axis=1)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), over)
+
+
+def interval(per_seed: Returns, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Interval of one game's mean score over runs; `per_seed` is [seeds][episodes]."""
+    return stratified_interval([per_seed], np.mean, level=level, resamples=resamples, seed=seed)
+
+
+def summary(per_seed: Returns, random: float | None = None, reference: float | None = None) -> dict[str, Any]:
+    """One read-out as the results file holds it; `normalised` is null where a reference is not known."""
+    rows = [[float(x) for x in row] for row in per_seed]
+    mean, ci = float(np.mean([np.mean(row) for row in rows])), interval(rows)
+    known = random is not None and reference is not None and reference != random
+    return {
+        'per_seed': rows,
+        'mean': mean,
+        'ci95': [ci.low, ci.high],
+        'ci95_over': ci.over,
+        'normalised': float(normalised(mean, random, reference)) if known else None,
+    }
+
+
+def device_name() -> str:
+    """The accelerator, or the processor's model with its number of cores."""
+    device = jax.devices()[0]
+    if device.platform != 'cpu':
+        return device.device_kind
+    cpuinfo = pathlib.Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return f'{model[0] if model else platform.processor() or platform.machine()}, {os.cpu_count()} cores'
+
+
+def commit_name() -> str:
+    """The commit this package runs from (with -dirty if files were changed), or its version outside a checkout."""
+    package = pathlib.Path(reverie.__file__).resolve().parent
+    git = functools.partial(subprocess.run, cwd=package, capture_output=True, text=True, timeout=10)
+    try:
+        top = git(['git', 'rev-parse', '--show-toplevel'])
+        # an environment inside somebody's own repository must not be quoted as ours
+        if top.returncode == 0 and pathlib.Path(top.stdout.strip()).resolve() == package.parent:
+            name = git(['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'])
+            if name.returncode == 0:
+                return name.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return f'v{reverie.__version__}'
+    return f'v{reverie.__version__}'
+
+
+def provenance() -> dict[str, Any]:
+    """Where a figure comes from: `device, date, commit, versions`."""
+    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    versions = {'python': platform.python_version(), 'reverie': reverie.__version__}
+    versions |= {name: importlib.metadata.version(name) for name in names}
+    date = datetime.date.today().isoformat()
+    return {'device': device_name(), 'date': date, 'commit': commit_name(), 'versions': versions}
+
+
+def _rows(scores: Any) -> Returns:
+    rows = scores.returns if isinstance(scores, Scores) else scores
+    rows = [rows] if np.ndim(rows[0]) == 0 else rows
+    return [np.asarray(row, float) for row in rows]
+
+
+def record(*, preset: str, env: str, command: str, seeds: Sequence[int], env_frames: int,
+           gradient_steps: Mapping[str, int], seconds: float, scores: Mapping[str, Any], reference: float | None = None,
+           curve: Mapping[str, Any] | None = None, **extra: Any) -> dict[str, Any]:  # fmt: skip
+    """The results file of one preset on one environment.
+
+    Args:
+        scores: read-out -> Scores or returns [seeds][episodes] or [episodes]; or {'sampled': ..., 'greedy': ...}, of
+            which the sampled one takes the main keys and the greedy one a sub-dictionary.
+        reference: score of PPO at 10M frames, 1 on the normalised scale; the mean of `scores['ppo']` if not given.
+        curve: {'env_frames': [...], 'seconds': [...], 'return_per_seed': [[...], ...]}.
+        extra: more entries, e.g. of the dataset.
+    """
+    main = {k: _rows(v['sampled'] if isinstance(v, Mapping) else v) for k, v in scores.items()}
+    mean = {k: float(np.mean([np.mean(row) for row in rows])) for k, rows in main.items()}
+    reference = mean.get('ppo') if reference is None else reference
+    score = {}
+    for name, rows in main.items():
+        score[name] = summary(rows, mean.get('random'), reference)
+        if isinstance(scores[name], Mapping) and 'greedy' in scores[name]:
+            score[name]['greedy'] = summary(_rows(scores[name]['greedy']), mean.get('random'), reference)
+    return {
+        'preset': preset, 'env': env, 'command': command, **provenance(), 'seeds': [int(x) for x in seeds],
+        'env_frames': int(env_frames), 'gradient_steps': {k: int(v) for k, v in gradient_steps.items()},
+        'seconds': float(seconds), 'reference': reference, 'score': score,
+        'curve': dict(curve or {'env_frames': [], 'seconds': [], 'return_per_seed': []}), **extra,
+    }  # fmt: skip
+
+
+def _plain(value: Any, where: str) -> Any:
+    """NumPy and JAX values as JSON ones; a number that is not finite is named and refused."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f'{where}.{k}' if where else str(k)) for k, v in value.items()}
+    if isinstance(value, np.ndarray | jax.Array | np.generic):
+        value = np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(v, f'{where}[{i}]') for i, v in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f'results: {where} is {value}, expected a finite number')
+    return value
+
+
+def save(path: str | os.PathLike[str], record: Mapping[str, Any]) -> pathlib.Path:
+    """Writes a results file at once or not at all. Raises ValueError naming the first number that is not finite."""
+    path = pathlib.Path(path)
+    text = json.dumps(_plain(record, ''), allow_nan=False, indent=1) + '\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+    return path
