@@ -257,7 +257,8 @@ def _rows(scores: Any) -> Returns:
 
 
 def record(*, preset: str, env: str, command: str, seeds: Sequence[int], env_frames: int,
-           gradient_steps: Mapping[str, int], seconds: float, scores: Mapping[str, Any], reference: float | None = None,
+           gradient_steps: Mapping[str, int], seconds: float | int, scores: Mapping[str, Any],
+           reference: float | int | None = None,
            curve: Mapping[str, Any] | None = None, **extra: Any) -> dict[str, Any]:  # fmt: skip
     """The results file of one preset on one environment.
 

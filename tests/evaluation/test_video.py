@@ -1,0 +1,92 @@
+"""Frames and their numbers, against loops and an independent decoder."""
+
+import io
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from reverie.evaluation import video
+
+
+def test_psnr_is_the_log_of_the_mean_square_error_of_each_frame():
+    rng = np.random.default_rng(0)
+    truth, dream = rng.random((2, 3, 4, 5, 2)), rng.random((2, 3, 4, 5, 2))
+    got = video.psnr(truth, dream)
+    for i in range(2):
+        for j in range(3):
+            square = [(a - b) ** 2 for a, b in zip(truth[i, j].ravel(), dream[i, j].ravel(), strict=True)]
+            assert got[i, j] == pytest.approx(10 * math.log10(1 / (sum(square) / len(square))))
+
+
+def test_psnr_of_identical_frames_is_the_stated_cap():
+    assert video.psnr(np.ones((1, 2, 2, 1)), np.ones((1, 2, 2, 1)))[0] == video.PSNR_CAP
+
+
+def test_a_channel_has_its_colour_dimmed_by_its_value_and_two_channels_blend():
+    obs = np.zeros((3, 1, 4))
+    obs[0, 0, 1], obs[1, 0, 1], obs[2, 0, [0, 2]] = 1.0, 0.5, 1.0
+    rgb = video.colourise(obs)
+    np.testing.assert_array_equal(rgb[0, 0], video.PALETTE[1])
+    np.testing.assert_allclose(rgb[1, 0], video.PALETTE[1] / 2, atol=0.51)
+    np.testing.assert_allclose(rgb[2, 0], (video.PALETTE[0] / 2.0 + video.PALETTE[2] / 2.0), atol=0.51)
+
+
+def test_every_channel_of_the_largest_game_has_its_own_colour():
+    colours = video.colourise(np.eye(10)[:, None, :])[:, 0]
+    assert len({tuple(c) for c in colours}) == 10 and colours.max(1).min() > 100
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+def test_png_decodes_to_the_same_pixels(channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    reader = pytest.importorskip('matplotlib.image')
+    decoded = reader.imread(io.BytesIO(video.png(image)), format='png')
+    np.testing.assert_array_equal(np.round(decoded * 255).astype(np.uint8), image)
+
+
+def chunks(data):
+    """The chunks of a PNG file, each checked against its CRC."""
+    assert data[:8] == b'\x89PNG\r\n\x1a\n'
+    at, found = 8, []
+    while at < len(data):
+        (length,) = struct.unpack('>I', data[at : at + 4])
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert struct.unpack('>I', data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        found.append((kind, body))
+        at += 12 + length
+    return found
+
+
+def test_apng_holds_every_frame_in_order_with_consecutive_sequence_numbers():
+    frames = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 3), dtype=np.uint8)
+    found, pixels, numbers = chunks(video.apng(frames, fps=10.0)), [], []
+    for kind, body in found:
+        if kind == b'fcTL':
+            numbers.append(struct.unpack('>I', body[:4])[0])
+            assert struct.unpack('>HH', body[20:24]) == (100, 1000)
+        elif kind in (b'IDAT', b'fdAT'):
+            if kind == b'fdAT':
+                numbers.append(struct.unpack('>I', body[:4])[0])
+            raw = zlib.decompress(body[4:] if kind == b'fdAT' else body)
+            pixels.append(np.frombuffer(raw, np.uint8).reshape(3, 16)[:, 1:].reshape(3, 5, 3))
+    np.testing.assert_array_equal(np.stack(pixels), frames)
+    assert numbers == list(range(7)) and dict(found)[b'acTL'] == struct.pack('>II', 4, 0)
+
+
+def test_apng_plays_in_an_independent_decoder():
+    image = pytest.importorskip('PIL.Image')
+    frames = np.random.default_rng(1).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
+    file = image.open(io.BytesIO(video.apng(frames)))
+    assert file.n_frames == 3
+    for i, frame in enumerate(frames):
+        file.seek(i)
+        np.testing.assert_array_equal(np.asarray(file.convert('RGB')), frame)
+
+
+def test_a_strip_keeps_its_frames_apart_by_transparent_gaps():
+    frames = np.full((3, 2, 4, 3), 9, np.uint8)
+    out = video.strip(frames, gap=2)
+    assert out.shape == (2, 16, 4) and (out[:, 4:6] == 0).all() and (out[:, 6:10] == [9, 9, 9, 255]).all()
