@@ -1,0 +1,232 @@
+"""Interactive dynamics: a transformer that denoises the next frame's latents in a few steps; Dreamer 4 section 3.2."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from reverie.models.tokenizer import Decoder, Encoder
+from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, rope
+from reverie.nn.core import Linear
+from reverie.types import Prediction, Step, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsConfig:
+    """pack: latents that share one token (paper: 2). k_max: finest grid of signal levels, 1/k_max = d_min.
+
+    sampling_steps: K, denoising steps of a frame (paper: 4). context_noise: how far the past is corrupted (paper: 0.1).
+    k_max and registers are not from the paper.
+    """
+
+    pack: int = 2
+    registers: int = 32
+    k_max: int = 64
+    sampling_steps: int = 4
+    context_noise: float = 0.1
+    transformer: TransformerConfig = TransformerConfig()
+
+    def __post_init__(self):
+        for name in ('k_max', 'sampling_steps'):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise UserError(f'{name}={value}: expected a power of two')
+        if self.sampling_steps > self.k_max:
+            raise UserError(f'sampling_steps={self.sampling_steps}: expected at most k_max={self.k_max}')
+
+    @property
+    def finest(self) -> int:
+        """log2(k_max): the exponent e of the finest step size d = 2^-e."""
+        return self.k_max.bit_length() - 1
+
+    @property
+    def context_level(self) -> int:
+        """Grid number of the context's signal level tau = 1 - context_noise; the noise given is the one told."""
+        return min(round((1 - self.context_noise) * self.k_max), self.k_max - 1)
+
+
+class Dynamics(nnx.Module):
+    """f(z~, tau, d, a): tokens of a frame are action, (tau, d), latents, registers and, when asked for, the agent's.
+
+    World tokens see each other except that the action's sees itself alone, so that its keys and values are the same
+    in all denoising steps; nothing sees the agent's token.
+    """
+
+    def __init__(self, cfg: DynamicsConfig, latents: int, bottleneck: int, actions: int, rngs: nnx.Rngs):
+        if latents % cfg.pack:
+            raise UserError(f'pack={cfg.pack} does not divide the {latents} latents of a frame')
+        width, dtype = cfg.transformer.width, jnp.dtype(cfg.transformer.dtype)
+        self.tokens, self.channels = latents // cfg.pack, bottleneck * cfg.pack
+        self.world = 2 + self.tokens + cfg.registers
+        self.embed = Linear(self.channels, width, dtype=dtype, rngs=rngs)
+        self.action = Linear(actions, width, bias=False, dtype=dtype, rngs=rngs)
+        embedding = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        self.level = embedding(cfg.k_max, width - width // 2)
+        self.stride = embedding(cfg.finest + 1, width // 2)
+        self.slots = embedding(self.world + 1, width)
+        angles = rope(np.arange(self.world + 1), cfg.transformer.head_dim, cfg.transformer.rope_base)
+        self.blocks = BlockCausal(cfg.transformer, np.asarray(angles), rngs=rngs)
+        self.readout = Linear(width, self.channels, rngs=rngs)
+        self.cfg = cfg
+
+    def empty(self, batch: int) -> Cache:
+        return self.blocks.empty(batch, self.world + 1)
+
+    def __call__(
+        self,
+        z: Float[Array, 'B T Z c'],
+        level: Int[Array, 'B T'],
+        stride: Int[Array, 'B T'],
+        action: Float[Array, 'B T A'],
+        has_action: Bool[Array, 'B T'],
+        is_first: Bool[Array, 'B T'],
+        cache: Cache | None = None,
+        *,
+        agent: bool = True,
+    ) -> tuple[Float[Array, 'B T Z c'], Float[Array, 'B T D'] | None, list]:
+        """-> (x-prediction, feat of the agent's token or None, keys and values written).
+
+        level: tau in units of 1/k_max. stride: e of d = 2^-e. action: the one that led to the frame, zeros if none;
+        a row without labels has only the learned embedding of the action's slot.
+        """
+        b, t = level.shape
+        x = self.embed(z)
+        act = jnp.where(has_action[..., None], self.action(action), 0.0)
+        noise = jnp.concatenate([self.level[...][level], self.stride[...][stride]], -1)
+        spare = jnp.zeros((b, t, self.cfg.registers + agent, x.shape[-1]), x.dtype)
+        x = jnp.concatenate([act[:, :, None].astype(x.dtype), noise[:, :, None].astype(x.dtype), x, spare], 2)
+        x = x + self.slots[...][: self.world + agent].astype(x.dtype)
+        slot = np.arange(self.world + agent)
+        mask = (slot[None] < self.world) | (slot[:, None] == self.world)
+        mask &= (slot[:, None] != 0) | (slot[None] == 0)
+        x, written = self.blocks(x, is_first, jnp.asarray(mask), cache)
+        predicted = self.readout(x[:, :, 2 : 2 + self.tokens].astype(jnp.float32))
+        return predicted, x[:, :, -1] if agent else None, written
+
+    def noised(self, z: Float[Array, '*B'], key: PRNGKeyArray) -> Float[Array, '*B']:
+        """The context's corruption: signal tau = context_level / k_max, the rest noise."""
+        if self.cfg.context_noise == 0:
+            return z
+        tau = self.cfg.context_level / self.cfg.k_max
+        return tau * z + (1 - tau) * jax.random.normal(key, z.shape)
+
+    def packed(self, z: Float[Array, 'B T N b']) -> Float[Array, 'B T Z c']:
+        return z.reshape(*z.shape[:2], self.tokens, self.channels)
+
+
+class ShortcutState(NamedTuple):
+    """What the Dreamer 4 world model carries for N rows. `encoder` and `decoder` are None where no image is needed."""
+
+    dynamics: Cache
+    z: Float[Array, 'N Z c']  # latents of the newest frame
+    first: Bool[Array, ' N']  # whether the newest frame began an episode
+    encoder: Cache | None = None
+    decoder: Cache | None = None  # frames before the newest one
+
+
+class ShortcutModel:
+    """The four-method world model of Dreamer 4.
+
+    `encoder` and `decoder` may be missing where no image is needed; `reward` and `cont` turn feat [N, D] into the
+    expected reward and the probability of going on [N] (0 and 1 where missing).
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        encoder: Encoder | None = None,
+        decoder: Decoder | None = None,
+        reward: Callable[[Array], Array] | None = None,
+        cont: Callable[[Array], Array] | None = None,
+    ):
+        self.dynamics, self.encoder, self.decoder = dynamics, encoder, decoder
+        self.reward, self.cont = reward, cont
+
+    def initial(self, batch: int) -> ShortcutState:
+        d = self.dynamics
+        return ShortcutState(
+            d.empty(batch),
+            jnp.zeros((batch, d.tokens, d.channels)),
+            jnp.ones(batch, bool),
+            None if self.encoder is None else self.encoder.empty(batch),
+            None if self.decoder is None else self.decoder.empty(batch),
+        )
+
+    def prefill(
+        self, z: Float[Array, 'B T Z c'], step: Step, has_action: Bool[Array, ' B'], key: PRNGKeyArray
+    ) -> tuple[ShortcutState, Float[Array, 'B T D']]:
+        """Take in a window of tokenized frames at once. -> (state after the last, feat of every frame)."""
+        b, t = step.is_first.shape
+        level = jnp.full((b, t), self.dynamics.cfg.context_level)
+        stride = jnp.full((b, t), self.dynamics.cfg.finest)
+        labelled = jnp.broadcast_to(has_action[:, None], (b, t))
+        noisy = self.dynamics.noised(z, key)
+        _, feat, written = self.dynamics(noisy, level, stride, step.prev_action, labelled, step.is_first)
+        cache = self.dynamics.blocks.prefill(written, step.is_first)
+        return ShortcutState(cache, z[:, -1], step.is_first[:, -1]), feat
+
+    def observe(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> tuple[ShortcutState, Float[Array, 'N D']]:
+        """Tokenize a real frame and commit it."""
+        image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
+        z, encoder = self.encoder(image, is_first, None, state.encoder)
+        decoder = self._shown(state)
+        state = state._replace(encoder=encoder, decoder=decoder)
+        return self._commit(state, self.dynamics.packed(z)[:, 0], step.prev_action, step.is_first, key)
+
+    def imagine(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[ShortcutState, Prediction]:
+        """Dream the frame that `action` leads to: K denoising passes that read the cache, then the commit."""
+        key_sample, key_commit = jax.random.split(key)
+        z = self.denoise(state, action, key_sample)
+        no = jnp.zeros(len(action), bool)
+        state = state._replace(decoder=self._shown(state))
+        state, feat = self._commit(state, z, action, no, key_commit)
+        reward = jnp.zeros(len(action)) if self.reward is None else self.reward(feat)
+        cont = jnp.ones(len(action)) if self.cont is None else self.cont(feat)
+        return state, Prediction(feat, reward, cont)
+
+    def denoise(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Float[Array, 'N Z c']:
+        """z <- z + (f(z, tau, d) - z) / (1 - tau) d for tau = 0, d, .., 1 - d with d = 1/K; Dreamer 4 section 3.2."""
+        cfg, n = self.dynamics.cfg, len(action)
+        steps = cfg.sampling_steps
+        stride = jnp.full((n, 1), steps.bit_length() - 1)
+        yes, no = jnp.ones((n, 1), bool), jnp.zeros((n, 1), bool)
+
+        def step(z, i):
+            level = jnp.full((n, 1), i * (cfg.k_max // steps))
+            x, _, _ = self.dynamics(z, level, stride, action[:, None], yes, no, state.dynamics, agent=False)
+            return z + (x - z) / (steps - i), None  # d / (1 - tau) = 1 / (K - i)
+
+        z = jax.random.normal(key, (n, 1, self.dynamics.tokens, self.dynamics.channels))
+        return jax.lax.scan(step, z, jnp.arange(steps))[0][:, 0]
+
+    def decode(self, state: ShortcutState) -> Float[Array, 'N h w c']:
+        """The newest frame as an image, in the light of the frames before it."""
+        return self._decode(state)[0][:, 0]
+
+    def _decode(self, state):
+        z = state.z.reshape(len(state.z), 1, self.decoder.cfg.latents, self.decoder.cfg.bottleneck)
+        return self.decoder(z, state.first[:, None], state.decoder)
+
+    def _shown(self, state):
+        """The decoder's cache once the newest frame belongs to the past; nothing to add before the first frame."""
+        if state.decoder is None:
+            return None
+        _, cache = self._decode(state)
+        started = state.dynamics.pos > 0
+        pick = lambda new, old: jnp.where(started.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        return jax.tree.map(pick, cache, state.decoder)
+
+    def _commit(self, state, z, action, is_first, key):
+        """Write the finished frame, slightly noised, into the cache and read the agent's token."""
+        n, cfg = len(z), self.dynamics.cfg
+        level, stride = jnp.full((n, 1), cfg.context_level), jnp.full((n, 1), cfg.finest)
+        noisy = self.dynamics.noised(z, key)[:, None]  # the model forgives its own small errors
+        yes, is_first_t = jnp.ones((n, 1), bool), is_first[:, None]
+        _, feat, written = self.dynamics(noisy, level, stride, action[:, None], yes, is_first_t, state.dynamics)
+        cache = self.dynamics.blocks.commit(state.dynamics, written, is_first_t)
+        return state._replace(dynamics=cache, z=z, first=is_first), feat[:, 0]

@@ -1,0 +1,73 @@
+"""Shortcut forcing: diffusion forcing whose steps learn to be long ones; Dreamer 4 equations 4 and 6 to 8."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+# (z~ [B, T, Z, c], level [B, T], stride [B, T]) -> x-prediction [B, T, Z, c]
+Denoiser = Callable[[Array, Array, Array], Array]
+
+
+class Noise(NamedTuple):
+    """Signal levels and step sizes of every frame, on the grid of 1 / k_max.
+
+    level: tau * k_max in 0..k_max-1. stride: e of the step size d = 2^-e, so e = log2(k_max) is d_min.
+    """
+
+    level: Int[Array, 'B T']
+    stride: Int[Array, 'B T']
+
+
+def draw_noise(
+    key: PRNGKeyArray, lead: tuple[int, int], k_max: int, bootstrap_rows: int, bootstrap_on: Bool[Array, ''] | bool = True
+) -> Noise:
+    """Per frame: d ~ 1/U{1, 2, .., k_max/2} in the first `bootstrap_rows` rows (once `bootstrap_on`), d_min in the
+    others; tau ~ U{0, d, .., 1 - d}; Dreamer 4 eq. 4. Splitting d_min from the rest by row is not from the paper."""
+    finest = k_max.bit_length() - 1
+    key_stride, key_level = jax.random.split(key)
+    coarse = jax.random.randint(key_stride, lead, 0, max(finest, 1))
+    is_bootstrap = (jnp.arange(lead[0]) < bootstrap_rows)[:, None] & bootstrap_on
+    stride = jnp.where(is_bootstrap, coarse, finest)
+    cells = 2**stride
+    cell = jnp.minimum(jnp.floor(jax.random.uniform(key_level, lead) * cells).astype(jnp.int32), cells - 1)
+    return Noise(cell * (k_max // cells), stride)
+
+
+def corrupt(z0: Float[Array, 'B T Z c'], z1: Float[Array, 'B T Z c'], tau: Float[Array, 'B T']):
+    """(1 - tau) z0 + tau z1: noise at tau = 0, data at tau = 1."""
+    tau = tau[..., None, None]
+    return (1 - tau) * z0 + tau * z1
+
+
+def bootstrap_target(denoise: Denoiser, z: Float[Array, 'B T Z c'], noise: Noise, k_max: int) -> Float[Array, 'B T Z c']:
+    """What x must be for one step of d to land where two steps of d/2 land; Dreamer 4 eq. 7, without gradient.
+
+    b' = (f(z, tau, d/2) - z) / (1 - tau), z' = z + b' d/2, b'' = (f(z', tau + d/2, d/2) - z') / (1 - tau - d/2).
+    (1 - tau)^2 |(x - z)/(1 - tau) - (b' + b'')/2|^2 = |x - (z + (1 - tau)(b' + b'')/2)|^2: the target is returned.
+    Frames whose stride already is the finest have no half step; what is returned for them has no meaning.
+    """
+    finest = k_max.bit_length() - 1
+    half = jnp.minimum(noise.stride + 1, finest)
+    tau = (noise.level / k_max)[..., None, None]
+    d = (2.0**-noise.stride)[..., None, None]
+    b1 = (denoise(z, noise.level, half) - z) / (1 - tau)
+    z_half = z + b1 * d / 2
+    level_half = jnp.minimum(noise.level + k_max // 2 ** (noise.stride + 1), k_max - 1)
+    rest = jnp.maximum(1 - tau - d / 2, 1 / k_max)  # the bound acts on meaningless frames only
+    b2 = (denoise(z_half, level_half, half) - z_half) / rest
+    return jax.lax.stop_gradient(z + (1 - tau) * (b1 + b2) / 2)
+
+
+def ramp(tau: Float[Array, '*B']) -> Float[Array, '*B']:
+    """w(tau) = 0.9 tau + 0.1; Dreamer 4 eq. 8."""
+    return 0.9 * tau + 0.1
+
+
+def shortcut_loss(
+    predicted: Float[Array, 'B T Z c'], target: Float[Array, 'B T Z c'], noise: Noise, k_max: int
+) -> Float[Array, 'B T']:
+    """Ramp-weighted squared error, mean over a frame's numbers; `target` is z1 at d_min, else `bootstrap_target`."""
+    return ramp(noise.level / k_max) * jnp.square(predicted - target).mean((-2, -1))
