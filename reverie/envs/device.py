@@ -1,0 +1,101 @@
+"""Pure-JAX environments: many copies with auto-reset under `jit`, time limits, and environments by name."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+
+from reverie.envs.minatar import env as minatar
+from reverie.types import Env, EnvSpec, Step, UserError
+
+
+class VectorState(NamedTuple):
+    env: PyTree  # [n, ...]
+    done: Bool[Array, ' n']  # the last step was an `is_last`: the next call resets this copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector:
+    """n copies of `env` in one array program, with auto-reset in the arrival convention.
+
+    A copy that arrived at `is_last` ignores the action of the next call and yields the `is_first` step of a new
+    episode: reward 0, prev_action zeros. Every copy is both stepped and reset and the result selected, which is what
+    `vmap` would make of a branch anyway.
+    """
+
+    env: Env
+    n: int
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise UserError(f'{self.n} environments asked for; expected at least 1')
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.env.spec
+
+    def reset(self, key: PRNGKeyArray) -> tuple[VectorState, Step]:
+        """-> (state, Step [n]), all `is_first`."""
+        env, step = jax.vmap(self.env.reset)(jax.random.split(key, self.n))
+        return VectorState(env, step.is_last), step
+
+    def step(self, state: VectorState, action: Int[Array, ' n'], key: PRNGKeyArray) -> tuple[VectorState, Step]:
+        """-> (state, Step [n])."""
+        keys = jax.random.split(key, self.n)
+        # A copy uses only one of the two outcomes, so both may be drawn from the same key.
+        fresh = jax.vmap(self.env.reset)(keys)
+        moved = jax.vmap(self.env.step)(state.env, action, keys)
+        env, step = jax.vmap(lambda done, a, b: jax.tree.map(lambda x, y: jnp.where(done, x, y), a, b))(
+            state.done, fresh, moved
+        )
+        return VectorState(env, step.is_last), step
+
+
+class TimedState(NamedTuple):
+    env: PyTree
+    time: Int[Array, '']  # steps since the reset
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeLimit:
+    """Ends an episode after `steps` steps. This is truncation: `is_last` without `is_terminal`."""
+
+    env: Env
+    steps: int
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise UserError(f'time_limit={self.steps} ends no episode; expected at least 1 step')
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.env.spec
+
+    def reset(self, key: PRNGKeyArray) -> tuple[TimedState, Step]:
+        env, step = self.env.reset(key)
+        return TimedState(env, jnp.zeros((), jnp.int32)), step
+
+    def step(self, state: TimedState, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[TimedState, Step]:
+        env, step = self.env.step(state.env, action, key)
+        time = state.time + 1
+        return TimedState(env, time), step._replace(is_last=step.is_last | (time >= self.steps))
+
+
+def names() -> tuple[str, ...]:
+    """The environments `make` knows by heart, besides every 'gymnax/<Id>'."""
+    return tuple(f'minatar/{game}' for game in minatar.GAMES)
+
+
+def make(name: str, **options: Any) -> Env:
+    """An environment by name, e.g. make('minatar/breakout', sticky=0.0) or make('gymnax/CartPole-v1').
+
+    Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions, time_limit (steps or
+    None). Option of gymnax/*: time_limit. Raises UserError for an unknown name, an unknown option or a bad value.
+    """
+    family, _, game = name.partition('/')
+    if family == 'minatar' and game in minatar.GAMES:
+        env, time_limit = minatar.build(game, **options)
+        return env if time_limit is None else TimeLimit(env, time_limit)
+    raise UserError(f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>')

@@ -1,0 +1,35 @@
+"""The 10 x 10 board all games share: action numbers and masks of cells.
+
+Positions are int32 scalars (row `y` down, column `x` right). Observations are built by comparing positions with these
+constant index arrays; scatters would be several times slower on a CPU.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+SIZE = 10
+LAST = SIZE - 1
+NOOP, LEFT, UP, RIGHT, DOWN, FIRE = range(6)
+MEANINGS = ('noop', 'left', 'up', 'right', 'down', 'fire')
+
+INDEX = tuple(range(SIZE))
+
+
+def line(i: Int[Array, '']) -> Bool[Array, '10']:
+    """One row or column of cells with cell `i` set; empty where `i` is off the board."""
+    return jnp.arange(SIZE) == i
+
+
+def cell(y: Int[Array, ''], x: Int[Array, '']) -> Bool[Array, '10 10']:
+    """The board with cell (y, x) set; empty where the position is off the board."""
+    return line(y)[:, None] & line(x)[None, :]
+
+
+def walk(position: Int[Array, ''], action: Int[Array, ''], back: int, ahead: int, low: int = 0, high: int = LAST):
+    """One step along an axis: `back` and `ahead` are the two actions that move; [low, high] is where it may stand."""
+    step = (action == ahead).astype(jnp.int32) - (action == back)
+    return jnp.clip(position + step, low, high)
+
+
+def integer(value: int) -> Int[Array, '']:
+    return jnp.asarray(value, jnp.int32)

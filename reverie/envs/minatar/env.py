@@ -1,0 +1,122 @@
+"""A MinAtar game as an environment: sticky actions, action sets and the two protocols of the literature."""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from reverie.envs.minatar.board import MEANINGS, NOOP, SIZE
+from reverie.envs.minatar.breakout import Breakout
+from reverie.types import ActionSpace, EnvSpec, Step, UserError
+
+
+class Game(Protocol):
+    """The rules of one game. All chance enters through `draw`, so that tests can replay somebody else's dice."""
+
+    name: str
+    channels: tuple[str, ...]
+    minimal: tuple[int, ...]  # the actions that do something in this game
+
+    def draw(self, key: PRNGKeyArray) -> PyTree: ...
+
+    def reset(self, chance: PyTree) -> PyTree: ...
+
+    def transition(
+        self, state: PyTree, action: Int[Array, ''], chance: PyTree
+    ) -> tuple[PyTree, Float[Array, ''], Bool[Array, '']]:
+        """-> (state, reward, terminal); `action` counts in the full set of six."""
+        ...
+
+    def observe(self, state: PyTree) -> Bool[Array, '10 10 c']: ...
+
+
+class StickyState(NamedTuple):
+    game: PyTree
+    executed: Int[Array, '']  # the action the game saw last, in the full set
+
+
+@dataclasses.dataclass(frozen=True)
+class MinAtar:
+    """One game for one player; `envs.device.Vector` runs many.
+
+    sticky: probability that the game repeats the action it executed last instead of the one given.
+    minimal_actions: offer only the actions that do something; otherwise all six, 'noop' to 'fire'.
+    """
+
+    game: Game
+    sticky: float = 0.1
+    minimal_actions: bool = False
+
+    @property
+    def actions(self) -> tuple[int, ...]:
+        return self.game.minimal if self.minimal_actions else tuple(range(len(MEANINGS)))
+
+    @property
+    def spec(self) -> EnvSpec:
+        meanings = tuple(MEANINGS[a] for a in self.actions)
+        return EnvSpec(
+            name=f'minatar/{self.game.name}',
+            obs_shape=(SIZE, SIZE, len(self.game.channels)),
+            actions=ActionSpace('discrete', len(meanings), meanings),
+            channels=self.game.channels,
+        )
+
+    def reset(self, key: PRNGKeyArray) -> tuple[StickyState, Step]:
+        game = self.game.reset(self.game.draw(key))
+        step = Step(
+            obs=self.game.observe(game),
+            prev_action=jnp.zeros(len(self.actions)),
+            reward=jnp.zeros(()),
+            is_first=jnp.asarray(True),
+            is_last=jnp.asarray(False),
+            is_terminal=jnp.asarray(False),
+        )
+        return StickyState(game, jnp.asarray(NOOP, jnp.int32)), step
+
+    def step(self, state: StickyState, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[StickyState, Step]:
+        """`prev_action` of the result is the action given, which the game may not have executed."""
+        chance_key, sticky_key = jax.random.split(key)
+        wanted = jnp.asarray(self.actions, jnp.int32)[action] if self.minimal_actions else action.astype(jnp.int32)
+        executed = jnp.where(jax.random.uniform(sticky_key) < self.sticky, state.executed, wanted)
+        game, reward, terminal = self.game.transition(state.game, executed, self.game.draw(chance_key))
+        step = Step(
+            obs=self.game.observe(game),
+            prev_action=jax.nn.one_hot(action, len(self.actions)),
+            reward=reward,
+            is_first=jnp.asarray(False),
+            is_last=terminal,
+            is_terminal=terminal,
+        )
+        return StickyState(game, executed), step
+
+
+GAMES = {game.name: game for game in (Breakout,)}
+
+# What the literature calls MinAtar: the original's defaults, and those of the gymnax ports. Freeway's clock runs 2,500
+# steps in both; gymnax truncates there, one step before the game itself would end.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    'minatar': dict(sticky=0.1, ramping=True, minimal_actions=False, time_limit=None),
+    'gymnax': dict(sticky=0.0, ramping=True, minimal_actions=True, time_limit=1000),
+}
+
+
+def build(name: str, protocol: str = 'minatar', **options: Any) -> tuple[MinAtar, int | None]:
+    """-> (the game called `name`, its time limit in steps or None). `options` overrule the protocol's settings.
+
+    Raises UserError for an unknown protocol or option, or a value out of range.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f'protocol {protocol!r} is unknown; expected one of {", ".join(PROTOCOLS)}')
+    settings = dict(PROTOCOLS[protocol])
+    if protocol == 'gymnax' and name == 'freeway':
+        settings['time_limit'] = 2500
+    for option, value in options.items():
+        if option not in settings:
+            raise UserError(f'minatar/{name} has no option {option!r}; expected protocol, {", ".join(settings)}')
+        settings[option] = value
+    if not 0.0 <= settings['sticky'] <= 1.0:
+        raise UserError(f'sticky={settings["sticky"]} is not a probability; expected a number from 0 to 1')
+    game = GAMES[name](ramping=settings['ramping'])
+    return MinAtar(game, settings['sticky'], settings['minimal_actions']), settings['time_limit']
