@@ -1,0 +1,280 @@
+"""Checkpoints that are whole or not there: Orbax arrays, JSON meta, and a SHA-256 of every file.
+
+A step folder is written under a temporary name and renamed last, so a kill at any moment leaves the older ones as they
+were. Orbax alone reads flipped bits without complaint; the manifest catches them.
+
+    checkpoints/000001200/
+      params/        every parameter group, leading axis [seeds]; all that evaluation needs
+      train/         optimiser state, running means and counters; absent at the end of a phase
+      meta.json      phase, step, config, versions, the path, shape and dtype of each array
+      manifest.json  {file: SHA-256}
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import PyTree
+
+from reverie.types import Params, UserError
+
+FORMAT = 1
+MANIFEST = 'manifest.json'
+Meta = dict[str, Any]
+# meta -> (shapes, dtypes and shardings of params, of the train state or None)
+Target = Callable[[Meta], tuple[PyTree, PyTree]]
+
+
+def warn(line: str) -> None:
+    """One line on standard error."""
+    print(f'reverie: {line}', file=sys.stderr, flush=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write atomically: the file is the old one or the new one, never half of either."""
+    temporary = path.with_name(f'.{path.name}.tmp')
+    with open(temporary, 'w') as f:
+        json.dump(value, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Ask the disk to keep what was written to a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: pathlib.Path) -> str:
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in folder.rglob('*') if p.is_file() and p.name != MANIFEST)
+
+
+# Arrays are stored under their number: names with dots, slashes or integer keys then survive on every Orbax version.
+def _numbered(leaves: list[Any]) -> dict[str, Any]:
+    return {f'{i:05d}': x for i, x in enumerate(leaves)}
+
+
+def _describe(tree: PyTree) -> list[dict[str, Any]]:
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return [dict(path=[_key(k) for k in path], shape=list(x.shape), dtype=str(x.dtype)) for path, x in paths]
+
+
+def _key(entry: Any) -> str | int:
+    for name in ('key', 'name', 'idx'):
+        if hasattr(entry, name):
+            value = getattr(entry, name)
+            return value if isinstance(value, int) else str(value)
+    return str(entry)
+
+
+def _write_arrays(path: pathlib.Path, tree: PyTree) -> None:
+    ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(path.absolute(), _numbered(jax.tree.leaves(tree)))
+
+
+def _read_arrays(path: pathlib.Path, target: PyTree) -> PyTree:
+    leaves, treedef = jax.tree.flatten(target)
+    handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    arrays = handler.restore(path.absolute(), _numbered(leaves))
+    return jax.tree.unflatten(treedef, [arrays[name] for name in _numbered(leaves)])
+
+
+def versions() -> dict[str, Any]:
+    """What wrote a checkpoint."""
+    from reverie import __version__
+
+    return dict(format=FORMAT, reverie=__version__, jax=jax.__version__, orbax=ocp.__version__)
+
+
+def save(folder: pathlib.Path, number: int, params: Params, train: PyTree | None, meta: Meta) -> pathlib.Path:
+    """Write checkpoint `number` (gradient steps) into `folder`. Raises what the disk raises; leaves no half step."""
+    final = folder / f'{number:09d}'
+    temporary = folder / f'tmp-{number:09d}'
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _write_arrays(temporary / 'params', params)
+        if train is not None:
+            _write_arrays(temporary / 'train', train)
+        arrays = dict(params=_describe(params), train=None if train is None else _describe(train))
+        write_json(temporary / 'meta.json', {**meta, 'versions': versions(), 'arrays': arrays})
+        write_json(temporary / MANIFEST, {p.relative_to(temporary).as_posix(): _digest(p) for p in _files(temporary)})
+        for path in _files(temporary):
+            _sync(path)
+        doomed = folder / f'tmp-old-{number:09d}'
+        if final.exists():
+            os.rename(final, doomed)
+        os.rename(temporary, final)
+        _sync(folder)
+        shutil.rmtree(doomed, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def remove(path: pathlib.Path) -> None:
+    """Delete a step folder. Renamed first, so that a kill half-way leaves nothing that looks corrupt."""
+    if path.exists():
+        doomed = path.with_name(f'tmp-delete-{path.name}')
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def steps(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Complete step folders, oldest first, ordered by gradient step and not by clock."""
+    return sorted((p for p in folder.glob('*') if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def clean(folder: pathlib.Path) -> None:
+    """Remove what an interrupted save or deletion left behind."""
+    for path in folder.glob('tmp-*'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def fault_of(step: pathlib.Path) -> str | None:
+    """What is wrong with a step folder, or None: every file present, none added, every checksum right."""
+    try:
+        manifest = json.loads((step / MANIFEST).read_text())
+        if not isinstance(manifest, dict) or 'meta.json' not in manifest:
+            return f'{MANIFEST} names no meta.json'
+        found = {p.relative_to(step).as_posix(): p for p in _files(step)}
+        if set(manifest) != set(found):
+            return f'files missing {sorted(set(manifest) - set(found))}, unknown {sorted(set(found) - set(manifest))}'
+        return next((f'checksum of {name}' for name, path in found.items() if _digest(path) != manifest[name]), None)
+    except (OSError, ValueError) as error:
+        return f'{MANIFEST}: {error}'
+
+
+def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
+    """The newest step that passes its checksums; those that do not are renamed to corrupt-*."""
+    for step in reversed(steps(folder)):
+        fault = fault_of(step)
+        if fault is None:
+            meta = json.loads((step / 'meta.json').read_text())
+            written = meta.get('versions', {}).get('format')
+            if written != FORMAT:
+                raise UserError(f'{step} has checkpoint format {written}; this version reads format {FORMAT}')
+            return step, meta
+        aside = step.with_name(f'corrupt-{step.name}-{time.time_ns()}')
+        os.rename(step, aside)
+        warn(f'checkpoint {step} is damaged ({fault}); moved to {aside.name}, going back to the one before')
+    damaged = sorted(p.name for p in folder.glob('corrupt-*'))
+    if damaged:
+        raise UserError(
+            f'no sound checkpoint is left in {folder} (damaged: {damaged}); delete the folder to start anew'
+        )
+    return None
+
+
+def _check(step: pathlib.Path, saved: list[dict[str, Any]], target: PyTree) -> None:
+    """Raise UserError naming the first array whose path, shape or dtype is not the expected one."""
+    expected = _describe(target)
+    for a, b in zip(saved, expected, strict=False):
+        if a != b:
+            raise UserError(f'{step}: saved array {a} does not match the expected {b}')
+    if len(saved) != len(expected):
+        raise UserError(f'{step} holds {len(saved)} arrays, but {len(expected)} are expected')
+
+
+def restore_latest(folder: pathlib.Path, target: Target) -> tuple[Params, PyTree | None, Meta] | None:
+    """The newest sound checkpoint as (params, train, meta), or None if there never was one.
+
+    target: meta -> the shapes, dtypes and shardings to restore to; the second entry is not read if `train` is absent.
+    Raises UserError if every checkpoint is damaged, or if the arrays are not those of `target`.
+    """
+    found = _newest_sound(folder)
+    if found is None:
+        return None
+    step, meta = found
+    params, train = target(meta)
+    _check(step, meta['arrays']['params'], params)
+    params = _read_arrays(step / 'params', params)
+    if meta['arrays']['train'] is None:
+        return params, None, meta
+    _check(step, meta['arrays']['train'], train)
+    return params, _read_arrays(step / 'train', train), meta
+
+
+def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tuple[Params, Meta]:
+    """Parameters [seeds, ...] and meta of the newest sound checkpoint of a run folder, onto one device.
+
+    Needs no agent and no optimiser. In the middle of a phase with `ema_decay` these are the last weights, not the mean.
+    Raises UserError if the folder holds no checkpoint.
+    """
+    found = _newest_sound(pathlib.Path(folder) / 'checkpoints')
+    if found is None:
+        raise UserError(f'no checkpoint in {folder}; expected a run folder written by `reverie train`')
+    step, meta = found
+    sharding = SingleDeviceSharding(device or jax.devices()[0])
+    target: Params = {}
+    for leaf in meta['arrays']['params']:
+        node = target
+        for key in leaf['path'][:-1]:
+            node = node.setdefault(key, {})
+        node[leaf['path'][-1]] = jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype'], sharding=sharding)
+    return _read_arrays(step / 'params', target), meta
+
+
+@dataclasses.dataclass
+class Keeper:
+    """Saves steps into a folder and keeps the newest; counts failures in a row.
+
+    max_to_keep: newest steps to keep. keep_phase_ends: also keep the last step of every phase.
+    max_failures: failed saves in a row after which training stops with exit code 74 (sysexits: input/output error).
+    """
+
+    folder: pathlib.Path
+    max_to_keep: int = 2
+    keep_phase_ends: bool = False
+    max_failures: int = 3
+    failures: int = 0
+
+    def save(self, number: int, params: Params, train: PyTree | None, meta: Meta, last: bool = False) -> bool:
+        """Save and prune. A failure is reported and survived; with `last`, it is retried at once instead.
+
+        Raises SystemExit(74) after `max_failures` in a row.
+        """
+        while True:
+            try:
+                save(self.folder, number, params, train, meta)
+                self.failures = 0
+                break
+            except Exception as error:  # whatever the disk, Orbax or TensorStore raise: training is worth more
+                self.failures += 1
+                line = ' '.join(str(error).split())[:300]
+                warn(f'SAVING FAILED ({self.failures} in a row) at gradient step {number}: {line}')
+            if self.failures >= self.max_failures:
+                warn(f'giving up after {self.failures} failed saves; free space in {self.folder}, run the same command')
+                raise SystemExit(74)
+            if not last:
+                return False
+            time.sleep(0.5 * self.failures)
+        self.prune()
+        return True
+
+    def prune(self) -> None:
+        """Delete the steps that need not be kept."""
+        for step in steps(self.folder)[: -self.max_to_keep]:
+            if self.keep_phase_ends and json.loads((step / 'meta.json').read_text())['complete']:
+                continue
+            remove(step)

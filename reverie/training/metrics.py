@@ -1,0 +1,209 @@
+"""Where metrics go.
+
+A record is a flat dict. With one seed `loss/flow` is a float; with several it is their mean and `loss/flow/seeds` the
+list. Every record carries phase, step (in the phase), gradient_steps and env_frames (in all), and seconds.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from reverie.training.checkpoint import warn
+from reverie.types import Phase, UserError
+
+Record = dict[str, Any]
+COORDINATES = ('phase', 'step', 'gradient_steps', 'env_frames', 'seconds')
+
+
+class Sink(Protocol):
+    """Somewhere records go."""
+
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """The metrics of a record that are single finite numbers."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in COORDINATES and isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, list):
+        return [_plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Jsonl:
+    """One JSON object per line, appended and flushed. A full disk costs lines, with one warning, never the run."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.warned = path, False
+
+    def write(self, record: Record) -> None:
+        line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False)
+        try:
+            with open(self.path, 'a') as f:
+                f.write(line + '\n')
+        except OSError as error:
+            if not self.warned:
+                warn(f'CANNOT WRITE METRICS to {self.path}: {error}')
+            self.warned = True
+
+    def close(self) -> None:
+        """Nothing is kept open between lines."""
+
+    def drop_after(self, gradient_steps: int) -> None:
+        """Remove lines later than a resumed step, and a torn last line, so that a curve has no point twice."""
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _at_most(line, gradient_steps)]
+        temporary = self.path.with_name(f'.{self.path.name}.tmp')
+        temporary.write_text(''.join(f'{line}\n' for line in kept))
+        os.replace(temporary, self.path)
+
+
+def _at_most(line: str, gradient_steps: int) -> bool:
+    try:
+        return json.loads(line)['gradient_steps'] <= gradient_steps
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def read(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a metrics.jsonl."""
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds for people: '1h02', '3m20', '8s'."""
+    if not math.isfinite(seconds):
+        return '?'
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f'{hours}h{m:02d}' if hours else f'{m}m{s:02d}' if m else f'{s}s'
+
+
+class Terminal:
+    """Live progress: phase, step, losses, speed, time left. Without a terminal, a plain line every `every_s` seconds.
+
+    The time left in all assumes that later phases process frames as fast as this one; it is a guess, hence the '~'.
+    """
+
+    def __init__(self, phases: Sequence[Phase], every_s: float = 10.0, file: Any = None, live: bool | None = None):
+        self.phases, self.every_s, self.file = phases, every_s, file or sys.stdout
+        self.index = {phase.name: i for i, phase in enumerate(phases)}
+        self.live = self.file.isatty() if live is None else live
+        self.last: tuple[str, float] = ('', -math.inf)
+        self.progress = None
+
+    def left(self, record: Record) -> tuple[float, float]:
+        """Seconds left in this phase, and in all."""
+        i = self.index[record['phase']]
+        phase = self.phases[i]
+        in_phase = (phase.steps - record['step']) / max(record.get('time/updates_per_s', 0.0), 1e-9)
+        frames = sum(p.steps * p.batch * p.length for p in self.phases[i + 1 :])
+        one_seed = max(record.get('time/updates_per_s', 0.0) * phase.batch * phase.length, 1e-9)
+        return in_phase, in_phase + frames / one_seed
+
+    def line(self, record: Record) -> str:
+        """What both the live and the plain output say."""
+        phase = self.phases[self.index[record['phase']]]
+        losses = '  '.join(
+            f'{k.removeprefix("loss/")} {v:.4g}'
+            for k, v in list(scalars(record).items())
+            if k.startswith('loss/') and not k.endswith('/seeds')
+        )
+        in_phase, in_all = self.left(record)
+        skipped = record.get('opt/skipped', 0)
+        return (
+            f'{self.index[phase.name] + 1}/{len(self.phases)} {phase.name}  {record["step"]}/{phase.steps}  {losses}  '
+            f'{record.get("time/frames_per_s", 0):.3g} frames/s  left {duration(in_phase)}, in all ~{duration(in_all)}'
+            + (f'  SKIPPED {skipped:g}' if skipped else '')
+        )
+
+    def write(self, record: Record) -> None:
+        if self.live:
+            self._draw(record)
+            return
+        name, at = self.last
+        done = record['step'] >= self.phases[self.index[record['phase']]].steps
+        if name != record['phase'] or done or time.monotonic() - at >= self.every_s:
+            print(self.line(record), file=self.file, flush=True)
+            self.last = (record['phase'], time.monotonic())
+
+    def _draw(self, record: Record) -> None:
+        from rich import console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        if self.progress is None:
+            columns = (
+                BarColumn(bar_width=24),
+                TextColumn('{task.percentage:>3.0f}%'),
+                TextColumn('{task.description}'),
+            )
+            self.progress = Progress(*columns, console=console.Console(file=self.file))
+            self.tasks: dict[str, Any] = {}
+            self.progress.start()
+        phase = self.phases[self.index[record['phase']]]
+        if phase.name not in self.tasks:
+            self.tasks[phase.name] = self.progress.add_task('', total=phase.steps)
+        self.progress.update(self.tasks[phase.name], completed=record['step'], description=self.line(record))
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+class TensorBoard:
+    """Scalars over gradient steps. Points after a resumed step are purged by the first write."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise UserError("TensorBoard was asked for; install it with: pip install 'reverie[tensorboard]'") from error
+        self.open = lambda step: SummaryWriter(str(folder), purge_step=step)
+        self.writer = None
+
+    def write(self, record: Record) -> None:
+        step = record['gradient_steps']
+        if self.writer is None:
+            self.writer = self.open(step)
+        for name, value in scalars(record).items():
+            self.writer.add_scalar(name, value, step)
+        for name in ('env_frames', 'seconds'):
+            self.writer.add_scalar(f'time/{name}', record[name], step)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+class WandB:
+    """Weights & Biases; works without an account when WANDB_MODE=offline."""
+
+    def __init__(self, folder: str | os.PathLike[str], project: str, name: str | None = None, config: Any = None):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("Weights & Biases was asked for; install it with: pip install 'reverie[wandb]'") from error
+        self.run = wandb.init(project=project, name=name, config=config, dir=str(folder), resume='allow')
+
+    def write(self, record: Record) -> None:
+        values = {**scalars(record), 'env_frames': record['env_frames'], 'seconds': record['seconds']}
+        self.run.log(values, step=record['gradient_steps'])
+
+    def close(self) -> None:
+        self.run.finish()

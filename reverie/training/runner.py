@@ -1,0 +1,367 @@
+"""The training loop: phases in order, logged, checkpointed, and resumed exactly where they were."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+from jaxtyping import Array, PyTree
+
+from reverie.training import checkpoint, state
+from reverie.training.metrics import Jsonl, Sink
+from reverie.training.state import TrainState
+from reverie.training.update import Program, call_size, make_program
+from reverie.types import Agent, Params, Phase, Source, UserError
+
+CADENCE = ('checkpoint_every_s', 'log_every_s')
+EXIT = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75: try again later (sysexits), so a scheduler requeues
+
+
+def run(
+    agent: Agent,
+    source: Source,
+    folder: str | pathlib.Path,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    checkpoint_every_s: float = 300.0,
+    log_every_s: float = 5.0,
+    updates_per_call: int = 50,
+    sinks: Sequence[Sink] = (),
+    config: Any = None,
+    safe: Sequence[str] = CADENCE,
+    max_streak: int = 10,
+    max_to_keep: int = 2,
+    keep_phase_ends: bool = False,
+    mesh: Mesh | None = None,
+) -> Params:
+    """Train every phase of `agent` for `seeds` seeds at once; -> params, each leaf [seeds, ...].
+
+    folder: holds config.json, metrics.jsonl and checkpoints/; the same call again continues where it was, exactly.
+    seed: seed i of the run trains with `seed + i`, just as it would alone.
+    updates_per_call: gradient steps between two looks at the clock and at signals.
+    sinks: besides metrics.jsonl, which is always written. They are closed at the end.
+    config: a dataclass or dict, saved; a folder made with another is refused unless the key is in `safe`
+        (dotted paths; 'optimiser' covers 'optimiser.learning_rate').
+    max_streak: non-finite updates in a row, of any seed, after which training stops.
+
+    Raises UserError for another config, damaged checkpoints, or losses that stay non-finite (nothing is saved then).
+    SIGTERM and Ctrl-C save first, then raise SystemExit(75) and SystemExit(130).
+    """
+    folder = pathlib.Path(folder)
+    names = [phase.name for phase in agent.phases]
+    if len(set(names)) < len(names):
+        raise UserError(f'phase names must be unique, got {names}')
+    if seeds < 1 or updates_per_call < 1:
+        raise UserError(f'seeds and updates_per_call must be at least 1, got {seeds} and {updates_per_call}')
+    (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
+    config = claim(folder, fingerprint(agent, config, seed, seeds), safe)
+    checkpoint.clean(folder / 'checkpoints')
+    log = Jsonl(folder / 'metrics.jsonl')
+    loop = _Loop(
+        agent=agent,
+        source=source,
+        keys=jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed + i) for i in range(seeds)])),
+        config=config,
+        keeper=checkpoint.Keeper(folder / 'checkpoints', max_to_keep, keep_phase_ends),
+        log=log,
+        sinks=(log, *sinks),
+        mesh=mesh,
+        checkpoint_every_s=checkpoint_every_s,
+        log_every_s=log_every_s,
+        updates_per_call=updates_per_call,
+        max_streak=max_streak,
+    )
+    try:
+        with caught_signals() as signals:
+            return loop.run(signals)
+    finally:
+        for sink in loop.sinks:
+            sink.close()
+
+
+def fingerprint(agent: Agent, config: Any, seed: int, seeds: int) -> dict[str, Any]:
+    """What makes a run what it is, as JSON: the config, the seeds and the outline of the phases."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    outline = {p.name: dict(trains=p.trains, steps=p.steps, batch=p.batch, length=p.length) for p in agent.phases}
+    value = {'seed': seed, 'seeds': seeds, 'phases': outline, **dict(config or {})}
+    return json.loads(json.dumps(value, default=str))
+
+
+def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+    """Nested dicts -> {dotted path: leaf}."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree}
+    parts = [flatten(value, f'{prefix}.{name}' if prefix else str(name)) for name, value in tree.items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def claim(folder: pathlib.Path, config: dict[str, Any], safe: Sequence[str]) -> dict[str, Any]:
+    """Save `config` in a run folder. Raises UserError naming each differing key if the folder was made with another."""
+    path = folder / 'config.json'
+    if path.exists():
+        try:
+            saved, given = flatten(json.loads(path.read_text())), flatten(config)
+        except ValueError as error:
+            raise UserError(f'{path} is not JSON ({error}); delete {folder} to start anew') from error
+        missing = '(absent)'
+        differing = [
+            f'{key}: saved {saved.get(key, missing)!r}, given {given.get(key, missing)!r}'
+            for key in sorted(set(saved) | set(given))
+            if saved.get(key, missing) != given.get(key, missing)
+            and not any(key == s or key.startswith(f'{s}.') for s in safe)
+        ]
+        if differing:
+            raise UserError(f'{folder} was made with another config; {"; ".join(differing)}; use another folder')
+    checkpoint.write_json(path, config)
+    return config
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[signal.Signals]]:
+    """SIGTERM and SIGINT append to the list instead of ending the process; a second Ctrl-C interrupts at once."""
+    caught: list[signal.Signals] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+        yield caught
+        return
+    before = {number: signal.signal(number, handle) for number in EXIT}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclasses.dataclass
+class _Call:
+    """One dispatched call of a program whose results nobody has looked at yet."""
+
+    step: int  # updates of the phase after it
+    updates: int
+    metrics: Mapping[str, Array]
+    streak: Array  # [seeds, updates]
+    trace: Mapping[str, Array]
+
+
+@dataclasses.dataclass
+class _Loop:
+    """The state of a run on the host."""
+
+    agent: Agent
+    source: Source
+    keys: Array  # [seeds, 2]: for initialisation, for training
+    config: dict[str, Any]
+    keeper: checkpoint.Keeper
+    log: Jsonl
+    sinks: tuple[Sink, ...]
+    mesh: Mesh | None
+    checkpoint_every_s: float
+    log_every_s: float
+    updates_per_call: int
+    max_streak: int
+
+    def run(self, signals: list[signal.Signals]) -> Params:
+        """Restore, then every phase that is left."""
+        self.signals, self.started, self.seconds_before = signals, time.monotonic(), 0.0
+        self.saved_at = self.started
+        first, resumed, params = 0, None, None
+        found = checkpoint.restore_latest(self.keeper.folder, self._target)
+        if found is not None:
+            params, train, meta = found
+            first, self.seconds_before = meta['phase_index'] + meta['complete'], meta['seconds']
+            self.source.set_state(meta['source'])
+            if train is not None:
+                resumed = TrainState(params, **train)
+            checkpoint.warn(f'resuming {meta["phase"]} at step {meta["step"]} (gradient step {meta["gradient_steps"]})')
+        self.log.drop_after(found[2]['gradient_steps'] if found else 0)
+        if params is None:
+            params = self._init()
+        for index in range(first, len(self.agent.phases)):
+            params = self._phase(index, resumed if resumed is not None else self._begin(index, params))
+            resumed = None
+        return params
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training since the first start, whatever the wall clock does."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _init(self) -> Params:
+        """Seed by seed, so that each starts as it would alone."""
+        init = jax.jit(self.agent.init)
+        each = [init(key) for key in self.keys[:, 0]]
+        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    def _begin(self, index: int, params: Params) -> TrainState:
+        """The state at the start of a phase, every leaf in its own buffer, laid out over the mesh."""
+        phase = self.agent.phases[index]
+
+        def begin(params: Params) -> TrainState:
+            return state.create(phase.begin(params) if phase.begin else params, phase)
+
+        train = state.own_buffers(jax.jit(jax.vmap(begin))(params))
+        return train if self.mesh is None else jax.device_put(train, state.param_sharding(self.mesh, train))
+
+    def _target(self, meta: checkpoint.Meta) -> tuple[PyTree, PyTree]:
+        """Shapes and shardings of a checkpoint of this run."""
+        seeds = self.keys.shape[0]
+        params = jax.eval_shape(jax.vmap(self.agent.init), self.keys[:, 0])
+        for phase in self.agent.phases[: meta['phase_index'] + 1]:
+            train = jax.eval_shape(jax.vmap(lambda p, f=phase: state.create(f.begin(p) if f.begin else p, f)), params)
+            params = train.params
+        assert all(x.shape[0] == seeds for x in jax.tree.leaves(params))
+        if self.mesh is None:
+            one = SingleDeviceSharding(jax.devices()[0])
+            shardings = jax.tree.map(lambda x: one, train)
+        else:
+            shardings = state.param_sharding(self.mesh, train)
+        train = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), train, shardings)
+        rest = train._asdict()
+        return rest.pop('params'), rest
+
+    def _phase(self, index: int, train: TrainState) -> Params:
+        """Run one phase to its end; -> its parameters."""
+        phase = self.agent.phases[index]
+        step = int(train.step[0])
+        shardings = None if self.mesh is None else state.param_sharding(self.mesh, train)
+        program = make_program(phase, self.source, self.mesh, shardings)
+        size = call_size(phase.steps, self.updates_per_call)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(self.keys[:, 1])
+        pending: _Call | None = None
+        self.logged_at, self.logged_step, self.looks = time.monotonic(), step, 0
+        while step < phase.steps:
+            updates = min(size, phase.steps - step)
+            train, call = self._dispatch(program, phase, train, keys, step, updates)
+            step += updates
+            if pending is not None:  # looked at while the device works on the next call
+                self._look(index, pending, program)
+            pending = call
+            due = time.monotonic() - self.saved_at >= self.checkpoint_every_s
+            if (due or self.signals) and step < phase.steps:
+                self._look(index, pending, program)
+                pending = None
+                self._save(index, train.params, train, step)
+                self._stop_if_asked(index, step)
+        if pending is not None:
+            self._look(index, pending, program, last=True)
+        params = train.params if train.ema is None else {**train.params, **train.ema}
+        self._save(index, params, None, phase.steps)
+        self._stop_if_asked(index, phase.steps)
+        return params
+
+    def _dispatch(
+        self, program: Program, phase: Phase, train: TrainState, keys: Array, step: int, updates: int
+    ) -> tuple[TrainState, _Call]:
+        loaded = self.source.load(updates, phase.batch, phase.length, keys.shape[0])
+        data = self.source.data
+        if self.mesh is not None:
+            data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))
+        train, metrics, streak, trace = program.call(train, data, loaded, keys, updates=updates)
+        return train, _Call(step + updates, updates, metrics, streak, trace)
+
+    def _look(self, index: int, call: _Call, program: Program, last: bool = False) -> None:
+        """Wait for a call; stop if too much of it was not finite; log it if it is time."""
+        phase = self.agent.phases[index]
+        streak = np.asarray(call.streak)
+        if streak.max() >= self.max_streak:
+            raise UserError(describe_fault(phase, call.step - call.updates, streak, call.trace, self.max_streak))
+        now = time.monotonic()
+        self.looks += 1
+        first = self.looks == 1
+        if not (first or last) and now - self.logged_at < self.log_every_s:
+            return
+        rate = (call.step - self.logged_step) / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_step = now, call.step
+        record: dict[str, Any] = dict(
+            phase=phase.name,
+            step=call.step,
+            gradient_steps=self._gradient_steps(index, call.step),
+            env_frames=self._env_frames(index, call.step),
+            seconds=self.seconds,
+        )
+        for name, values in jax.device_get(dict(call.metrics)).items():
+            record[name] = float(values.mean())
+            if values.shape[0] > 1:
+                record[f'{name}/seeds'] = [float(x) for x in values]
+        if last or not first:  # the first call of a phase spends its time compiling
+            record['time/updates_per_s'] = rate
+            record['time/frames_per_s'] = rate * phase.batch * phase.length * self.keys.shape[0]
+        record['time/seconds'] = self.seconds
+        record['time/compilations'] = len(program.traces)
+        for sink in self.sinks:
+            sink.write(record)
+
+    def _gradient_steps(self, index: int, step: int) -> int:
+        return sum(phase.steps for phase in self.agent.phases[:index]) + step
+
+    def _env_frames(self, index: int, step: int) -> int:
+        """Dataset frames that one seed has been trained on."""
+        phases = self.agent.phases
+        return (
+            sum(p.steps * p.batch * p.length for p in phases[:index])
+            + step * phases[index].batch * phases[index].length
+        )
+
+    def _save(self, index: int, params: Params, train: TrainState | None, step: int) -> None:
+        """Checkpoint a step; `train` is None at the end of a phase."""
+        phase = self.agent.phases[index]
+        if not state.all_finite(params):
+            raise UserError(f'phase {phase.name} step {step}: parameters are not finite; nothing was saved')
+        rest = None
+        if train is not None:
+            rest = train._asdict()
+            rest.pop('params')
+        meta = dict(
+            phase=phase.name,
+            phase_index=index,
+            step=step,
+            complete=train is None,
+            gradient_steps=self._gradient_steps(index, step),
+            env_frames=self._env_frames(index, step),
+            seconds=self.seconds,
+            seeds=int(self.keys.shape[0]),
+            config=self.config,
+            source=self.source.get_state(),
+        )
+        last = bool(self.signals) or (train is None and index == len(self.agent.phases) - 1)
+        self.keeper.save(meta['gradient_steps'], params, rest, meta, last=last)
+        self.saved_at = time.monotonic()
+
+    def _stop_if_asked(self, index: int, step: int) -> None:
+        if self.signals:
+            phase = self.agent.phases[index].name
+            checkpoint.warn(f'{self.signals[0].name}: saved at {phase}/{step}; run the same command to continue')
+            raise SystemExit(EXIT[self.signals[0]])
+
+
+def describe_fault(phase: Phase, before: int, streak: np.ndarray, trace: Mapping[str, Array], max_streak: int) -> str:
+    """One line naming the phase, the step, the seed and every loss or norm that was not finite there.
+
+    before: updates of the phase done before the call. streak: [seeds, updates]. trace: {name: [seeds, updates]}.
+    """
+    seed, update = np.argwhere(streak >= max_streak)[0]
+    values = {name: float(np.asarray(x)[seed, update]) for name, x in trace.items()}
+    losses = {name: x for name, x in values.items() if name.startswith('loss/')}
+    faults = {name: x for name, x in losses.items() if not np.isfinite(x)}
+    faults = faults or {name: x for name, x in values.items() if not np.isfinite(x)}
+    what = ', '.join(f'{name} is {"NaN" if np.isnan(x) else x}' for name, x in faults.items())
+    return (
+        f'phase {phase.name} step {before + update + 1}: {what or "the weighted loss is not finite"} '
+        f'(seed {seed}, {streak[seed, update]} updates in a row were skipped); the last checkpoint is untouched'
+    )

@@ -1,0 +1,120 @@
+"""What the optimiser carries from update to update, and how it is laid out over devices."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree
+
+from reverie.types import Params, Phase, UserError
+
+
+class TrainState(NamedTuple):
+    """One phase of training. The runner gives every leaf a leading [seeds] axis."""
+
+    params: Params  # every group, trained or not
+    opt_state: PyTree  # of the trained groups only
+    rms: dict[str, Float[Array, '']]  # running mean of the square of each loss, before bias correction
+    ema: Params | None  # running mean of the trained groups' weights
+    step: Int[Array, '']  # updates of this phase, skipped ones included
+    skipped: Int[Array, '']  # updates of this phase left out because something was not finite
+    streak: Int[Array, '']  # skipped updates in a row up to now
+
+
+def create(params: Params, phase: Phase) -> TrainState:
+    """The state at the start of `phase`, for one seed. Raises UserError if the phase trains an unknown group."""
+    trained = trained_groups(params, phase)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        params=params,
+        opt_state=phase.optimiser.init(trained),
+        rms={name: jnp.zeros((), jnp.float32) for name in phase.scales} if phase.rms_decay is not None else {},
+        ema=trained if phase.ema_decay is not None else None,
+        step=zero,
+        skipped=zero,
+        streak=zero,
+    )
+
+
+def trained_groups(params: Params, phase: Phase) -> Params:
+    """The parameter groups that `phase` trains."""
+    unknown = sorted(set(phase.trains) - set(params))
+    if unknown:
+        raise UserError(f'phase {phase.name} trains {unknown}, but the agent has the groups {sorted(params)}')
+    return {group: params[group] for group in phase.trains}
+
+
+def own_buffers(tree: PyTree) -> PyTree:
+    """A copy in which no two leaves share a buffer: a donated buffer can be given away only once."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where `ok` else `old`, leaf by leaf. A select, not a branch: under vmap each seed decides for itself."""
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+
+
+def all_finite(tree: PyTree) -> bool:
+    """Whether every floating-point number of `tree` is finite. Waits for the device."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return bool(_all_finite(leaves))
+
+
+@jax.jit
+def _all_finite(leaves: list[Array]) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
+
+
+def count(params: Params) -> dict[str, int]:
+    """Number of parameters per group."""
+    return {group: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for group, tree in params.items()}
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
+    """The one mesh of a run, axes (data, fsdp). Raises UserError if there are too few devices.
+
+    Axis types are pinned to Auto: with JAX's default (Explicit), ordinary data-parallel gradients are ambiguous.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data * fsdp > len(devices):
+        raise UserError(f'mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices, but there are {len(devices)}')
+    return jax.make_mesh(
+        (data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * fsdp]
+    )
+
+
+def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+    """Rows spread over every device. Raises UserError if `rows` does not divide."""
+    if rows % mesh.size:
+        raise UserError(f'a batch of {rows} rows does not divide over the mesh {dict(mesh.shape)} of {mesh.size}')
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def param_sharding(mesh: Mesh, tree: PyTree, leading: int = 1) -> PyTree:
+    """Each leaf split over `fsdp` along its largest divisible axis, after `leading` axes that stay whole.
+
+    One rule for parameters, optimiser state and weight means alike, so no module carries annotations.
+    """
+    ways = mesh.shape['fsdp']
+
+    def rule(x: Array) -> NamedSharding:
+        axes = [i for i in range(leading, x.ndim) if x.shape[i] % ways == 0]
+        if ways == 1 or not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda i: x.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'fsdp'))
+
+    return jax.tree.map(rule, tree)
+
+
+def global_norm(tree: PyTree) -> Float[Array, '']:
+    """Root of the sum of squares of every leaf, in float32."""
+    return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))

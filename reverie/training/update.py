@@ -1,0 +1,138 @@
+"""One jitted program per phase: `updates` gradient steps of every seed in one call."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from reverie.training.state import TrainState, batch_sharding, global_norm, select, trained_groups
+from reverie.types import Batch, Losses, Metrics, Phase, Source, UserError, sg
+
+
+def check_losses(phase: Phase, losses: Losses) -> None:
+    """Raise UserError unless the terms are those of `phase.scales`, each [B, T]. Runs while tracing only."""
+    missing, extra = sorted(set(phase.scales) - set(losses)), sorted(set(losses) - set(phase.scales))
+    if missing or extra:
+        raise UserError(f'phase {phase.name}: losses and scales differ; missing losses {missing}, extra {extra}')
+    expected = (phase.batch, phase.length)
+    wrong = {name: x.shape for name, x in losses.items() if x.shape != expected}
+    if wrong:
+        raise UserError(f'phase {phase.name}: every loss must have shape [B, T] = {expected}, got {wrong}')
+
+
+def normalise(
+    means: dict[str, Float[Array, '']], square: dict[str, Float[Array, '']], decay: float, applied: Int[Array, '']
+) -> tuple[dict[str, Float[Array, '']], dict[str, Float[Array, '']]]:
+    """L / RMS(L) per term; Dreamer 4, section 3.2. -> (normalised terms, new running means of squares).
+
+    The paper leaves the start open: as in Adam, the mean is divided by 1 - decay^t, so the first update sees +-1.
+    A term that has been zero so far is left as it is. applied: updates that entered `square` before this one.
+    """
+    square = {name: decay * square[name] + (1 - decay) * sg(x) ** 2 for name, x in means.items()}
+    correction = 1 - decay ** (applied + 1).astype(jnp.float32)
+    rms = {name: jnp.sqrt(x / correction) for name, x in square.items()}
+    return {name: x / jnp.where(rms[name] > 1e-8, rms[name], 1.0) for name, x in means.items()}, square
+
+
+def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+    """One gradient step of one seed. Non-finite losses, gradients or updates change nothing but counters."""
+    trained = trained_groups(state.params, phase)
+
+    def objective(trained):
+        losses, metrics = phase.loss({**state.params, **trained}, batch, key, state.step)
+        check_losses(phase, losses)
+        means = {name: x.astype(jnp.float32).mean() for name, x in losses.items()}
+        terms, rms = means, state.rms
+        if phase.rms_decay is not None:
+            terms, rms = normalise(means, state.rms, phase.rms_decay, state.step - state.skipped)
+        return sum(phase.scales[name] * x for name, x in terms.items()), (means, metrics, rms)
+
+    (total, (means, metrics, rms)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+    updates, opt_state = phase.optimiser.update(grads, state.opt_state, trained)
+    grad_norm, update_norm = global_norm(grads), global_norm(updates)
+    # Every mean is checked, not just their sum: a term of scale 0 that is NaN is a fault too.
+    ok = jnp.isfinite(jnp.stack([total, grad_norm, update_norm, *means.values()])).all()
+    trained = optax.apply_updates(trained, updates)
+    ema = state.ema
+    if ema is not None:
+        # In float32 accumulation the mean starts at the weights themselves, so it needs no bias correction.
+        ema = jax.tree.map(lambda m, x: m + (1 - phase.ema_decay) * (x - m), ema, trained)
+    old = (trained_groups(state.params, phase), state.opt_state, state.rms, state.ema)
+    trained, opt_state, rms, ema = select(ok, (trained, opt_state, rms, ema), old)
+    state = TrainState(
+        params={**state.params, **trained},
+        opt_state=opt_state,
+        rms=rms,
+        ema=ema,
+        step=state.step + 1,
+        skipped=state.skipped + ~ok,
+        streak=jnp.where(ok, 0, state.streak + 1),
+    )
+    metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+    losses = {f'loss/{name}': x for name, x in means.items()}
+    return state, {**metrics, **losses, 'opt/grad_norm': grad_norm, 'opt/update_norm': update_norm}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled update of a phase.
+
+    call: (state, data, loaded, keys [seeds], updates) -> (state, metrics {name: [seeds]}, streak [seeds, updates],
+        trace {name: [seeds, updates]} of the losses and norms); donates state.
+    traces: one entry per compilation, the number of updates of a call.
+    """
+
+    call: Callable[..., tuple[TrainState, Metrics, Array, Losses]]
+    traces: list[int]
+
+
+def finite_mean(x: Float[Array, ' updates']) -> Float[Array, '']:
+    """Mean of the finite entries; NaN if there are none."""
+    finite = jnp.isfinite(x)
+    return jnp.where(finite, x, 0).sum() / finite.sum()
+
+
+def make_program(phase: Phase, source: Source, mesh: Mesh | None = None, shardings: PyTree = None) -> Program:
+    """The program of `phase`. `source.data` is an argument of it: a constant would be folded into the executable."""
+    rows = None if mesh is None else batch_sharding(mesh, phase.batch)
+    traces: list[int] = []
+
+    def one_seed(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int) -> Any:
+        def body(state, loaded):
+            sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+            batch = source.sample(data, loaded, sample_key, phase.batch, phase.length)
+            if rows is not None:
+                batch = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
+            state, metrics = update(phase, state, batch, loss_key)
+            return state, (metrics, state.streak)
+
+        state, (metrics, streak) = jax.lax.scan(body, state, loaded, length=updates)
+        trace = {name: x for name, x in metrics.items() if name.startswith(('loss/', 'opt/'))}
+        metrics = {name: finite_mean(x) for name, x in metrics.items()}
+        return state, {**metrics, 'opt/skipped': state.skipped.astype(jnp.float32)}, streak, trace
+
+    def call(state: TrainState, data: PyTree, loaded: PyTree, keys: PRNGKeyArray, updates: int) -> Any:
+        traces.append(updates)
+        if keys.shape[0] == 1:  # vmap over one seed turns matmuls and convolutions into batched ones, for nothing
+            squeeze, add = (lambda t: jax.tree.map(lambda x: x[0], t)), (lambda t: jax.tree.map(lambda x: x[None], t))
+            loaded = jax.tree.map(lambda x: x[:, 0], loaded)
+            return add(one_seed(squeeze(state), data, loaded, keys[0], updates))
+        over_seeds = jax.vmap(lambda s, l, k: one_seed(s, data, l, k, updates), in_axes=(0, 1, 0))
+        return over_seeds(state, loaded, keys)
+
+    out = None if shardings is None else (shardings, None, None, None)
+    return Program(jax.jit(call, static_argnames='updates', donate_argnums=0, out_shardings=out), traces)
+
+
+def call_size(steps: int, wanted: int) -> int:
+    """Updates per call: the largest divisor of `steps` in [wanted / 2, wanted], for one program; else `wanted`.
+
+    In the latter case the last call of the phase is shorter and costs a second compilation.
+    """
+    wanted = max(1, min(wanted, steps))
+    return next((n for n in range(wanted, (wanted - 1) // 2, -1) if steps % n == 0), wanted)

@@ -1,0 +1,127 @@
+"""A toy with two phases and an in-memory source, small enough to check against NumPy by hand."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from reverie.types import ActionSpace, Batch, EnvSpec, Phase, Step
+
+SPEC = EnvSpec('toy', (3,), ActionSpace('discrete', 2))
+BATCH, LENGTH = 4, 2
+
+
+def table(rows: int = 64) -> dict[str, jax.Array]:
+    """Inputs and targets of a linear map."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, LENGTH, 3)).astype(np.float32)
+    return dict(obs=jnp.asarray(x), reward=jnp.asarray(x @ np.array([1.0, -2.0, 0.5], np.float32)))
+
+
+@dataclasses.dataclass
+class Table:
+    """Rows drawn at random on the device; counts what it has handed out, as a stateful source would."""
+
+    data: Any = dataclasses.field(default_factory=table)
+    drawn: int = 0
+
+    def load(self, updates, batch, length, seeds):
+        self.drawn += updates
+        return None
+
+    def sample(self, data, loaded, key, batch, length):
+        rows = jax.random.randint(key, (batch,), 0, data['obs'].shape[0])
+        obs, reward = data['obs'][rows], data['reward'][rows]
+        no, yes = jnp.zeros((batch, length), bool), jnp.ones((batch,), bool)
+        return Batch(Step(obs, jnp.zeros((batch, length, 2)), reward, no, no, no), yes, yes, yes)
+
+    def get_state(self):
+        return dict(drawn=self.drawn)
+
+    def set_state(self, state):
+        self.drawn = state['drawn']
+
+
+class Stream(Table):
+    """The same rows, chosen on the host in an order that only its state knows."""
+
+    def load(self, updates, batch, length, seeds):
+        rows = np.arange(self.drawn, self.drawn + updates * seeds * batch) % 64
+        self.drawn += updates * seeds * batch
+        return jnp.asarray(rows.reshape(updates, seeds, batch))
+
+    def sample(self, data, loaded, key, batch, length):
+        data = jax.tree.map(lambda x: x[loaded], data)
+        return Table.sample(self, data, None, key, batch, length)
+
+
+def model_loss(params, batch, key, step):
+    """Two terms of very different size; noise, so that a wrong key shows."""
+    obs = batch.step.obs + 0.01 * jax.random.normal(key, batch.step.obs.shape)
+    pred = jnp.tanh(obs @ params['model']['w']) @ params['model']['v']
+    return dict(fit=(pred - batch.step.reward) ** 2, size=1e3 * jnp.abs(pred)), dict(pred=pred.mean())
+
+
+def head_loss(params, batch, key, step):
+    pred = batch.step.obs @ params['head']['w'] + params['model']['v'].sum()
+    return dict(head=(pred - batch.step.reward) ** 2), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    phases: tuple[Phase, ...]
+    spec: EnvSpec = SPEC
+    actors: Any = dataclasses.field(default_factory=dict)
+
+    def init(self, key):
+        a, b, c = jax.random.split(key, 3)
+        model = dict(w=jax.random.normal(a, (3, 8)) / 2, v=jax.random.normal(b, (8,)) / 3)
+        return dict(model=model, head=dict(w=jax.random.normal(c, (3,))))
+
+
+def toy(steps=(20, 10), model=model_loss, **changes) -> Toy:
+    """Phase `model`: RMS-normalised losses, a weight mean. Then phase `head`, which begins from half the head."""
+    first = Phase(
+        'model', ('model',), model, dict(fit=1.0, size=0.1), optax.adam(1e-2), steps[0], BATCH, LENGTH, 0.9, 0.8
+    )
+    halve = lambda p: {**p, 'head': jax.tree.map(lambda x: x / 2, p['head'])}
+    second = Phase('head', ('head',), head_loss, dict(head=1.0), optax.sgd(0.05), steps[1], BATCH, LENGTH, begin=halve)
+    return Toy((dataclasses.replace(first, **changes), second))
+
+
+def poisoned(first: int, last: int):
+    """`model_loss`, with NaN in `size` from update `first` to `last` (counted from 0)."""
+
+    def loss(params, batch, key, step):
+        losses, metrics = model_loss(params, batch, key, step)
+        bad = (step >= first) & (step <= last)
+        return {**losses, 'size': jnp.where(bad, jnp.nan, losses['size'])}, metrics
+
+    return loss
+
+
+def main(folder: str) -> None:
+    """A run for tests that kill it: checkpoints after every call."""
+    from reverie.training.runner import run
+
+    params = run(
+        toy((3000, 1500)),
+        Table(),
+        folder,
+        seeds=2,
+        checkpoint_every_s=0.0,
+        log_every_s=0.0,
+        updates_per_call=50,
+        config=dict(lr=1e-2),
+    )
+    np.savez(pathlib.Path(folder) / 'final.npz', *[np.asarray(x) for x in jax.tree.leaves(params)])
+
+
+if __name__ == '__main__':
+    import sys
+
+    main(sys.argv[1])
