@@ -1,0 +1,242 @@
+"""One episode as bytes: a msgpack map of a small header and, per field, dtype, shape and raw little-endian bytes.
+
+Everything in a record is a number, a string or bytes; nothing is executed when it is read. Sizes are checked against
+the bytes that are really there before any array is made, so a record cannot claim more memory than it occupies.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from reverie.types import ActionSpace, Step, UserError
+
+VERSION = 1
+DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'float16', 'float32')
+FIRST, LAST, TERMINAL = 1, 2, 4  # bits of `flags`
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What every record of a dataset has in common."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    actions: ActionSpace
+
+    @property
+    def packed(self) -> bool:
+        """Whether observations are stored as bits."""
+        return self.obs_dtype == 'bool'
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one stored frame: [bytes] if packed, else the observation's own."""
+        return (math.ceil(math.prod(self.obs_shape) / 8),) if self.packed else self.obs_shape
+
+    @property
+    def stored_dtype(self) -> str:
+        return 'uint8' if self.packed else self.obs_dtype
+
+    @property
+    def action_dtype(self) -> str:
+        if self.actions.kind == 'continuous':
+            return 'float32'
+        return 'int8' if self.actions.size <= 127 else 'int16' if self.actions.size <= 32767 else 'int32'
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (self.actions.size,) if self.actions.kind == 'continuous' else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One episode in its stored form: bits for boolean frames, indices for discrete actions (-1: none)."""
+
+    kind: str
+    complete: bool  # false for the tail of a stream that the collector cut
+    has_action: bool
+    has_reward: bool
+    obs: np.ndarray  # [T, *stored_shape]
+    action: np.ndarray  # [T] or [T, A]; -1 / zeros at the first step and where has_action is false
+    reward: np.ndarray  # [T] float32; zeros where has_reward is false
+    flags: np.ndarray  # [T] uint8, bits FIRST, LAST, TERMINAL
+
+    def __len__(self) -> int:
+        return len(self.flags)
+
+    @property
+    def ret(self) -> float:
+        """Undiscounted return."""
+        return float(self.reward.sum(dtype=np.float64))
+
+
+def pack(obs: np.ndarray, schema: Schema) -> np.ndarray:
+    """Observations [T, *obs_shape] in their stored form [T, *stored_shape]."""
+    return np.packbits(obs.reshape(len(obs), -1), axis=-1) if schema.packed else np.ascontiguousarray(obs)
+
+
+def unpack(stored: np.ndarray, schema: Schema) -> np.ndarray:
+    """Inverse of `pack`."""
+    if not schema.packed:
+        return stored
+    bits = np.unpackbits(stored, axis=-1, count=math.prod(schema.obs_shape))
+    return bits.astype(bool).reshape(len(stored), *schema.obs_shape)
+
+
+def from_step(
+    kind: str, step: Step, schema: Schema, complete: bool, has_action: bool = True, has_reward: bool = True
+) -> Record:
+    """The record of one episode, a `Step` of NumPy arrays with leading dim [T].
+
+    Discrete `prev_action` may be one-hot [T, A] or indices [T]. Raises UserError if anything does not fit the schema.
+    """
+    first, last, terminal = (np.asarray(x) for x in (step.is_first, step.is_last, step.is_terminal))
+    obs = np.asarray(step.obs)
+    if obs.shape[1:] != schema.obs_shape or obs.dtype.name != schema.obs_dtype:
+        raise UserError(
+            f'episode has observations {obs.dtype.name}{list(obs.shape[1:])}, '
+            f'the dataset holds {schema.obs_dtype}{list(schema.obs_shape)}'
+        )
+    flags = first * np.uint8(FIRST) | last * np.uint8(LAST) | terminal * np.uint8(TERMINAL)
+    if has_action:
+        action = _stored_action(np.asarray(step.prev_action), first, schema)
+    else:
+        action = _no_action(len(obs), schema)
+    reward = np.asarray(step.reward, np.float32) if has_reward else np.zeros(len(obs), np.float32)
+    record = Record(kind, complete, has_action, has_reward, pack(obs, schema), action, reward, flags.astype(np.uint8))
+    check_record(record, schema, f'episode of kind {kind!r}')
+    return record
+
+
+def _no_action(length: int, schema: Schema) -> np.ndarray:
+    fill = -1 if schema.actions.kind == 'discrete' else 0
+    return np.full((length, *schema.action_shape), fill, schema.action_dtype)
+
+
+def hide_actions(record: Record, schema: Schema) -> Record:
+    """The same episode as unlabelled video."""
+    return dataclasses.replace(record, has_action=False, action=_no_action(len(record), schema))
+
+
+def _stored_action(action: np.ndarray, first: np.ndarray, schema: Schema) -> np.ndarray:
+    if schema.actions.kind == 'continuous':
+        return np.where(first[:, None], 0, action).astype(np.float32)
+    if action.ndim == 2:
+        if action.shape[1] != schema.actions.size:
+            raise UserError(f'episode has {action.shape[1]} actions, the dataset has {schema.actions.size}')
+        action = np.where(action.any(-1), action.argmax(-1), -1)
+    # Ranges are judged before the cast: 300 must not become a valid int8.
+    action = np.where(first, -1, action)
+    if np.any((action < -1) | (action >= schema.actions.size)):
+        raise UserError(f'episode has action {int(action.max())}, expected 0 to {schema.actions.size - 1}')
+    return action.astype(schema.action_dtype)
+
+
+def check_record(record: Record, schema: Schema, where: str) -> None:
+    """Raises UserError, starting with `where`, if the record breaks a rule of the format."""
+    flags, length = record.flags, len(record)
+
+    def expect(fact: Any, message: str) -> None:
+        if not fact:
+            raise UserError(f'{where}: {message}')
+
+    expect(length > 0, 'has no steps, expected at least one')
+    for name, array, shape in (
+        ('obs', record.obs, schema.stored_shape),
+        ('action', record.action, schema.action_shape),
+        ('reward', record.reward, ()),
+    ):
+        expect(
+            array.shape == (length, *shape), f'{name} has shape {list(array.shape)}, expected {[length, *list(shape)]}'
+        )
+        expect(array.dtype.kind != 'f' or np.isfinite(array).all(), f'{name} has NaN or infinity, expected numbers')
+    first, last, terminal = (np.flatnonzero(flags & bit).tolist() for bit in (FIRST, LAST, TERMINAL))
+    expect(first == [0], f'is_first at steps {first[:5]}, expected only at 0')
+    expect(last == [length - 1], f'is_last at steps {last[:5]}, expected only at {length - 1}')
+    expect(set(terminal) <= {length - 1}, f'is_terminal at steps {terminal[:5]}, expected only at {length - 1}')
+    expect(record.complete or not terminal, 'is terminal and yet marked incomplete')
+    expect(flags.max() < 8, 'has unknown flags')
+    if schema.actions.kind == 'discrete':
+        low = 0 if record.has_action else -1
+        high = schema.actions.size - 1 if record.has_action else -1
+        rest = record.action[1:]
+        expect(record.action[0] == -1, f'action {int(record.action[0])} at the first step, expected -1 (none)')
+        fits = np.all((rest >= low) & (rest <= high))
+        expect(fits, f'actions outside {low} to {high}')
+    expect(record.has_reward or not record.reward.any(), 'has rewards and yet is marked as without')
+
+
+def encode(record: Record) -> bytes:
+    """Record -> bytes. Unlabelled actions and rewards take no space."""
+    arrays = {'obs': record.obs, 'flags': record.flags}
+    if record.has_action:
+        arrays['action'] = record.action
+    if record.has_reward:
+        arrays['reward'] = record.reward
+    fields = {
+        name: {'dtype': x.dtype.name, 'shape': list(x.shape), 'data': _little(x).tobytes()}
+        for name, x in arrays.items()
+    }
+    head = {
+        'version': VERSION,
+        'kind': record.kind,
+        'length': len(record),
+        'complete': record.complete,
+        'has_action': record.has_action,
+        'has_reward': record.has_reward,
+    }
+    return msgpack.packb(head | {'fields': fields})
+
+
+def _little(x: np.ndarray) -> np.ndarray:
+    return x.astype(x.dtype.newbyteorder('<'), copy=False)
+
+
+HEADER = {'version': int, 'kind': str, 'length': int, 'complete': bool, 'has_action': bool, 'has_reward': bool}
+
+
+def decode(data: bytes, schema: Schema, where: str) -> Record:
+    """Bytes -> record, checked against the schema. Raises UserError, starting with `where`, for anything else."""
+    try:
+        head = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise UserError(f'{where}: not a msgpack record ({type(error).__name__}), expected one') from error
+    if not isinstance(head, dict) or not isinstance(head.get('fields'), dict):
+        raise UserError(f'{where}: not an episode record, expected a map with a header and fields')
+    for name, kind in HEADER.items():
+        if type(head.get(name)) is not kind:
+            raise UserError(f'{where}: header {name} is {str(head.get(name))[:40]!r}, expected {kind.__name__}')
+    if head['version'] != VERSION:
+        raise UserError(f'{where}: record version {head["version"]}, expected {VERSION}')
+    fields, length = head['fields'], head['length']
+    obs = _field(fields, 'obs', schema.stored_dtype, (length, *schema.stored_shape), where)
+    flags = _field(fields, 'flags', 'uint8', (length,), where)
+    # From here on `length` is backed by real bytes, so arrays of that length are safe to make.
+    if head['has_action']:
+        action = _field(fields, 'action', schema.action_dtype, (length, *schema.action_shape), where)
+    else:
+        action = _no_action(length, schema)
+    if head['has_reward']:
+        reward = _field(fields, 'reward', 'float32', (length,), where)
+    else:
+        reward = np.zeros(length, np.float32)
+    names = ('kind', 'complete', 'has_action', 'has_reward')
+    record = Record(**{name: head[name] for name in names}, obs=obs, action=action, reward=reward, flags=flags)
+    check_record(record, schema, where)
+    return record
+
+
+def _field(fields: dict, name: str, dtype: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    field = fields.get(name)
+    if not isinstance(field, dict) or not isinstance(field.get('data'), bytes):
+        raise UserError(f'{where}: field {name} is missing or malformed, expected {dtype}{list(shape)}')
+    if field.get('dtype') != dtype or field.get('shape') != list(shape):
+        given = f'{str(field.get("dtype"))[:40]}{str(field.get("shape"))[:60]}'
+        raise UserError(f'{where}: field {name} is {given}, expected {dtype}{list(shape)}')
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(field['data']) != size:
+        raise UserError(f'{where}: field {name} has {len(field["data"])} bytes, expected {size} for its shape')
+    return np.frombuffer(field['data'], np.dtype(dtype).newbyteorder('<')).reshape(shape)

@@ -1,0 +1,232 @@
+"""Where training windows come from: `Resident`, a dataset that lives on the device, or `Streaming`, one read from disk.
+
+Both see episodes as one long stream, cut windows from it at random, and let windows cross episode ends. Both finish a
+window with the same function, `windows.to_batch`, so an agent cannot tell them apart.
+
+Rows come in two sorts. The first round(relevant_fraction * B) rows are `relevant`: with relevant='reward' their windows
+hold a step with positive reward, chosen uniformly among all such steps (the task's own data, for behaviour cloning);
+the other rows are uniform over the stream (for the dynamics). Dreamer 4 mixes the two half and half.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from reverie.data.episodes import Episodes
+from reverie.data.records import Record, decode, hide_actions
+from reverie.data.windows import Relevant, Rows, Stream, concatenate, keep_labels, rewarded_steps, to_batch
+from reverie.types import Batch, EnvSpec, Source, UserError
+
+log = logging.getLogger(__name__)
+
+
+class Resident:
+    """The whole dataset on the device. `sample` is traced and may be vmapped over keys with `data` shared."""
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        relevant: Relevant = 'reward',
+        relevant_fraction: float = 0.5,
+        label_fraction: float = 1.0,
+        seed: int = 0,
+    ):
+        self.rows = Rows(relevant, relevant_fraction, label_fraction, seed)
+        self.schema = episodes.schema
+        self.path = episodes.path
+        self.fingerprint = episodes.fingerprint
+        keep = keep_labels(len(episodes), label_fraction, seed)
+        records = (
+            r if kept else hide_actions(r, self.schema) for r, kept in zip(episodes.records(), keep, strict=True)
+        )
+        stream = concatenate(records)
+        rewarded = rewarded_steps(stream)
+        self.frames = len(stream.flags)
+        self.has_rewarded = len(rewarded) > 0
+        _warn_without_reward(episodes, self.rows)
+        half = stream.reward.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), stream.reward):
+            stream = stream._replace(reward=half)
+        self.data = jax.device_put({'stream': stream, 'rewarded': rewarded})
+
+    def load(self, updates: int, batch: int, length: int, seeds: int) -> None:
+        """Nothing to load: `data` holds it all."""
+        return None
+
+    def starts(self, data: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Int[Array, ' B']:
+        """Traced: the first frame of each window."""
+        if length > self.frames:
+            raise UserError(f'{self.path}: dataset has {self.frames} frames, expected at least one window of {length}')
+        uniform_key, reward_key, offset_key = jax.random.split(key, 3)
+        end = self.frames - length
+        starts = jax.random.randint(uniform_key, (batch,), 0, end + 1)
+        count = self.rows.count(batch)
+        if self.rows.relevant == 'all' or not self.has_rewarded or count == 0:
+            return starts
+        chosen = jax.random.randint(reward_key, (count,), 0, data['rewarded'].shape[0])
+        offset = jax.random.randint(offset_key, (count,), 0, length)
+        relevant = jnp.clip(data['rewarded'][chosen] - offset, 0, end)
+        return jnp.concatenate([relevant, starts[count:]])
+
+    def sample(self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Batch:
+        """Traced: random windows [B, T]; relevant rows come first."""
+        starts = self.starts(data, key, batch, length)
+        cut = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length)
+        windows = jax.vmap(lambda start: jax.tree.map(lambda x: cut(x, start), data['stream']))(starts)
+        return to_batch(windows, jnp.arange(batch) < self.rows.count(batch), self.schema)
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing to remember: every draw comes from the key."""
+        return {'source': 'resident', 'dataset': self.fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Raises UserError for the state of another source or dataset."""
+        check_state(state, 'resident', self.fingerprint)
+
+
+def check_state(state: dict[str, Any], source: str, fingerprint: str) -> None:
+    """Raises UserError unless the state was saved by this sort of source on the same data."""
+    for name, expected in (('source', source), ('dataset', fingerprint)):
+        if state.get(name) != expected:
+            raise UserError(f'data state has {name} {state.get(name)}, expected {expected}')
+
+
+def _warn_without_reward(episodes: Episodes, rows: Rows) -> None:
+    if rows.relevant == 'reward' and rows.relevant_fraction > 0 and not episodes.counts['rewarded_steps']:
+        log.warning('%s: no step has a positive reward; relevant rows are drawn uniformly', episodes.path)
+
+
+class RecordSource(Sequence):
+    """Random access to the records of a dataset, over all shards. Raises UserError naming a record that is wrong."""
+
+    def __init__(self, episodes: Episodes, keep: np.ndarray):
+        self.episodes, self.keep = episodes, keep
+        self.reader = ArrayRecordDataSource([str(shard) for shard in episodes.shards])
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, index: int) -> Record:
+        where = f'{self.episodes.path} record {index}'
+        try:
+            data = self.reader[index]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f'{where}: cannot be read ({str(error).splitlines()[0][:120]})') from error
+        record = decode(data, self.episodes.schema, where)
+        return record if self.keep[index] else hide_actions(record, self.episodes.schema)
+
+
+class Streaming:
+    """A dataset too large for the device: shuffled episodes are read ahead by Grain, a group of them at a time.
+
+    A group is a random part of the dataset of about `group_frames` frames, laid end to end; windows are drawn from it
+    as `Resident` draws from the whole, until as many frames were drawn as it holds. Batches are a function of the seed
+    and of the sequence of calls; the state is a few numbers and restores it exactly.
+    """
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        relevant: Relevant = 'reward',
+        relevant_fraction: float = 0.5,
+        label_fraction: float = 1.0,
+        seed: int = 0,
+        group_frames: int = 1 << 18,
+        threads: int = 2,
+    ):
+        self.rows = Rows(relevant, relevant_fraction, label_fraction, seed)
+        self.schema, self.path, self.seed, self.fingerprint = episodes.schema, episodes.path, seed, episodes.fingerprint
+        self.data: dict[str, Any] = {}
+        self.has_rewarded = episodes.counts['rewarded_steps'] > 0
+        _warn_without_reward(episodes, self.rows)
+        self.group_size = min(len(episodes), math.ceil(group_frames * len(episodes) / episodes.frames))
+        self.groups_per_epoch = math.ceil(len(episodes) / self.group_size)
+        source = RecordSource(episodes, keep_labels(len(episodes), label_fraction, seed))
+        groups = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(self.group_size, batch_fn=list)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        self._groups = iter(groups.map(concatenate).to_iter_dataset(options))
+        self._before = self._groups.get_state()  # of the reader, before it gave the current group
+        self._group: Stream | None = None
+        self._rewarded = np.zeros(0, np.int32)
+        self._drawn = self._batches = 0
+
+    def load(self, updates: int, batch: int, length: int, seeds: int) -> Stream:
+        """The windows of the next `updates` batches in stored form, NumPy arrays [updates, seeds, B, T, ...]."""
+        windows = [self._draw(batch, length) for _ in range(updates * seeds)]
+        return Stream(*(np.stack(xs).reshape(updates, seeds, *xs[0].shape) for xs in zip(*windows, strict=True)))
+
+    def sample(self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Batch:
+        """Traced: `loaded`, windows [B, T] in stored form, as a Batch; relevant rows come first."""
+        return to_batch(loaded, jnp.arange(batch) < self.rows.count(batch), self.schema)
+
+    def _draw(self, batch: int, length: int) -> Stream:
+        """One batch of windows [B, T] of the current group."""
+        self._ensure_group(length)
+        frames = len(self._group.flags)
+        rng = np.random.default_rng([self.seed, self._batches])
+        starts = rng.integers(0, frames - length + 1, batch)
+        count = self.rows.count(batch)
+        if self.rows.relevant == 'reward' and count and len(self._rewarded):
+            chosen = rng.choice(self._rewarded, count)
+            starts[:count] = np.clip(chosen - rng.integers(0, length, count), 0, frames - length)
+        index = starts[:, None] + np.arange(length)
+        windows = Stream(*(x[index] for x in self._group))
+        self._batches += 1
+        self._drawn += batch * length
+        if self._drawn >= frames:
+            self._group, self._drawn = None, 0
+            self._before = self._groups.get_state()
+        return windows
+
+    def _ensure_group(self, length: int) -> None:
+        """Groups vary in frames; one that is too short for a window is passed over."""
+        for _ in range(self.groups_per_epoch + 1):
+            if self._group is not None and len(self._group.flags) >= length:
+                return
+            self._before = self._groups.get_state()
+            self._group = next(self._groups)
+            self._rewarded = rewarded_steps(self._group)
+        raise UserError(f'{self.path}: a group has {len(self._group.flags)} frames, expected a window of {length}')
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-serialisable; with it the next `load` gives what it would have given."""
+        progress = {'reader': self._before, 'drawn': self._drawn, 'batches': self._batches}
+        return {'source': 'streaming', 'dataset': self.fingerprint, 'seed': self.seed} | progress
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Raises UserError for the state of another source, dataset or seed."""
+        check_state(state, 'streaming', self.fingerprint)
+        if state['seed'] != self.seed:
+            raise UserError(f'{self.path}: state was saved with data seed {state["seed"]}, expected {self.seed}')
+        self._groups.set_state(state['reader'])
+        self._before, self._group = state['reader'], None
+        self._drawn, self._batches = state['drawn'], state['batches']
+
+
+def open_source(
+    path: str | os.PathLike,
+    spec: EnvSpec,
+    memory_budget_bytes: int = 8 << 30,
+    relevant: Relevant = 'reward',
+    relevant_fraction: float = 0.5,
+    label_fraction: float = 1.0,
+    seed: int = 0,
+) -> Source:
+    """Resident if the dataset fits the budget, else Streaming; other arguments as in `Rows`.
+
+    Raises UserError if the dataset is of another game, observation or action space than `spec`.
+    """
+    episodes = Episodes(path)
+    episodes.check(spec)
+    if episodes.frames * episodes.bytes_per_frame <= memory_budget_bytes:
+        return Resident(episodes, relevant, relevant_fraction, label_fraction, seed)
+    return Streaming(episodes, relevant, relevant_fraction, label_fraction, seed)

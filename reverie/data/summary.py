@@ -1,0 +1,111 @@
+"""What a dataset holds, for people: counts and returns per kind, action coverage, rewards, episode lengths."""
+
+import collections
+import itertools
+import os
+from typing import Any
+
+import numpy as np
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+
+from reverie.data.episodes import Episodes
+
+BAR = 30  # characters of the longest bar
+BINS = 10
+
+
+def inspect(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads every record. -> counts (as in the manifest), env, and three histograms: actions, rewards, lengths.
+
+    Raises UserError if the dataset is missing or damaged.
+    """
+    episodes = Episodes(path)
+    actions = np.zeros(episodes.schema.actions.size, np.int64)
+    rewards: collections.Counter[float] = collections.Counter()
+    lengths = []
+    discrete = episodes.schema.actions.kind == 'discrete'
+    for record in episodes.records():
+        lengths.append(len(record))
+        if record.has_action and discrete:
+            actions += np.bincount(record.action[1:], minlength=len(actions))
+        if record.has_reward:
+            values, counts = np.unique(record.reward[1:], return_counts=True)
+            rewards.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    spec = episodes.spec
+    names = spec.actions.meanings or tuple(str(i) for i in range(len(actions)))
+    return {
+        'path': str(path),
+        'env': spec.name,
+        'obs': f'{episodes.schema.obs_dtype}{list(spec.obs_shape)}',
+        'action_space': f'{spec.actions.kind}, {spec.actions.size}',
+        'bytes': sum(shard['bytes'] for shard in episodes.manifest['shards']),
+        'shards': len(episodes.shards),
+        'counts': episodes.counts,
+        'actions': dict(zip(names, actions.tolist(), strict=True)) if discrete else {},
+        'rewards': _histogram(rewards),
+        'lengths': _histogram(collections.Counter(lengths)),
+        'provenance': episodes.manifest['provenance'],
+    }
+
+
+def _histogram(counter: collections.Counter) -> dict[str, int]:
+    """Label -> count: one bar per value if they are few, else equal bins."""
+    if len(counter) <= BINS:
+        return {f'{value:g}': counter[value] for value in sorted(counter)}
+    values = np.fromiter(counter.keys(), np.float64)
+    counts, edges = np.histogram(values, BINS, weights=np.fromiter(counter.values(), np.float64))
+    labels = [f'{low:.4g} to {high:.4g}' for low, high in itertools.pairwise(edges)]
+    return dict(zip(labels, counts.astype(int).tolist(), strict=True))
+
+
+def render(report: dict[str, Any]) -> Group:
+    """The report of `inspect` as tables for a rich console."""
+    counts = report['counts']
+    head = (
+        f'{report["env"]}  ·  observations {report["obs"]}  ·  actions {report["action_space"]}\n'
+        f'{counts["episodes"]:,} episodes, {counts["frames"]:,} frames, {counts["rewarded_steps"]:,} rewarded steps'
+        f'  ·  {report["shards"]} shards, {report["bytes"] / 1e6:.1f} MB'
+    )
+    kinds = counts['kinds'] if len(counts['kinds']) == 1 else counts['kinds'] | {'all': counts}
+    panels = [Panel(head, title=report['path']), _counts_table(kinds), _returns_table(kinds)]
+    for title, name in (('Action', 'actions'), ('Reward', 'rewards'), ('Episode length', 'lengths')):
+        if report[name]:
+            panels.append(_bars(title, report[name]))
+    return Group(*panels)
+
+
+def _counts_table(kinds: dict[str, Any]) -> Table:
+    table = Table()
+    table.add_column('kind')
+    for name in ('episodes', 'complete', 'frames', 'mean length'):
+        table.add_column(name, justify='right')
+    for kind, row in kinds.items():
+        length = '–' if row['mean_length'] is None else f'{row["mean_length"]:.1f}'
+        table.add_row(kind, *(f'{row[name]:,}' for name in ('episodes', 'complete', 'frames')), length)
+    return table
+
+
+def _returns_table(kinds: dict[str, Any]) -> Table:
+    table = Table(title='Undiscounted return of complete episodes', title_justify='left')
+    table.add_column('kind')
+    names = ('mean', 'std', 'min', 'q25', 'median', 'q75', 'max')
+    for name in names:
+        table.add_column(name, justify='right')
+    for kind, row in kinds.items():
+        table.add_row(kind, *(f'{row["returns"][name]:.2f}' if name in row['returns'] else '–' for name in names))
+    return table
+
+
+def _bars(title: str, histogram: dict[str, int]) -> Table:
+    table = Table(title_justify='left')
+    table.add_column(title)
+    table.add_column('count', justify='right')
+    table.add_column('share', justify='right')
+    table.add_column('')
+    total, longest = max(sum(histogram.values()), 1), max(1, *histogram.values())
+    for label, count in histogram.items():
+        bar = '█' * max(round(BAR * count / longest), 1 if count else 0)
+        table.add_row(label, f'{count:,}', f'{100 * count / total:.1f}%', bar)
+    return table

@@ -1,0 +1,99 @@
+"""Windows: how episodes become one long stream, and how windows of it become a `Batch`.
+
+The step after `is_last` is the next episode's `is_first`, and windows may cross it. Inside a stream everything keeps
+its stored form (bits, indices); `to_batch` turns it into what agents see, on the device.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from reverie.data.records import FIRST, LAST, TERMINAL, Record, Schema
+from reverie.types import Batch, Step, UserError
+
+HAS_ACTION, HAS_REWARD = 8, 16  # further bits of `flags`, set for every step of a record
+Relevant = Literal['reward', 'all']
+
+
+class Stream(NamedTuple):
+    """Episodes end to end, in stored form. Leading dim [F] frames; windows of it have [B, T]."""
+
+    obs: Any  # [F, *stored_shape]
+    action: Any  # [F] or [F, A]
+    reward: Any  # [F] float32, or float16 where that is exact
+    flags: Any  # [F] uint8
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How the rows of a batch are drawn and labelled.
+
+    relevant: 'reward' draws relevant rows around a positive reward, 'all' uniformly.
+    relevant_fraction: share of relevant rows in a batch.
+    label_fraction: share of episodes that keep their actions; the others count as unlabelled video.
+    seed: of the choice of the labelled episodes.
+    """
+
+    relevant: Relevant = 'reward'
+    relevant_fraction: float = 0.5
+    label_fraction: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.relevant not in ('reward', 'all'):
+            raise UserError(f'relevant is {self.relevant!r}, expected reward or all')
+        for name in ('relevant_fraction', 'label_fraction'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f'{name} is {getattr(self, name)}, expected 0 to 1')
+
+    def count(self, batch: int) -> int:
+        """Relevant rows among `batch`."""
+        return round(self.relevant_fraction * batch)
+
+
+def concatenate(records: Iterable[Record]) -> Stream:
+    """Records end to end, labelled ones first, so that few windows touch both sorts."""
+    parts: dict[bool, list[Stream]] = {True: [], False: []}
+    for record in records:
+        bits = np.uint8(record.has_action * HAS_ACTION | record.has_reward * HAS_REWARD)
+        parts[record.has_action].append(Stream(record.obs, record.action, record.reward, record.flags | bits))
+    return Stream(*map(np.concatenate, zip(*parts[True], *parts[False], strict=True)))
+
+
+def keep_labels(episodes: int, fraction: float, seed: int) -> np.ndarray:
+    """Which episodes [E] keep their actions: round(fraction * E) of them, chosen by `seed`."""
+    order = np.random.default_rng([seed, 0x1ABE1]).permutation(episodes)
+    return order < round(fraction * episodes)
+
+
+def rewarded_steps(stream: Stream) -> np.ndarray:
+    """Indices [R] of the steps with positive reward."""
+    return np.flatnonzero(np.asarray(stream.reward) > 0).astype(np.int32)
+
+
+def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Batch:
+    """Traced: windows in stored form, [B, T, ...], -> Batch."""
+    flags = windows.flags
+    first = (flags & FIRST) > 0
+    if schema.actions.kind == 'discrete':
+        action = jax.nn.one_hot(windows.action, schema.actions.size, dtype=jnp.float32)  # -1 gives zeros
+    else:
+        action = windows.action
+    obs = windows.obs
+    if schema.packed:
+        bits = (obs[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1
+        bits = bits.reshape(*obs.shape[:2], -1)[..., : math.prod(schema.obs_shape)]
+        obs = bits.reshape(*obs.shape[:2], *schema.obs_shape).astype(bool)
+    has_action = jnp.all((flags & HAS_ACTION) > 0, axis=1)
+    # A row that counts as unlabelled must not leak the actions that some of its frames do have.
+    action = jnp.where(has_action[:, None, None], action, 0)
+    has_reward = jnp.all((flags & HAS_REWARD) > 0, axis=1)
+    reward = windows.reward.astype(jnp.float32)
+    step = Step(obs, action, reward, first, (flags & LAST) > 0, (flags & TERMINAL) > 0)
+    return Batch(step, has_action, has_reward, relevant)
