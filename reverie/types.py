@@ -129,12 +129,17 @@ class Source(Protocol):
 
     data: PyTree
 
-    def load(self, updates: int, batch: int, length: int, seeds: int) -> PyTree:
+    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> PyTree:
         """Host side of the next `updates` batches, leading dims [updates, seeds]; None where `data` holds it all."""
         ...
 
-    def sample(self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Batch:
-        """Traced: the batch of one update of one seed. `loaded` is that update's slice of `load`."""
+    def sample(
+        self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+    ) -> Batch:
+        """Traced: the batch of one update of one seed. `loaded` is that update's slice of `load`.
+
+        The first round(relevant * batch) rows come from the task's own data and are marked so, the rest uniformly.
+        """
         ...
 
     def get_state(self) -> dict[str, Any]: ...
@@ -155,6 +160,7 @@ class Phase:
     scales: weight of each loss term; its keys must equal the loss's keys.
     optimiser: applied to the trained groups.
     steps, batch, length: number of updates, rows and frames per row.
+    relevant: share of the rows drawn from the task's own data; they come first in the batch.
     rms_decay: if set, each term is divided by the root of a running mean of its square (Dreamer 4, section 3.2).
     ema_decay: if set, the phase leaves the running mean of its weights behind instead of the last ones.
     begin: params at the start of the phase, e.g. to copy a head; pure.
@@ -168,6 +174,7 @@ class Phase:
     steps: int
     batch: int
     length: int
+    relevant: float = 0.0
     rms_decay: float | None = None
     ema_decay: float | None = None
     begin: Callable[[Params], Params] | None = None

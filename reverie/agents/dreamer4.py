@@ -1,0 +1,355 @@
+"""Dreamer 4: tokenizer, shortcut dynamics, agent finetuning, imagination training; arXiv 2509.24527, Algorithm 1."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel, ShortcutState
+from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig, draw_mask
+from reverie.nn.core import MLP, build
+from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp_bins
+from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
+from reverie.objectives.flow import bootstrap_target, corrupt, draw_noise, shortcut_loss
+from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, Step, UserError, sg
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+    """Length and optimiser of one phase: AdamW, linear warm-up, then constant. Nothing of it is in the paper."""
+
+    steps: int = 10_000
+    batch: int = 32
+    length: int = 64
+    relevant: float = 0.0
+    learning_rate: float = 3e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dreamer4Config:
+    """Everything about a Dreamer 4 agent but the environment. Values marked * are not from the paper.
+
+    multi_token: L, the agent's token predicts L + 1 actions and rewards. bins*: of the reward and value laws.
+    bootstrap_fraction*: rows trained with coarse steps, after bootstrap_warmup* updates of flow alone.
+    isolated: share of windows treated as separate images. horizon*: imagined steps per context. lam*: of the
+    lambda-return. perceptual: [B, T] distance of two image batches added to the tokenizer's loss, off for symbolic
+    grids; with its weight 0.2 of the paper.
+    """
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    head_units: int = 256
+    head_layers: int = 1
+    bins: int = 255
+    multi_token: int = 8
+    bootstrap_fraction: float = 0.25
+    bootstrap_warmup: int = 1000
+    isolated: float = 0.3
+    horizon: int = 15
+    discount: float = 0.997
+    lam: float = 0.95
+    pmpo: PMPO = PMPO()
+    rms_decay: float = 0.99
+    perceptual: Callable[[Array, Array], Array] | None = None
+    tokenizer_phase: PhaseConfig = PhaseConfig()
+    dynamics_phase: PhaseConfig = PhaseConfig()
+    finetune_phase: PhaseConfig = PhaseConfig(relevant=0.5)
+    imagine_phase: PhaseConfig = PhaseConfig()
+    bc_phase: PhaseConfig = PhaseConfig(relevant=1.0)
+
+
+class MultiHead(nnx.Module):
+    """Small MLP with one output layer for each of `ahead + 1` steps; feat [*B, D] -> [ahead + 1, *B, outputs]."""
+
+    def __init__(self, inputs: int, units: int, layers: int, outputs: int, ahead: int, *, out_scale=1.0, dtype, rngs):
+        self.mlp = MLP(inputs, units, layers, outputs * (ahead + 1), out_scale=out_scale, dtype=dtype, rngs=rngs)
+        self.ahead = ahead
+
+    def __call__(self, feat: Float[Array, '*B D']) -> Float[Array, 'n *B O']:
+        out = self.mlp(feat)
+        return jnp.moveaxis(out.reshape(*out.shape[:-1], self.ahead + 1, -1), -2, 0)
+
+
+def multi_token_targets(x: Array, is_first: Bool[Array, 'B T'], first: int, count: int) -> tuple[Array, Array]:
+    """x[t + first + n] for n in 0..count-1, and whether that step exists in the episode of t. -> [n, B, T, ...], [n, B, T]
+
+    The one place where training looks ahead: with `first` = 1 on `prev_action` the action *chosen* at t is n = 0.
+    """
+    t = is_first.shape[1]
+    episode = jnp.cumsum(is_first, 1)
+    values, valid = [], []
+    for shift in range(first, first + count):
+        index = jnp.minimum(jnp.arange(t) + shift, t - 1)
+        values.append(x[:, index])
+        valid.append((episode[:, index] == episode) & (jnp.arange(t) + shift < t))
+    return jnp.stack(values), jnp.stack(valid)
+
+
+def optimiser(cfg: PhaseConfig) -> optax.GradientTransformation:
+    rate = optax.linear_schedule(cfg.learning_rate / max(cfg.warmup_steps, 1), cfg.learning_rate, cfg.warmup_steps)
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip_norm), optax.adamw(rate, b2=0.99, weight_decay=cfg.weight_decay)
+    )
+
+
+class Dreamer4:
+    """The agent as the runner sees it: parameter groups, phases, and the policies to evaluate.
+
+    Parameter groups: encoder, decoder, dynamics, policy, reward, cont, value, prior (the frozen copy of the policy
+    that imagination training starts from) and bc (encoder, dynamics and policy of the baseline without a world model).
+    """
+
+    def __init__(self, cfg: Dreamer4Config, spec: EnvSpec):
+        if spec.actions.kind != 'discrete':
+            raise UserError(f'{spec.name} has {spec.actions.kind} actions; dreamer4 takes discrete ones')
+        if len(spec.obs_shape) != 3:
+            raise UserError(f'{spec.name} has observations of shape {spec.obs_shape}; dreamer4 takes images [h, w, c]')
+        self.cfg, self.spec = cfg, spec
+        self.bins = symexp_bins(cfg.bins)
+        self.bind = {name: build(module)[1] for name, module in self._modules(nnx.Rngs(0)).items()}
+        for name in ('prior', 'bc_policy'):
+            self.bind[name] = self.bind['policy']
+        self.phases = self._phases()
+        self.actors = {
+            'imagination': ShortcutActor(self, 'policy'),
+            'wm_bc': ShortcutActor(self, 'prior'),
+            'bc': BCActor(self),
+        }
+
+    def _modules(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        cfg, actions = self.cfg, self.spec.actions.size
+        width, dtype = cfg.dynamics.transformer.width, jnp.dtype(cfg.dynamics.transformer.dtype)
+        head = lambda outputs, ahead, scale: MultiHead(
+            width, cfg.head_units, cfg.head_layers, outputs, ahead, out_scale=scale, dtype=dtype, rngs=rngs
+        )
+        latents, bottleneck = cfg.tokenizer.latents, cfg.tokenizer.bottleneck
+        return dict(
+            encoder=Encoder(cfg.tokenizer, self.spec.obs_shape, rngs),
+            decoder=Decoder(cfg.tokenizer, self.spec.obs_shape, rngs),
+            dynamics=Dynamics(cfg.dynamics, latents, bottleneck, actions, rngs),
+            policy=head(actions, cfg.multi_token, 0.01),
+            reward=head(cfg.bins, cfg.multi_token, 0.0),
+            cont=head(1, 0, 0.0),
+            value=head(cfg.bins, 0, 0.0),
+        )
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Fresh weights of every group."""
+        key_main, key_bc = jax.random.split(key)
+        params = {name: build(m)[0] for name, m in self._modules(nnx.Rngs(key_main)).items()}
+        other = {name: build(m)[0] for name, m in self._modules(nnx.Rngs(key_bc)).items()}
+        params['prior'] = jax.tree.map(jnp.copy, params['policy'])
+        params['bc'] = {name: other[name] for name in ('encoder', 'dynamics', 'policy')}
+        return params
+
+    def _phases(self) -> tuple[Phase, ...]:
+        def phase(name, trains, loss, scales, begin=None):
+            c: PhaseConfig = getattr(self.cfg, f'{name}_phase')
+            return Phase(
+                name, trains, loss, scales, optimiser(c), c.steps, c.batch, c.length,
+                relevant=c.relevant, rms_decay=self.cfg.rms_decay, ema_decay=c.ema_decay, begin=begin,
+            )  # fmt: skip
+
+        tokenizer_scales = dict(mse=1.0) if self.cfg.perceptual is None else dict(mse=1.0, lpips=0.2)
+        return (
+            phase('tokenizer', ('encoder', 'decoder'), self.tokenizer_loss, tokenizer_scales),
+            phase('dynamics', ('dynamics',), self.dynamics_loss, dict(shortcut=1.0)),
+            phase(
+                'finetune', ('dynamics', 'policy', 'reward', 'cont'), self.finetune_loss,
+                dict(shortcut=1.0, policy=1.0, reward=1.0, cont=1.0),
+            ),
+            phase(
+                'imagine', ('policy', 'value'), self.imagination_loss, dict(policy=1.0, prior=1.0, value=1.0),
+                begin=lambda params: {**params, 'prior': jax.tree.map(jnp.copy, params['policy'])},
+            ),
+            phase('bc', ('bc',), self.bc_loss, dict(policy=1.0)),
+        )  # fmt: skip
+
+    def twohot(self, logits: Float[Array, '*B bins']) -> TwoHot:
+        return TwoHot(logits, self.bins)
+
+    def encode(self, params: Params, step: Step) -> Float[Array, 'B T Z c']:
+        """Latents of a window of frames, packed as the dynamics takes them; without gradient."""
+        z, _ = self.bind['encoder'](params['encoder'])(step.obs.astype(jnp.float32), step.is_first)
+        dynamics = self.cfg.dynamics
+        return sg(z.reshape(*z.shape[:2], self.cfg.tokenizer.latents // dynamics.pack, -1))
+
+    def model(self, params: Params, *, images: bool = False) -> ShortcutModel:
+        """The world model; with `images` it can also observe and decode frames."""
+        bind = lambda name: self.bind[name](params[name])
+        reward, cont = bind('reward'), bind('cont')
+        return ShortcutModel(
+            bind('dynamics'),
+            bind('encoder') if images else None,
+            bind('decoder') if images else None,
+            lambda feat: self.twohot(reward(feat)[0]).mean(),
+            lambda feat: Bernoulli(cont(feat)[0, ..., 0]).mean(),
+        )
+
+    # ---------------------------------------------------------------- losses, one per phase
+
+    def tokenizer_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
+        """Masked autoencoding, MSE over all patches (+ perceptual distance); Dreamer 4 eq. 5."""
+        encoder, decoder = (self.bind[name](params[name]) for name in ('encoder', 'decoder'))
+        image = batch.step.obs.astype(jnp.float32)
+        key_mask, key_isolated = jax.random.split(key)
+        mask = draw_mask(key_mask, image.shape[:2], encoder.patches, self.cfg.tokenizer.max_mask_rate)
+        is_first = self._isolate(batch.step.is_first, key_isolated)
+        z, _ = encoder(image, is_first, mask.hidden)
+        output, _ = decoder(z, is_first)
+        losses = dict(mse=jnp.square(output - image).mean((-3, -2, -1)))
+        if self.cfg.perceptual is not None:
+            losses['lpips'] = self.cfg.perceptual(output, image)
+        wrong = ((output > 0.5) != (image > 0.5)).any((-3, -2, -1))
+        clear = mask.rate < 0.1
+        return losses, {'tokenizer/wrong_frames_unmasked': (wrong & clear).sum() / jnp.maximum(clear.sum(), 1)}
+
+    def _isolate(self, is_first: Bool[Array, 'B T'], key: PRNGKeyArray) -> Bool[Array, 'B T']:
+        """A share of the rows as separate images: every frame begins an episode; Dreamer 4 section 4."""
+        return is_first | jax.random.bernoulli(key, self.cfg.isolated, (len(is_first), 1))
+
+    def _denoise(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array):
+        """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], metrics)"""
+        cfg, dynamics = self.cfg, self.bind['dynamics'](params['dynamics'])
+        z1, k_max = self.encode(params, batch.step), cfg.dynamics.k_max
+        key_noise, key_z0, key_isolated = jax.random.split(key, 3)
+        b, t = z1.shape[:2]
+        rows = round(cfg.bootstrap_fraction * b) if k_max > 1 else 0
+        noise = draw_noise(key_noise, (b, t), k_max, rows, step >= cfg.bootstrap_warmup)
+        z = corrupt(jax.random.normal(key_z0, z1.shape), z1, noise.level / k_max)
+        is_first = self._isolate(batch.step.is_first, key_isolated)
+        labelled = jnp.broadcast_to(batch.has_action[:, None], (b, t))
+        context = (batch.step.prev_action, labelled, is_first)
+        x, feat, _ = dynamics(z, noise.level, noise.stride, *context)
+        target = z1
+        if rows:
+            head = lambda tree: jax.tree.map(lambda a: a[:rows], tree)
+            teacher = lambda z, level, stride: dynamics(z, level, stride, *head(context), agent=False)[0]
+            coarse = bootstrap_target(teacher, head(z), head(noise), k_max)
+            is_coarse = (noise.stride[:rows] < cfg.dynamics.finest)[..., None, None]
+            target = target.at[:rows].set(jnp.where(is_coarse, coarse, z1[:rows]))
+        loss = shortcut_loss(x, target, noise, k_max)
+        return loss, feat, {'dynamics/flow': loss[rows:].mean(), 'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0}
+
+    def dynamics_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
+        """Shortcut forcing; Dreamer 4 eq. 8."""
+        loss, _, metrics = self._denoise(params, batch, key, step)
+        return dict(shortcut=loss), metrics
+
+    def finetune_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
+        """Multi-token prediction of actions (relevant rows) and rewards, and shortcut forcing (other rows); eq. 9."""
+        # batches put relevant rows first; shuffled so that the bootstrap rows are not all of one sort
+        order = jax.random.permutation(jax.random.fold_in(key, 1), len(batch.relevant))
+        batch = jax.tree.map(lambda x: x[order], batch)
+        shortcut, feat, metrics = self._denoise(params, batch, key, step + self.cfg.bootstrap_warmup)
+        losses = dict(shortcut=jnp.where(batch.relevant[:, None], 0.0, shortcut))
+        losses['policy'], accuracy = self._clone(params['policy'], feat, batch)
+        count = self.cfg.multi_token + 1
+        reward = self.twohot(self.bind['reward'](params['reward'])(feat))
+        target, valid = multi_token_targets(batch.step.reward, batch.step.is_first, 0, count)
+        valid &= batch.has_reward[:, None]
+        losses['reward'] = -jnp.where(valid, reward.log_prob(target), 0.0).sum(0)
+        cont = Bernoulli(self.bind['cont'](params['cont'])(feat)[0, ..., 0])
+        losses['cont'] = -cont.log_prob(~batch.step.is_terminal)
+        return losses, metrics | {'finetune/action_accuracy': accuracy}
+
+    def _clone(self, policy: Params, feat: Array, batch: Batch) -> tuple[Float[Array, 'B T'], Array]:
+        """Behaviour cloning of the next L + 1 actions on relevant, labelled rows. -> (loss, accuracy at n = 0)"""
+        law = Categorical(self.bind['policy'](policy)(feat))
+        target, valid = multi_token_targets(batch.step.prev_action, batch.step.is_first, 1, self.cfg.multi_token + 1)
+        valid &= (batch.relevant & batch.has_action)[:, None]
+        hit = (law.logits[0].argmax(-1) == target[0].argmax(-1)) & valid[0]
+        return -jnp.where(valid, law.log_prob(target), 0.0).sum(0), hit.sum() / jnp.maximum(valid[0].sum(), 1)
+
+    def imagination_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
+        """PMPO on one rollout per context with the transformer frozen; Dreamer 4 eqs. 10 and 11."""
+        cfg = self.cfg
+        model, value_head = self.model(params), self.bind['value'](params['value'])
+        policy_head, prior_head = (self.bind['policy'](params[name]) for name in ('policy', 'prior'))
+        key_context, key_roll = jax.random.split(key)
+        state, context = model.prefill(self.encode(params, batch.step), batch.step, batch.has_action, key_context)
+        act = lambda _, feat, key: Categorical(policy_head(feat)[0]).sample(key)
+        start = context[:, -1]
+        _, action, pred = sg(rollout(model, act, state, start, key_roll, cfg.horizon))
+        feat = sg(jnp.concatenate([start[None], pred.feat[:-1]]))  # what each action was chosen on
+        value, value_next = (self.twohot(value_head(f)[0]) for f in (feat, pred.feat))
+        ret = sg(lambda_return(pred.reward, pred.cont, value_next.mean(), cfg.discount, cfg.lam))
+        alive = (~batch.step.is_last[:, -1]).astype(jnp.float32)
+        weight = jnp.cumprod(jnp.concatenate([alive[None], pred.cont[:-1]]), 0)
+        adv = ret - sg(value.mean())
+        policy, prior = (Categorical(head(feat)[0]) for head in (policy_head, prior_head))
+        losses = cfg.pmpo(policy, prior, action, adv, weight) | dict(value=critic_loss(value, ret, weight))
+        metrics = {
+            'imag/return': ret.mean(), 'imag/reward': pred.reward.mean(), 'imag/cont': pred.cont.mean(),
+            'imag/value': value.mean().mean(), 'imag/entropy': policy.entropy().mean(),
+            'imag/positive': (adv >= 0).mean(), 'imag/kl': policy.kl(prior).mean(),
+        }  # fmt: skip
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), losses), metrics
+
+    def bc_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
+        """Behaviour cloning from scratch: the same networks, trained on the actions alone, from clean frames."""
+        feat = self._bc_pass(params, batch.step)
+        loss, accuracy = self._clone(params['bc']['policy'], feat, batch)
+        return dict(policy=loss), {'bc/action_accuracy': accuracy}
+
+    def _bc_pass(self, params: Params, step: Step) -> Float[Array, 'B T D']:
+        z, _ = self.bind['encoder'](params['bc']['encoder'])(step.obs.astype(jnp.float32), step.is_first)
+        model = self.bc_model(params)
+        shape = step.is_first.shape
+        level, stride = jnp.full(shape, model.dynamics.cfg.context_level), jnp.full(shape, model.dynamics.cfg.finest)
+        packed = model.dynamics.packed(z)
+        return model.dynamics(packed, level, stride, step.prev_action, jnp.ones(shape, bool), step.is_first)[1]
+
+    def bc_model(self, params: Params) -> ShortcutModel:
+        """The baseline's networks as a model that can observe."""
+        return ShortcutModel(*(self.bind[name](params['bc'][name]) for name in ('dynamics', 'encoder')))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortcutActor:
+    """Acts in a real environment on the agent's token, with the weights of one policy group."""
+
+    agent: Dreamer4
+    policy: str
+
+    def _model(self, params: Params) -> ShortcutModel:
+        model = self.agent.model(params, images=True)
+        model.decoder = None
+        return model
+
+    def _head(self, params: Params) -> Any:
+        return self.agent.bind['policy'](params[self.policy])
+
+    def initial(self, params: Params, batch: int) -> ShortcutState:
+        return self._model(params).initial(batch)
+
+    def act(self, params: Params, state: ShortcutState, step: Step, key: PRNGKeyArray, greedy: bool):
+        """-> (state, action index [N])."""
+        key_observe, key_act = jax.random.split(key)
+        state, feat = self._model(params).observe(state, step, key_observe)
+        law = Categorical(self._head(params)(feat)[0])
+        return state, law.logits.argmax(-1) if greedy else law.index(key_act)
+
+
+class BCActor(ShortcutActor):
+    """The baseline without a world model."""
+
+    def __init__(self, agent: Dreamer4):
+        super().__init__(agent, 'bc')
+
+    def _model(self, params: Params) -> ShortcutModel:
+        model = self.agent.bc_model(params)
+        model.dynamics.cfg = dataclasses.replace(model.dynamics.cfg, context_noise=0.0)
+        return model
+
+    def _head(self, params: Params) -> Any:
+        return self.agent.bind['policy'](params['bc']['policy'])
