@@ -1,0 +1,154 @@
+"""The dream section of a report: what happened and what the model dreamed under the same actions."""
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from reverie.evaluation import video
+from reverie.evaluation.charts import Line, curves, number
+from reverie.evaluation.page import Run, escape, figure, image, legend, line_key, missing
+
+FILMS, FRAMES, PLOTS = 4, 24, 2  # dreams shown moving; frames of the strip; dreams with reward and value plots
+NEEDED = ('dream/truth', 'dream/dream', 'dream/context')
+# rows of 3 bits, top to bottom: the frame counter's digits
+GLYPHS = {
+    '0': '75557', '1': '26227', '2': '71747', '3': '71717', '4': '55711', '5': '74717',
+    '6': '74757', '7': '71111', '8': '75757', '9': '75717', '/': '11244',
+}  # fmt: skip
+GROUND, DIM, LIGHT, ACCENT = (
+    np.array(c, np.uint8) for c in ((26, 28, 33), (78, 82, 92), (214, 214, 210), (86, 180, 233))
+)
+
+
+def write_text(image: UInt8[np.ndarray, 'h w 3'], text: str, x: int, y: int) -> None:
+    """Draws digits and '/' at double size into `image`, in place."""
+    for i, letter in enumerate(text):
+        bits = np.array([[int(row) >> s & 1 for s in (2, 1, 0)] for row in GLYPHS[letter]], bool)
+        bits = bits.repeat(2, 0).repeat(2, 1)
+        image[y : y + 10, x + 8 * i : x + 8 * i + 6][bits] = LIGHT
+
+
+def film(truth: UInt8[np.ndarray, 't h w 3'], dream: UInt8[np.ndarray, 't h w 3'], action: Int[np.ndarray, ' t'],
+         actions: int, context: int) -> UInt8[np.ndarray, 't H W 3']:  # fmt: skip
+    """Truth above, dream below; under them the frame counter, the action taken and the progress.
+
+    The dream's frames have a dim edge while they are given (t < context) and a bright one once they are dreamed.
+    """
+    scale, edge, line = max(1, 144 // truth.shape[1]), 3, 30
+    truth, dream = video.enlarge(truth, scale), video.enlarge(dream, scale)
+    t, h, w, _ = truth.shape
+    out = np.broadcast_to(GROUND, (t, 2 * h + 5 * edge + line, w + 2 * edge, 3)).copy()
+    top, cell = 2 * h + 5 * edge, min(10, (w - 50) // max(actions, 1))
+    for i, frame in enumerate(out):
+        colour = DIM if i < context else ACCENT
+        frame[edge : edge + h, edge:-edge] = truth[i]
+        frame[2 * edge + h : 4 * edge + 2 * h] = colour
+        frame[3 * edge + h : 3 * edge + 2 * h, edge:-edge] = dream[i]
+        write_text(frame, f'{i + 1}/{t}', edge, top + 4)
+        for a in range(actions if cell > 2 else 0):
+            x = w + edge - cell * (actions - a)
+            frame[top + 4 : top + 14, x + 1 : x + cell] = LIGHT if a == action[i] else DIM
+        frame[top + 20 : top + 23, edge:-edge] = DIM
+        frame[top + 20 : top + 23, edge : edge + max(1, w * (i + 1) // t)] = colour
+    return out
+
+
+def _strip(truth: np.ndarray, dream: np.ndarray, decibel: np.ndarray, context: int) -> str:
+    """Frames of one dream, evenly spaced if there are many; [t, h, w, 3] colours, [t] dB."""
+    t = len(truth)
+    first = max(0, context - 2)
+    shown = np.unique(np.linspace(first, t - 1, min(FRAMES, t - first)).round().astype(int))
+    cells = []
+    for i in shown:
+        given = i < context
+        pair = image(video.png(truth[i]), f'truth, frame {i + 1}') + image(video.png(dream[i]), f'dream, frame {i + 1}')
+        under = 'given' if given else f'{decibel[i]:.1f} dB'
+        cells.append(
+            f'<figure class="{"given" if given else ""}">{pair}<figcaption>{i + 1}<br>{under}</figcaption></figure>'
+        )
+    return '<div class="frames">' + ''.join(cells) + '</div>'
+
+
+def _psnr_figure(decibel: np.ndarray, held: np.ndarray, context: int) -> str:
+    """PSNR [n, t] of each step, beside that of holding the last given frame still."""
+    x = np.arange(1, decibel.shape[1] + 1)[context:]
+    lines = [Line(x, row[context:], 'seed') for row in decibel] if len(decibel) <= 16 else []
+    lines += [Line(x, held[:, context:].mean(0), 'base'), Line(x, decibel[:, context:].mean(0))]
+    chart = curves(lines, 'frame', 'PSNR of each dreamed frame', log=False)
+    return figure('PSNR, dB', f'mean {decibel[:, context:].mean():.1f}', chart)
+
+
+def _prediction_figures(run: Run, i: int, context: int) -> str:
+    """Reward, value and continuation of dream i against what happened; pairs that are not there are left out."""
+    s, out = run.samples, []
+    pairs = (
+        ('reward', 'dream/reward_true', 'dream/reward_pred'),
+        ('value', 'dream/return_true', 'dream/value_pred'),
+        ('probability to continue', None, 'dream/cont_pred'),
+    )
+    for title, truth, pred in pairs:
+        if pred not in s:
+            continue
+        x = np.arange(1, s[pred].shape[1] + 1)
+        lines = [Line(x, s[truth][i], 'truth')] if truth in s else []
+        marks = (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist() if 'dream/is_first' in s else []
+        chart = curves([*lines, Line(x, s[pred][i])], 'frame', title, False, (1.0, float(context)), marks)
+        out.append(figure(f'dream {i + 1}: {title}', '', chart))
+    return ''.join(out)
+
+
+def _agreement(run: Run, context: int) -> str:
+    """One sentence of numbers on the dreamed frames' rewards and values."""
+    s, out = run.samples, []
+    if {'dream/reward_true', 'dream/reward_pred'} <= s.keys():
+        error = np.abs(s['dream/reward_true'] - s['dream/reward_pred'])[:, context:].mean()
+        out.append(f'mean absolute error of the reward {number(float(error))}')
+    if {'dream/return_true', 'dream/value_pred'} <= s.keys():
+        a, b = (s[k][:, context:].ravel() for k in ('dream/return_true', 'dream/value_pred'))
+        if a.std() > 0 and b.std() > 0:
+            out.append(f'correlation of value and return {np.corrcoef(a, b)[0, 1]:.2f}')
+    return f'<p class="note">Over the dreamed frames: {escape(", ".join(out))}.</p>' if out else ''
+
+
+def section(run: Run) -> str:
+    """Animated dreams, the strip, PSNR per step, predictions."""
+    out, s = ['<section><h2>Real and dreamed</h2>'], run.samples
+    if not all(name in s for name in NEEDED):
+        return out[0] + missing(run, 'samples.npz', 'dreams') + '</section>'
+    truth, dream, context = s['dream/truth'], s['dream/dream'], int(s['dream/context'])
+    n, t = truth.shape[:2]
+    action = s.get('dream/action', np.full((n, t), -1)).astype(int)
+    names = [str(a) for a in run.config.get('actions') or []]
+    actions = max(len(names), int(action.max()) + 1)
+    rgb_truth, rgb_dream = video.colourise(truth), video.colourise(dream)
+    decibel = video.psnr(truth, dream)
+    held = video.psnr(truth, np.repeat(truth[:, [max(context - 1, 0)]], t, 1))
+    out.append(
+        f'<p>The model is given {context} frames; from then on it dreams alone, under the actions really taken. '
+        'What happened is above, the dream below. The games have chance of their own, so a possible dream need not be '
+        'the one that happened.</p>'
+    )
+    out += [legend(run, truth.shape[-1]), '<h3>Moving</h3><div class="films">']
+    for i in range(min(n, FILMS)):
+        frames = film(rgb_truth[i], rgb_dream[i], action[i], actions, context)
+        out.append(f'<figure>{image(video.apng(frames, holds=(t - 1,)), f"dream {i + 1}, animated")}</figure>')
+    cells = ', '.join(f'{i + 1} {name}' for i, name in enumerate(names))
+    out.append(
+        '</div><p class="note">Blue edge: dreamed; grey edge: given. Lit cell at the lower right: the action '
+        f'that led to the frame{escape(f" ({cells})") if cells else ""}.</p>'
+    )
+    out += ['<h3>Frame by frame</h3>', _strip(rgb_truth[0], rgb_dream[0], decibel[0], context)]
+    out.append(
+        f'<p class="note">Dream 1: number of the frame, PSNR (identical frames count as {video.PSNR_CAP:.0f} dB).</p>'
+    )
+    out.append('<h3>How far the dream holds</h3>')
+    out.append(
+        line_key(
+            ('main', 'mean, or prediction'),
+            ('seed', 'each dream'),
+            ('truth', 'what happened'),
+            ('base', 'last given frame held still'),
+        )
+    )
+    plots = ''.join(_prediction_figures(run, i, context) for i in range(min(n, PLOTS)))
+    out.append(f'<div class="charts">{_psnr_figure(decibel, held, context)}{plots}</div>')
+    return ''.join([*out, _agreement(run, context), '</section>'])

@@ -1,0 +1,256 @@
+"""A run as one self-contained HTML page: scores, curves, reconstructions, dreams, configuration.
+
+The page is made from four files of the run folder alone (`config.json`, `metrics.jsonl`, `scores.json`,
+`samples.npz`) and asks nothing of the network: charts are inline SVG, images are data URIs. What a run does not have
+yet is said in its place.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import reverie
+from reverie.evaluation import dreams, video
+from reverie.evaluation.charts import Line, bar, bar_axis, curves, number, scale_of
+from reverie.evaluation.page import Run, duration, escape, figure, image, legend, line_key, missing, read
+
+NAMES = {
+    'random': 'Random',
+    'data': 'Data mean',
+    'bc': 'BC from scratch',
+    'wm_bc': 'WM + BC',
+    'imagination': 'Imagination RL',
+    'agent': 'Agent',
+    'ppo': 'PPO (online)',
+}
+OURS = ('bc', 'wm_bc', 'imagination', 'agent')  # read-outs this run trained
+ROWS = 8  # reconstructed frames in a row
+
+
+def read_outs(run: Run) -> dict[str, dict[str, Any]]:
+    """The measured read-outs, in the order of the page."""
+    score = run.scores.get('score') or {}
+    found = {k: v for k, v in score.items() if isinstance(v, dict) and isinstance(v.get('mean'), int | float)}
+    return {k: found[k] for k in (*(k for k in NAMES if k in found), *(k for k in found if k not in NAMES))}
+
+
+def name_of(key: str) -> str:
+    return NAMES.get(key, key)
+
+
+def hero(run: Run) -> str | None:
+    """The read-out the run is about: the one furthest along its own training."""
+    scores = read_outs(run)
+    return next((k for k in ('agent', 'imagination', 'wm_bc', 'bc') if k in scores), None)
+
+
+def sentence(run: Run) -> str:
+    """The run in one sentence."""
+    scores, key = read_outs(run), hero(run)
+    if key is None:
+        if not run.metrics:
+            return 'This run has neither scores nor curves yet.'
+        phase, rows = list(run.metrics.items())[-1]
+        return f'This run has no scores yet; it has reached step {max(rows):,} of the phase {phase}.'
+    own, (low, high) = scores[key], scores[key]['ci95']
+    rows = own['per_seed']
+    seeds = f'{len(rows)} seeds' if len(rows) > 1 else 'one seed'
+    text = f'{name_of(key)} scores {number(own["mean"])} per episode in the real game '
+    text += f'(95% interval {number(low)} to {number(high)}; {seeds}, {sum(map(len, rows)):,} episodes)'
+    times = [
+        f'{number(own["mean"] / scores[k]["mean"], 2)} times {what}'
+        for k, what in (('data', 'the mean of the data it learnt from'), ('random', 'random play'))
+        if k in scores and scores[k]['mean'] > 0
+    ]
+    return text + (': ' + ' and '.join(times) if times else '') + '.'
+
+
+def head(run: Run) -> str:
+    config, scores = run.config, run.scores
+    title = f'{config.get("preset", "run")} on {config.get("env", "an unnamed environment")}'
+    seeds = scores.get('seeds', config.get('seeds'))
+    facts = {
+        'Frames of experience': number(scores.get('env_frames'), 3, True) if scores.get('env_frames') else None,
+        'Updates': number(sum((scores.get('gradient_steps') or {}).values()), 3, True) if scores else None,
+        'Training time': duration(scores.get('seconds')) if scores.get('seconds') else None,
+        'Seeds': ', '.join(map(str, seeds)) if isinstance(seeds, list) else seeds,
+        'Device': scores.get('device', config.get('device')),
+        'Date': scores.get('date', config.get('date')),
+    }
+    items = ''.join(
+        f'<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>' for k, v in facts.items() if v not in (None, '')
+    )
+    return (
+        f'<header><p class="eyebrow">Reverie run report</p><h1>{escape(title)}</h1>'
+        f'<p class="lead">{escape(sentence(run))}</p><dl class="facts">{items}</dl></header>'
+    )
+
+
+def _score_row(name: str, how: str, s: Mapping[str, Any], kind: str) -> str:
+    episodes = [x for row in s['per_seed'] for x in row]
+    low, high = s['ci95']
+    cells = [
+        name, how, number(s['mean']), f'{number(low)} – {number(high)}',
+        number(s['normalised'], 3) if s.get('normalised') is not None else '–',
+        number(min(episodes)), number(max(episodes)), str(len(s['per_seed'])), f'{len(episodes):,}',
+    ]  # fmt: skip
+    return f'<tr class="{kind}">' + ''.join(f'<td>{escape(c)}</td>' for c in cells) + '</tr>'
+
+
+def score_section(run: Run) -> str:
+    """Bars with intervals, then every number."""
+    out, scores, best = ['<section><h2>Scores in the real environment</h2>'], read_outs(run), hero(run)
+    if not scores:
+        return out[0] + missing(run, 'scores.json', 'scores') + '</section>'
+    limits = scale_of([(s['mean'], *s['ci95']) for s in scores.values()])
+    out.append('<div class="bars">')
+    rows = []
+    for key, s in scores.items():
+        kind = 'best' if key == best else 'own' if key in OURS else 'other'
+        dots = [float(np.mean(row)) for row in s['per_seed']] if len(s['per_seed']) > 1 else []
+        name = f'<b>{escape(name_of(key))}</b>' if key == best else escape(name_of(key))
+        out.append(f'<span class="label">{name}</span>{bar(s["mean"], *s["ci95"], dots, limits, kind)}')
+        out.append(f'<span class="value">{number(s["mean"])}</span>')
+        how = 'sampled' if 'greedy' in s else '–' if key == 'data' else ''
+        rows.append(_score_row(name_of(key), how or '–', s, kind))
+        if 'greedy' in s:
+            rows.append(_score_row('', 'greedy', s['greedy'], 'greedy'))
+    out.append(f'<span class="axis-pad"></span>{bar_axis(limits)}<span class="axis-pad"></span></div>')
+    over = 'seeds' if len(scores[best or next(iter(scores))]['per_seed']) > 1 else 'episodes of the one seed'
+    absent = [name_of(k) for k in ('bc', 'wm_bc', 'imagination') if k not in scores and 'agent' not in scores]
+    out.append(
+        '<p class="note">Mean return per episode; whiskers are 95% bootstrap intervals over '
+        f'{over}, dots are seeds. Normalised: 0 is random play, 1 is the reference '
+        f'({number(run.scores.get("reference"))}, online PPO).'
+        + (f' Not measured in this run: {escape(", ".join(absent))}.' if absent else '')
+        + '</p>'
+    )
+    heads = ('Read-out', 'Actions', 'Mean', '95% interval', 'Normalised', 'Min', 'Max', 'Seeds', 'Episodes')
+    out.append('<div class="scroll"><table><thead><tr>' + ''.join(f'<th>{h}</th>' for h in heads) + '</tr></thead>')
+    return ''.join([*out, '<tbody>', *rows, '</tbody></table></div></section>'])
+
+
+def _series(rows: Mapping[int, Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """-> (steps [n], values [n, seeds]) of one metric; lines of another width than the last are left out."""
+    found = {}
+    for step, row in sorted(rows.items()):
+        try:
+            found[step] = np.atleast_1d(np.asarray(row[name], float))
+        except (KeyError, TypeError, ValueError):
+            continue
+    width = next(reversed(found.values())).shape if found else (0,)
+    found = {step: v for step, v in found.items() if v.shape == width and v.ndim == 1}
+    return np.array(list(found), float), np.array(list(found.values()), float).reshape(len(found), -1)
+
+
+def _metric_figure(rows: Mapping[int, Mapping[str, Any]], name: str) -> str:
+    steps, values = _series(rows, name)
+    if not values.size or not np.isfinite(values).any():
+        return figure(name, '', '<p class="missing">No finite values.</p>')
+    with np.errstate(invalid='ignore'):
+        mean = values.mean(1)
+    lines = [Line(steps, values[:, i], 'seed') for i in range(values.shape[1])] if values.shape[1] > 1 else []
+    return figure(name, number(float(mean[-1])), curves([*lines, Line(steps, mean)], 'update', name))
+
+
+def curve_section(run: Run) -> str:
+    """Losses of each phase, and the other metrics folded away."""
+    out = ['<section><h2>Training</h2>']
+    curve = run.scores.get('curve') or {}
+    returns = curve.get('return_per_seed') or []
+    if curve.get('env_frames') and returns and returns[0]:
+        x, y = np.array(curve['env_frames'], float), np.array(returns, float)
+        lines = [Line(x, row, 'seed') for row in y] if len(y) > 1 else []
+        chart = curves([*lines, Line(x, y.mean(0))], 'environment frames', 'score during training', log=False)
+        out.append(f'<div class="charts">{figure("score during training", number(y.mean(0)[-1]), chart)}</div>')
+    if not run.metrics:
+        return ''.join([*out, missing(run, 'metrics.jsonl', 'training curves'), '</section>'])
+    if 'metrics.jsonl' in run.notes:
+        out.append(f'<p class="missing">{escape(run.notes["metrics.jsonl"])}</p>')
+    out.append('<p class="note">One chart per loss term and phase; the number is its last value.</p>')
+    out.append(line_key(('main', 'mean'), ('seed', 'each seed')))
+    for phase, rows in run.metrics.items():
+        names = dict.fromkeys(name for row in rows.values() for name in row if '/' in name)
+        seconds = [row['seconds'] for row in rows.values() if isinstance(row.get('seconds'), int | float)]
+        took = f', {duration(max(seconds))} after the start' if seconds else ''
+        out.append(f'<h3>{escape(phase)} <span class="note">to update {max(rows):,}{took}</span></h3>')
+        losses = [name for name in names if name.startswith('loss/')]
+        out.append('<div class="charts">' + ''.join(_metric_figure(rows, name) for name in losses) + '</div>')
+        if others := [name for name in names if name not in losses]:
+            charts = ''.join(_metric_figure(rows, name) for name in others)
+            title = f'<summary>{len(others)} more curves of {escape(phase)}</summary>'
+            out.append(f'<details>{title}<div class="charts">{charts}</div></details>')
+    return ''.join([*out, '</section>'])
+
+
+def recon_section(run: Run) -> str:
+    """Tokenizer: truth, what the encoder saw, output; one block per mask rate."""
+    out, s = '<section><h2>Tokenizer reconstructions</h2>', run.samples
+    names = ('recon/truth', 'recon/mask_rates', 'recon/output', 'recon/mask')
+    if not all(name in s for name in names):
+        return out + missing(run, 'samples.npz', 'reconstructions') + '</section>'
+    truth, rates, output, mask = (s[name] for name in names)
+    n = min(len(truth), ROWS)
+    parts = [out, '<p class="note">The encoder is shown what is not grey, the decoder returns the whole frame.</p>']
+    parts += [legend(run, truth.shape[-1]), f'<div class="recon" style="--n:{n}">']
+
+    def row(label: str, frames: np.ndarray) -> str:
+        cells = ''.join(image(video.png(f), f'{label} {i + 1}') for i, f in enumerate(frames))
+        return f'<span class="label">{label}</span>{cells}'
+
+    rgb = video.colourise(truth[:n])
+    for i, rate in enumerate(np.ravel(rates)):
+        decibel = float(video.psnr(truth, output[i]).mean())
+        parts.append(
+            f'<div class="rate">{100 * float(rate):.0f}% hidden: PSNR {decibel:.1f} dB over {len(truth)} frames</div>'
+        )
+        parts += [row('truth', rgb)] if i == 0 else []
+        parts += [row('shown', video.hide(rgb, mask[i, :n])), row('output', video.colourise(output[i, :n]))]
+    return ''.join([*parts, '</div></section>'])
+
+
+def config_section(run: Run) -> str:
+    """The command, the whole configuration and the versions, to do it again."""
+    command = run.scores.get('command', run.config.get('command'))
+    versions = run.scores.get('versions', run.config.get('versions')) or {}
+    commit = run.scores.get('commit', run.config.get('commit'))
+    out = ['<section><h2>Command and configuration</h2>']
+    out.append(f'<pre>{escape(str(command))}</pre>' if command else missing(run, 'config.json', 'command'))
+    text = ', '.join(f'{k} {v}' for k, v in versions.items()) if isinstance(versions, dict) else str(versions)
+    out.append(f'<p class="note">Commit {escape(str(commit))}. {escape(text)}</p>')
+    config = json.dumps(run.config.get('config', run.config), indent=2, ensure_ascii=False)
+    out.append(f'<details><summary>The whole configuration</summary><pre>{escape(config)}</pre></details>')
+    return ''.join([*out, '</section>'])
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    style = pathlib.Path(__file__).with_name('report.css').read_text(encoding='utf-8')
+    title = escape(f'{run.config.get("preset", "run")} on {run.config.get("env", "?")}')
+    # the policy makes the browser itself refuse anything from the network, should a hostile name slip through
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    sections = (head, score_section, curve_section, recon_section, dreams.section, config_section)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>\n<body>'
+        + '\n'.join(section(run) for section in sections)
+        + f'\n<footer>Made by reverie {escape(reverie.__version__)} from the files of this run alone.</footer>'
+        '</body></html>\n'
+    )
+
+
+def write(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `report.html` into a run folder and returns its path. Raises UserError if `folder` is not a run."""
+    run = read(folder)
+    path = run.folder / 'report.html'
+    with tempfile.NamedTemporaryFile('w', dir=run.folder, prefix='.report.', delete=False, encoding='utf-8') as file:
+        file.write(render(run))
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+    return path
