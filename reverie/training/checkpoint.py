@@ -10,6 +10,7 @@ were. Orbax alone reads flipped bits without complaint; the manifest catches the
       manifest.json  {file: SHA-256}
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -36,8 +37,9 @@ Target = Callable[[Meta], tuple[PyTree, PyTree]]
 
 
 def warn(line: str) -> None:
-    """One line on standard error."""
-    print(f'reverie: {line}', file=sys.stderr, flush=True)
+    """One line on standard error. A log file on a full disk, or a closed pipe, must not end a run."""
+    with contextlib.suppress(OSError):
+        print(f'reverie: {line}', file=sys.stderr, flush=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -261,7 +263,8 @@ class Keeper:
                 break
             except Exception as error:  # whatever the disk, Orbax or TensorStore raise: training is worth more
                 self.failures += 1
-                line = ' '.join(str(error).split())[:300]
+                line = ' '.join(str(error).split())
+                line = line if len(line) < 300 else f'{line[:120]} ... {line[-170:]}'
                 warn(f'SAVING FAILED ({self.failures} in a row) at gradient step {number}: {line}')
             if self.failures >= self.max_failures:
                 warn(f'giving up after {self.failures} failed saves; free space in {self.folder}, run the same command')

@@ -4,6 +4,7 @@ A record is a flat dict. With one seed `loss/flow` is a float; with several it i
 list. Every record carries phase, step (in the phase), gradient_steps and env_frames (in all), and seconds.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -139,7 +140,8 @@ class Terminal:
         name, at = self.last
         done = record['step'] >= self.phases[self.index[record['phase']]].steps
         if name != record['phase'] or done or time.monotonic() - at >= self.every_s:
-            print(self.line(record), file=self.file, flush=True)
+            with contextlib.suppress(OSError):  # a closed pipe or a full disk must not end a run
+                print(self.line(record), file=self.file, flush=True)
             self.last = (record['phase'], time.monotonic())
 
     def _draw(self, record: Record) -> None:

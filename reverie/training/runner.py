@@ -268,7 +268,7 @@ class _Loop:
     def _dispatch(
         self, program: Program, phase: Phase, train: TrainState, keys: Array, step: int, updates: int
     ) -> tuple[TrainState, _Call]:
-        loaded = self.source.load(updates, phase.batch, phase.length, keys.shape[0])
+        loaded = self.source.load(updates, phase.batch, phase.length, keys.shape[0], phase.relevant)
         data = self.source.data
         if self.mesh is not None:
             data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))

@@ -8,21 +8,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from reverie.training.state import TrainState, batch_sharding, global_norm, select, trained_groups
 from reverie.types import Batch, Losses, Metrics, Phase, Source, UserError, sg
 
 
 def check_losses(phase: Phase, losses: Losses) -> None:
-    """Raise UserError unless the terms are those of `phase.scales`, each [B, T]. Runs while tracing only."""
+    """Raise UserError unless the terms are those of `phase.scales`, each [B, T] ([B, H] if imagined)."""
     missing, extra = sorted(set(phase.scales) - set(losses)), sorted(set(losses) - set(phase.scales))
     if missing or extra:
         raise UserError(f'phase {phase.name}: losses and scales differ; missing losses {missing}, extra {extra}')
-    expected = (phase.batch, phase.length)
-    wrong = {name: x.shape for name, x in losses.items() if x.shape != expected}
+    wrong = {name: x.shape for name, x in losses.items() if x.ndim != 2 or x.shape[0] != phase.batch}
     if wrong:
-        raise UserError(f'phase {phase.name}: every loss must have shape [B, T] = {expected}, got {wrong}')
+        raise UserError(f'phase {phase.name}: every loss must have shape [B={phase.batch}, T], got {wrong}')
 
 
 def normalise(
@@ -105,7 +104,7 @@ def make_program(phase: Phase, source: Source, mesh: Mesh | None = None, shardin
     def one_seed(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int) -> Any:
         def body(state, loaded):
             sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-            batch = source.sample(data, loaded, sample_key, phase.batch, phase.length)
+            batch = source.sample(data, loaded, sample_key, phase.batch, phase.length, phase.relevant)
             if rows is not None:
                 batch = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
             state, metrics = update(phase, state, batch, loss_key)
@@ -116,7 +115,7 @@ def make_program(phase: Phase, source: Source, mesh: Mesh | None = None, shardin
         metrics = {name: finite_mean(x) for name, x in metrics.items()}
         return state, {**metrics, 'opt/skipped': state.skipped.astype(jnp.float32)}, streak, trace
 
-    def call(state: TrainState, data: PyTree, loaded: PyTree, keys: PRNGKeyArray, updates: int) -> Any:
+    def call(state: TrainState, data: PyTree, loaded: PyTree, keys: Key[Array, ' seeds'], updates: int) -> Any:
         traces.append(updates)
         if keys.shape[0] == 1:  # vmap over one seed turns matmuls and convolutions into batched ones, for nothing
             squeeze, add = (lambda t: jax.tree.map(lambda x: x[0], t)), (lambda t: jax.tree.map(lambda x: x[None], t))

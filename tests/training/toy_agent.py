@@ -29,11 +29,11 @@ class Table:
     data: Any = dataclasses.field(default_factory=table)
     drawn: int = 0
 
-    def load(self, updates, batch, length, seeds):
+    def load(self, updates, batch, length, seeds, relevant=0.0):
         self.drawn += updates
         return None
 
-    def sample(self, data, loaded, key, batch, length):
+    def sample(self, data, loaded, key, batch, length, relevant=0.0):
         rows = jax.random.randint(key, (batch,), 0, data['obs'].shape[0])
         obs, reward = data['obs'][rows], data['reward'][rows]
         no, yes = jnp.zeros((batch, length), bool), jnp.ones((batch,), bool)
@@ -49,12 +49,12 @@ class Table:
 class Stream(Table):
     """The same rows, chosen on the host in an order that only its state knows."""
 
-    def load(self, updates, batch, length, seeds):
+    def load(self, updates, batch, length, seeds, relevant=0.0):
         rows = np.arange(self.drawn, self.drawn + updates * seeds * batch) % 64
         self.drawn += updates * seeds * batch
         return jnp.asarray(rows.reshape(updates, seeds, batch))
 
-    def sample(self, data, loaded, key, batch, length):
+    def sample(self, data, loaded, key, batch, length, relevant=0.0):
         data = jax.tree.map(lambda x: x[loaded], data)
         return Table.sample(self, data, None, key, batch, length)
 
@@ -86,7 +86,16 @@ class Toy:
 def toy(steps=(20, 10), model=model_loss, **changes) -> Toy:
     """Phase `model`: RMS-normalised losses, a weight mean. Then phase `head`, which begins from half the head."""
     first = Phase(
-        'model', ('model',), model, dict(fit=1.0, size=0.1), optax.adam(1e-2), steps[0], BATCH, LENGTH, 0.9, 0.8
+        'model',
+        ('model',),
+        model,
+        dict(fit=1.0, size=0.1),
+        optax.adam(1e-2),
+        steps[0],
+        BATCH,
+        LENGTH,
+        rms_decay=0.9,
+        ema_decay=0.8,
     )
     halve = lambda p: {**p, 'head': jax.tree.map(lambda x: x / 2, p['head'])}
     second = Phase('head', ('head',), head_loss, dict(head=1.0), optax.sgd(0.05), steps[1], BATCH, LENGTH, begin=halve)

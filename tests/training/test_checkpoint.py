@@ -1,0 +1,201 @@
+"""Checkpoints under damage: deleted, truncated and flipped files, full disks, interrupted saves."""
+
+import json
+import os
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reverie.training import checkpoint
+from reverie.types import UserError
+
+
+def tree(value: float):
+    params = dict(model={0: jnp.full((2, 3), value)}, head=jnp.ones((2, 1)))
+    params['a.b'] = {'x/y': jnp.full((2,), value, jnp.bfloat16)}
+    train = dict(opt=(jnp.full((2, 3), -value), None), rms={}, step=jnp.full((2,), 7, jnp.int32))
+    return params, train
+
+
+def shapes(x):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), x)
+
+
+def target(meta):
+    return shapes(tree(0.0)[0]), shapes(tree(0.0)[1])
+
+
+def write(folder, number, value):
+    return checkpoint.save(folder, number, *tree(value), dict(complete=False, gradient_steps=number))
+
+
+@pytest.fixture(scope='module')
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run') / 'checkpoints'
+    write(folder, 1, 1.0)
+    write(folder, 2, 2.0)
+    return folder
+
+
+@pytest.fixture
+def copy(two_steps, tmp_path):
+    return shutil.copytree(two_steps, tmp_path / 'checkpoints')
+
+
+def restored_value(folder):
+    params, train, meta = checkpoint.restore_latest(folder, target)
+    value = float(params['model'][0][0, 0])
+    assert meta['gradient_steps'] == value
+    for a, b in zip(jax.tree.leaves((params, train)), jax.tree.leaves(tree(value)), strict=True):
+        assert a.dtype == b.dtype and np.array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+    return value
+
+
+def test_what_is_saved_comes_back_with_its_structure_and_types(two_steps):
+    assert restored_value(two_steps) == 2.0
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path):
+    assert checkpoint.restore_latest(tmp_path, target) is None
+
+
+def test_parameters_load_without_agent_or_optimiser(two_steps):
+    params, meta = checkpoint.load(two_steps.parent)
+    assert jax.tree.structure(params) == jax.tree.structure(tree(0.0)[0])
+    assert params['a.b']['x/y'].dtype == jnp.bfloat16 and float(params['model'][0][1, 2]) == 2.0
+    assert meta['versions']['jax'] == jax.__version__
+
+
+def test_loading_a_folder_without_checkpoints_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match='no checkpoint'):
+        checkpoint.load(tmp_path)
+
+
+def delete(path):
+    path.unlink()
+
+
+def truncate(path):
+    with open(path, 'r+b') as f:
+        f.truncate(path.stat().st_size // 2)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize('damage', [delete, truncate, flip])
+def test_damage_to_any_file_walks_back_to_the_step_before(two_steps, tmp_path, capfd, damage):
+    files = sorted(p.relative_to(two_steps / '000000002') for p in (two_steps / '000000002').rglob('*') if p.is_file())
+    assert len(files) > 8
+    for i, file in enumerate(files):
+        folder = shutil.copytree(two_steps, tmp_path / str(i))
+        path = folder / '000000002' / file
+        if damage is not delete and path.stat().st_size == 0:
+            continue
+        damage(path)
+        capfd.readouterr()
+        found = checkpoint._newest_sound(folder)
+        assert found is not None and found[0].name == '000000001', file
+        assert len(capfd.readouterr().err.splitlines()) == 1
+        assert [p.name[:17] for p in folder.glob('corrupt-*')] == ['corrupt-000000002']
+    assert restored_value(folder) == 1.0
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_orbax_alone_does_not_notice_a_flipped_bit_in_an_array(copy):
+    """Why there is a manifest: without it, at least one single-bit flip would be restored without complaint."""
+    quiet = 0
+    for path in sorted((copy / '000000002' / 'params').rglob('*')):
+        if path.is_file() and path.stat().st_size:
+            whole = path.read_bytes()
+            flip(path)
+            assert checkpoint.fault_of(copy / '000000002') is not None
+            try:
+                checkpoint._read_arrays(copy / '000000002' / 'params', target({})[0])
+                quiet += 1
+            except Exception:
+                assert checkpoint.fault_of(copy / '000000002') is not None
+            path.write_bytes(whole)
+    assert quiet > 0 and checkpoint.fault_of(copy / '000000002') is None
+
+
+def test_an_added_file_is_damage_too(copy):
+    (copy / '000000002' / 'params' / 'extra').write_text('x')
+    assert 'unknown' in checkpoint.fault_of(copy / '000000002')
+
+
+def test_when_every_step_is_damaged_the_run_refuses_now_and_the_next_time(copy):
+    for step in checkpoint.steps(copy):
+        flip(step / 'meta.json')
+    for _ in range(2):
+        with pytest.raises(UserError, match='no sound checkpoint is left'):
+            checkpoint.restore_latest(copy, target)
+
+
+def test_an_interrupted_save_is_ignored_and_removed(copy):
+    shutil.copytree(copy / '000000002', copy / 'tmp-000000003')
+    assert restored_value(copy) == 2.0
+    checkpoint.clean(copy)
+    assert not list(copy.glob('tmp-*')) and len(checkpoint.steps(copy)) == 2
+
+
+def test_another_format_is_refused_by_both_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'FORMAT', 99)
+    write(tmp_path, 1, 1.0)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match='format 99; this version reads format 1'):
+        checkpoint.restore_latest(tmp_path, target)
+
+
+def test_other_shapes_are_refused_by_name(two_steps):
+    def wider(meta):
+        params, train = target(meta)
+        params['head'] = jax.ShapeDtypeStruct((2, 5), jnp.float32)
+        return params, train
+
+    with pytest.raises(UserError, match=r"'head'.*\[2, 1\].*\[2, 5\]"):
+        checkpoint.restore_latest(two_steps, wider)
+
+
+def test_the_keeper_keeps_the_newest_and_every_phase_end(tmp_path):
+    keeper = checkpoint.Keeper(tmp_path, max_to_keep=2, keep_phase_ends=True)
+    for number in range(1, 6):
+        assert keeper.save(number, *tree(number), dict(complete=number == 2))
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ['000000002', '000000004', '000000005']
+    keeper.keep_phase_ends = False
+    keeper.prune()
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ['000000004', '000000005']
+    assert sorted(os.listdir(tmp_path)) == ['000000004', '000000005']
+
+
+def test_a_disk_that_takes_no_more_is_survived_twice_and_then_ends_the_run(tmp_path, capfd):
+    """The kernel refuses every write beyond 8 kB, for Python and Orbax alike."""
+    keeper = checkpoint.Keeper(tmp_path)
+    keeper.save(1, *tree(1.0), dict(complete=False, gradient_steps=1))
+    large = dict(model=jnp.asarray(np.random.default_rng(0).normal(size=(64, 64))))  # noise does not compress
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        assert not keeper.save(2, large, None, dict(complete=False))
+        assert not keeper.save(3, large, None, dict(complete=False))
+        with pytest.raises(SystemExit) as stop:
+            keeper.save(4, large, None, dict(complete=False))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stop.value.code == 74
+    assert capfd.readouterr().err.count('SAVING FAILED') == 3
+    assert sorted(os.listdir(tmp_path)) == ['000000001'] and restored_value(tmp_path) == 1.0
+    assert keeper.save(5, *tree(5.0), dict(complete=False, gradient_steps=5)) and keeper.failures == 0
+
+
+def test_meta_is_json_and_names_every_array(two_steps):
+    meta = json.loads((two_steps / '000000002' / 'meta.json').read_text())
+    assert [x['path'] for x in meta['arrays']['params']] == [['a.b', 'x/y'], ['head'], ['model', 0]]
