@@ -171,6 +171,7 @@ class Writer:
         path = self._folder / self._shards[-1]['file']
         _sync(path)
         self._shards[-1] |= {'records': self._records, 'bytes': path.stat().st_size, 'sha256': file_hash(path)}
+        _check_shard(path, self._shards[-1])  # a full disk shows here
 
     def __exit__(self, kind, error, trace) -> None:
         try:
@@ -288,6 +289,8 @@ class Splitter:
                 self._open[env].append(jax.tree.map(lambda x, a=begin, b=end: x[a:b], stream))
                 if stream.is_last[end - 1]:
                     yield self._close(env)
+            if self._open[env]:  # copied, or a few long episodes would keep whole chunks alive
+                self._open[env][-1] = jax.tree.map(np.array, self._open[env][-1])
 
     def flush(self) -> Iterator[tuple[Step, bool]]:
         """The unfinished tails, (episode, False) each."""
@@ -322,14 +325,10 @@ class Episodes:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.manifest = _read_manifest(self.path)
-        m = self.manifest
-        actions = ActionSpace(m['actions']['kind'], m['actions']['size'], tuple(m['actions']['meanings']))
-        shape = tuple(m['obs']['shape'])
-        self.schema = Schema(shape, m['obs']['dtype'], actions)
-        self.spec = EnvSpec(m['env'], shape, actions, m['max_return'], tuple(m['obs']['channels']))
-        self.counts: dict[str, Any] = m['counts']
-        self.shards = [self.path / shard['file'] for shard in m['shards']]
-        for shard in m['shards']:
+        self.schema, self.spec = _read_schema(self.path / MANIFEST, self.manifest)
+        self.counts: dict[str, Any] = self.manifest['counts']
+        self.shards = [self.path / shard['file'] for shard in self.manifest['shards']]
+        for shard in self.manifest['shards']:
             _check_shard(self.path / shard['file'], shard)
 
     def __len__(self) -> int:
@@ -406,9 +405,29 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f'{file}: changed since it was written, expected checksum {manifest.get("checksum")}')
     if manifest.get('alignment') != ALIGNMENT:
         raise UserError(f'{file}: alignment {manifest.get("alignment")!r}, expected {ALIGNMENT!r}')
-    if not manifest['counts']['episodes'] or not manifest['shards']:
+    if not manifest.get('counts', {}).get('episodes') or not manifest.get('shards'):
         raise UserError(f'{path}: dataset is empty, expected at least one episode')
     return manifest
+
+
+def _read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, EnvSpec]:
+    try:
+        obs, a = manifest['obs'], manifest['actions']
+        actions = ActionSpace(str(a['kind']), int(a['size']), tuple(a['meanings']))
+        schema = Schema(tuple(int(n) for n in obs['shape']), str(obs['dtype']), actions)
+        shards = [(str(s['file']), int(s['records']), int(s['bytes']), str(s['sha256'])) for s in manifest['shards']]
+        spec = EnvSpec(manifest['env'], schema.obs_shape, actions, manifest['max_return'], tuple(obs['channels']))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f'{file}: {type(error).__name__} at {error}, expected the fields of version {VERSION}'
+        ) from error
+    if schema.obs_dtype not in DTYPES:
+        raise UserError(f'{file}: observations are {schema.obs_dtype}, expected one of {", ".join(DTYPES)}')
+    if actions.kind not in ('discrete', 'continuous') or actions.size < 1 or min(schema.obs_shape, default=1) < 1:
+        raise UserError(f'{file}: {_words(actions)} and shape {list(schema.obs_shape)}, expected positive sizes')
+    if sum(records for _, records, _, _ in shards) != manifest['counts']['episodes']:
+        raise UserError(f'{file}: shards do not add up to {manifest["counts"]["episodes"]} episodes')
+    return schema, spec
 
 
 def _check_shard(path: pathlib.Path, shard: dict[str, Any]) -> None:
@@ -439,8 +458,21 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     tallies: dict[str, Tally] = {}
     for record in episodes.records():
         tallies.setdefault(record.kind, Tally()).add(record)
-    found = json.loads(json.dumps(summarise(tallies)))
-    if found != episodes.counts:
-        wrong = [name for name in found if found[name] != episodes.counts.get(name)]
-        raise UserError(f'{path}: records give {wrong[0]} {found[wrong[0]]}, manifest says {episodes.counts[wrong[0]]}')
+    found = summarise(tallies)
+    wrong = _difference(found, episodes.counts)
+    if wrong:
+        raise UserError(f'{path}: records and manifest disagree about {wrong}')
     return {'path': str(path), 'shards': len(episodes.shards)} | found
+
+
+def _difference(found: Any, expected: Any, name: str = '') -> str:
+    """First difference of two nested summaries in words, or nothing. Floats may differ in their last digits."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        names = sorted(found.keys() | expected.keys())
+        inner = (_difference(found.get(n), expected.get(n), f'{name}.{n}' if name else n) for n in names)
+        return next(filter(None, inner), '')
+    if isinstance(found, float) and isinstance(expected, float | int):
+        same = math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-9)
+    else:
+        same = found == expected
+    return '' if same else f'{name}: {found}, expected {expected}'

@@ -95,6 +95,10 @@ def from_step(
     """
     first, last, terminal = (np.asarray(x) for x in (step.is_first, step.is_last, step.is_terminal))
     obs = np.asarray(step.obs)
+    for name in ('prev_action', 'reward', 'is_first', 'is_last', 'is_terminal'):
+        if np.shape(getattr(step, name))[:1] != obs.shape[:1]:
+            given = np.shape(getattr(step, name))
+            raise UserError(f'episode has {name} of shape {list(given)}, expected {len(obs)} steps as in obs')
     if obs.shape[1:] != schema.obs_shape or obs.dtype.name != schema.obs_dtype:
         raise UserError(
             f'episode has observations {obs.dtype.name}{list(obs.shape[1:])}, '

@@ -24,7 +24,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from reverie.data.episodes import Episodes
 from reverie.data.records import Record, decode, hide_actions
 from reverie.data.windows import Relevant, Rows, Stream, concatenate, keep_labels, rewarded_steps, to_batch
-from reverie.types import Batch, EnvSpec, Source, UserError
+from reverie.types import Batch, EnvSpec, UserError
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def open_source(
     relevant_fraction: float = 0.5,
     label_fraction: float = 1.0,
     seed: int = 0,
-) -> Source:
+) -> Resident | Streaming:
     """Resident if the dataset fits the budget, else Streaming; other arguments as in `Rows`.
 
     Raises UserError if the dataset is of another game, observation or action space than `spec`.
