@@ -12,8 +12,6 @@ LAST = SIZE - 1
 NOOP, LEFT, UP, RIGHT, DOWN, FIRE = range(6)
 MEANINGS = ('noop', 'left', 'up', 'right', 'down', 'fire')
 
-INDEX = tuple(range(SIZE))
-
 
 def line(i: Int[Array, '']) -> Bool[Array, '10']:
     """One row or column of cells with cell `i` set; empty where `i` is off the board."""
@@ -23,6 +21,19 @@ def line(i: Int[Array, '']) -> Bool[Array, '10']:
 def cell(y: Int[Array, ''], x: Int[Array, '']) -> Bool[Array, '10 10']:
     """The board with cell (y, x) set; empty where the position is off the board."""
     return line(y)[:, None] & line(x)[None, :]
+
+
+def columns(x: Int[Array, ' n'], present: Bool[Array, ' n']) -> Bool[Array, 'n 10']:
+    """One row of cells for each of n things: the cell at column `x` where the thing is present and on the board."""
+    return present[:, None] & (x[:, None] == jnp.arange(SIZE))
+
+
+def occupied(y: Int[Array, ' n'], x: Int[Array, ' n'], present: Bool[Array, ' n']) -> Bool[Array, '10 10']:
+    """The board with the cells of n things set. A row is put together as the bits of one integer, n times 10 steps."""
+    on_board = present & (x >= 0) & (x < SIZE)
+    bit = jnp.where(on_board, 1 << jnp.clip(x, 0, LAST), 0)
+    rows = jnp.bitwise_or.reduce(jnp.where(y == jnp.arange(SIZE)[:, None], bit, 0), axis=1)
+    return ((rows[:, None] >> jnp.arange(SIZE)) & 1).astype(bool)
 
 
 def walk(position: Int[Array, ''], action: Int[Array, ''], back: int, ahead: int, low: int = 0, high: int = LAST):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from reverie.envs.minatar.board import LAST, LEFT, NOOP, RIGHT, SIZE, cell, integer, line, walk
+from reverie.envs.minatar.board import LAST, LEFT, NOOP, RIGHT, SIZE, cell, integer, walk
 
 BRICK_ROWS = slice(1, 4)
 BALL_ROW = 3  # where the ball is served
@@ -85,6 +85,6 @@ class Breakout:
         return after, broken.astype(jnp.float32), floor & ~caught_above & ~caught_aside
 
     def observe(self, state: State) -> Bool[Array, '10 10 4']:
-        paddle = line(integer(LAST))[:, None] & line(state.paddle)
+        paddle = cell(integer(LAST), state.paddle)
         ball, trail = cell(state.y, state.x), cell(state.last_y, state.last_x)
         return jnp.stack([paddle, ball, trail, state.bricks], axis=-1)

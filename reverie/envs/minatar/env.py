@@ -1,17 +1,22 @@
 """A MinAtar game as an environment: sticky actions, action sets and the two protocols of the literature."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from reverie.envs.minatar.asterix import Asterix
 from reverie.envs.minatar.board import MEANINGS, NOOP, SIZE
 from reverie.envs.minatar.breakout import Breakout
+from reverie.envs.minatar.freeway import Freeway
+from reverie.envs.minatar.seaquest import Seaquest
+from reverie.envs.minatar.space_invaders import SpaceInvaders
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 
+@runtime_checkable
 class Game(Protocol):
     """The rules of one game. All chance enters through `draw`, so that tests can replay somebody else's dice."""
 
@@ -92,7 +97,7 @@ class MinAtar:
         return StickyState(game, executed), step
 
 
-GAMES = {game.name: game for game in (Breakout,)}
+GAMES = {game.name: game for game in (Asterix, Breakout, Freeway, Seaquest, SpaceInvaders)}
 
 # What the literature calls MinAtar: the original's defaults, and those of the gymnax ports. Freeway's clock runs 2,500
 # steps in both; gymnax truncates there, one step before the game itself would end.
