@@ -84,7 +84,7 @@ class TimeLimit:
 
 
 def names() -> tuple[str, ...]:
-    """The environments `make` knows by heart, besides every 'gymnax/<Id>'."""
+    """The environments that need no other package; `make` also takes 'gymnax/<Id>'."""
     return tuple(f'minatar/{game}' for game in minatar.GAMES)
 
 
@@ -92,10 +92,15 @@ def make(name: str, **options: Any) -> Env:
     """An environment by name, e.g. make('minatar/breakout', sticky=0.0) or make('gymnax/CartPole-v1').
 
     Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions, time_limit (steps or
-    None). Option of gymnax/*: time_limit. Raises UserError for an unknown name, an unknown option or a bad value.
+    None). Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode. Raises UserError for an unknown
+    name, an unknown option or a bad value.
     """
     family, _, game = name.partition('/')
-    if family == 'minatar' and game in minatar.GAMES:
-        env, time_limit = minatar.build(game, **options)
-        return env if time_limit is None else TimeLimit(env, time_limit)
-    raise UserError(f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>')
+    if family == 'gymnax':
+        from reverie.envs import gymnax  # an optional package; its import takes seconds
+
+        return gymnax.build(game, **options)
+    if family != 'minatar' or game not in minatar.GAMES:
+        raise UserError(f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>')
+    env, time_limit = minatar.build(game, **options)
+    return env if time_limit is None else TimeLimit(env, time_limit)
