@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from reverie.training.checkpoint import warn
 from reverie.types import Phase, UserError
@@ -21,6 +21,7 @@ Record = dict[str, Any]
 COORDINATES = ('phase', 'step', 'gradient_steps', 'env_frames', 'seconds')
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Somewhere records go."""
 
@@ -86,7 +87,7 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
     return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Hours, minutes and seconds for people: '1h02', '3m20', '8s'."""
     if not math.isfinite(seconds):
         return '?'
@@ -112,10 +113,11 @@ class Terminal:
         """Seconds left in this phase, and in all."""
         i = self.index[record['phase']]
         phase = self.phases[i]
-        in_phase = (phase.steps - record['step']) / max(record.get('time/updates_per_s', 0.0), 1e-9)
+        if not record.get('time/updates_per_s'):
+            return math.inf, math.inf
+        in_phase = (phase.steps - record['step']) / record['time/updates_per_s']
         frames = sum(p.steps * p.batch * p.length for p in self.phases[i + 1 :])
-        one_seed = max(record.get('time/updates_per_s', 0.0) * phase.batch * phase.length, 1e-9)
-        return in_phase, in_phase + frames / one_seed
+        return in_phase, in_phase + frames / (record['time/updates_per_s'] * phase.batch * phase.length)
 
     def line(self, record: Record) -> str:
         """What both the live and the plain output say."""
@@ -127,9 +129,10 @@ class Terminal:
         )
         in_phase, in_all = self.left(record)
         skipped = record.get('opt/skipped', 0)
+        speed = f'{record["time/frames_per_s"]:.3g} frames/s' if 'time/frames_per_s' in record else 'first call'
         return (
             f'{self.index[phase.name] + 1}/{len(self.phases)} {phase.name}  {record["step"]}/{phase.steps}  {losses}  '
-            f'{record.get("time/frames_per_s", 0):.3g} frames/s  left {duration(in_phase)}, in all ~{duration(in_all)}'
+            f'{speed}  left {duration(in_phase)}, in all ~{duration(in_all)}'
             + (f'  SKIPPED {skipped:g}' if skipped else '')
         )
 

@@ -188,7 +188,12 @@ class _Loop:
             self.source.set_state(meta['source'])
             if train is not None:
                 resumed = TrainState(params, **train)
-            checkpoint.warn(f'resuming {meta["phase"]} at step {meta["step"]} (gradient step {meta["gradient_steps"]})')
+            done = first == len(self.agent.phases)
+            checkpoint.warn(
+                f'every phase is complete ({meta["gradient_steps"]} gradient steps)'
+                if done
+                else f'resuming after {meta["phase"]}/{meta["step"]} ({meta["gradient_steps"]} gradient steps in all)'
+            )
         self.log.drop_after(found[2]['gradient_steps'] if found else 0)
         if params is None:
             params = self._init()
@@ -221,11 +226,11 @@ class _Loop:
     def _target(self, meta: checkpoint.Meta) -> tuple[PyTree, PyTree]:
         """Shapes and shardings of a checkpoint of this run."""
         seeds = self.keys.shape[0]
-        params = jax.eval_shape(jax.vmap(self.agent.init), self.keys[:, 0])
+        params = jax.eval_shape(self.agent.init, self.keys[0, 0])
         for phase in self.agent.phases[: meta['phase_index'] + 1]:
-            train = jax.eval_shape(jax.vmap(lambda p, f=phase: state.create(f.begin(p) if f.begin else p, f)), params)
+            train = jax.eval_shape(lambda p, f=phase: state.create(f.begin(p) if f.begin else p, f), params)
             params = train.params
-        assert all(x.shape[0] == seeds for x in jax.tree.leaves(params))
+        train = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), train)
         if self.mesh is None:
             one = SingleDeviceSharding(jax.devices()[0])
             shardings = jax.tree.map(lambda x: one, train)

@@ -1,0 +1,286 @@
+"""Whole runs of the toy: resume, seeds, faults, signals, devices."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from toy_agent import Stream, Table, model_loss, poisoned, toy
+
+from reverie.training import checkpoint, metrics
+from reverie.training.runner import claim, flatten, run
+from reverie.types import UserError
+
+HERE = pathlib.Path(__file__).parent
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def train(folder, agent=None, source=None, **changes):
+    arguments = dict(updates_per_call=4, log_every_s=0.0, checkpoint_every_s=1e9, config=dict(a=1))
+    return run(agent or toy(), source or Table(), folder, **{**arguments, **changes})
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """An uninterrupted run of two seeds: folder, parameters, source."""
+    folder, source = tmp_path_factory.mktemp('whole'), Stream()
+    return folder, train(folder, source=source, seeds=2, checkpoint_every_s=0.0), source
+
+
+class Crash(RuntimeError):
+    pass
+
+
+class Failing(Stream):
+    """Fails when asked for batches for the `calls`-th time."""
+
+    calls = 0
+
+    def load(self, *args):
+        self.calls -= 1
+        if self.calls == 0:
+            raise Crash
+        return super().load(*args)
+
+
+@pytest.mark.parametrize('calls', [1, 2, 4, 6, 7, 10])
+def test_an_interrupted_run_continues_bit_for_bit(whole, tmp_path, calls):
+    """5 calls of each phase: before the first save, inside each phase, and between them."""
+    source = Failing()
+    source.calls = calls
+    with pytest.raises(Crash):
+        train(tmp_path, source=source, seeds=2, checkpoint_every_s=0.0)
+    source = Stream()
+    params = train(tmp_path, source=source, seeds=2, checkpoint_every_s=0.0)
+    assert same(params, whole[1]) and source.get_state() == whole[2].get_state()
+    ours, theirs = (metrics.read(f / 'metrics.jsonl') for f in (tmp_path, whole[0]))
+    assert [r['gradient_steps'] for r in ours] == [r['gradient_steps'] for r in theirs]
+    assert [r.get('loss/fit') for r in ours] == [r.get('loss/fit') for r in theirs]
+    assert sorted(r['seconds'] for r in ours) == [r['seconds'] for r in ours]
+
+
+def test_every_record_carries_its_coordinates_and_every_seed(whole):
+    records = metrics.read(whole[0] / 'metrics.jsonl')
+    assert [(r['phase'], r['step']) for r in records] == [
+        *[('model', s) for s in (4, 8, 12, 16, 20)],
+        *[('head', s) for s in (2, 4, 6, 8, 10)],
+    ]
+    last = records[-1]
+    assert last['gradient_steps'] == 30 and last['env_frames'] == 30 * 4 * 2
+    assert len(last['loss/head/seeds']) == 2
+    np.testing.assert_allclose(np.mean(last['loss/head/seeds']), last['loss/head'], rtol=1e-6)
+    assert last['time/frames_per_s'] == pytest.approx(last['time/updates_per_s'] * 2 * 4 * 2)
+    assert 'pred' in records[0] and 'loss/size' in records[0] and records[0]['opt/skipped'] == 0
+
+
+def test_a_finished_run_returns_its_parameters_without_training(whole):
+    source = Failing()
+    source.calls = 1
+    before = (whole[0] / 'metrics.jsonl').read_text()
+    assert same(train(whole[0], source=source, seeds=2), whole[1])
+    assert (whole[0] / 'metrics.jsonl').read_text() == before
+
+
+def test_the_saved_parameters_load_without_the_agent(whole):
+    params, meta = checkpoint.load(whole[0])
+    assert same(params, whole[1]) and jax.tree.structure(params) == jax.tree.structure(whole[1])
+    assert meta['phase'] == 'head' and meta['complete'] and meta['seeds'] == 2 and meta['config']['a'] == 1
+
+
+def test_seeds_trained_together_equal_each_trained_alone(tmp_path):
+    together = train(tmp_path / 'both', seeds=2, seed=3)
+    for i in range(2):
+        alone = train(tmp_path / str(i), seed=3 + i)
+        for a, b in zip(leaves(together), leaves(alone), strict=True):
+            np.testing.assert_allclose(a[i], b[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_phase_leaves_its_weight_mean_behind_and_the_next_begins_from_it(tmp_path):
+    """With an optimiser that adds one to each weight, the mean of decay 0.5 has a closed form."""
+    import optax
+
+    plus_one = optax.GradientTransformation(
+        lambda p: (), lambda g, s, p=None: (jax.tree.map(lambda x: x * 0 + 1, g), s)
+    )
+    agent = toy((3, 1), optimiser=plus_one, ema_decay=0.5)
+    start = agent.init(jax.random.split(jax.random.key(0))[0])
+    params = train(tmp_path, agent=agent)
+    # weights w+1, w+2, w+3; mean: 0.5, then 1.25, then 2.125 above the start
+    np.testing.assert_allclose(params['model']['w'][0], start['model']['w'] + 2.125, rtol=1e-5)
+    begun = train(tmp_path / 'begun', agent=toy((0, 0)))
+    np.testing.assert_array_equal(begun['head']['w'][0], start['head']['w'] / 2)
+    np.testing.assert_array_equal(begun['model']['w'][0], start['model']['w'])
+
+
+def test_each_phase_compiles_once_and_once_more_for_a_remainder(tmp_path):
+    traced = []
+
+    def counted(*args):
+        traced.append(1)
+        return model_loss(*args)
+
+    train(tmp_path / 'even', agent=toy((40, 0), model=counted))
+    per_compilation = len(traced)
+    assert metrics.read(tmp_path / 'even' / 'metrics.jsonl')[-1]['time/compilations'] == 1
+    traced.clear()
+    train(tmp_path / 'odd', agent=toy((41, 0), model=counted))
+    assert metrics.read(tmp_path / 'odd' / 'metrics.jsonl')[-1]['time/compilations'] == 2
+    assert len(traced) <= 2 * per_compilation
+
+
+def test_losses_that_stay_nan_stop_the_run_and_leave_checkpoints_alone(tmp_path):
+    agent = toy((40, 4), model=poisoned(21, 1000))
+    with pytest.raises(UserError, match=r'phase model step 31: loss/size is NaN \(seed 0, 10 updates in a row'):
+        train(tmp_path, agent=agent, checkpoint_every_s=0.0)
+    saved = [int(p.name) for p in checkpoint.steps(tmp_path / 'checkpoints')]
+    assert saved[-1] <= 32
+    params, meta = checkpoint.load(tmp_path)
+    assert all(np.isfinite(x).all() for x in leaves(params)) and meta['step'] == saved[-1]
+
+
+def test_a_few_nan_updates_are_skipped_and_counted(tmp_path):
+    agent = toy((40, 4), model=poisoned(10, 18))
+    params = train(tmp_path, agent=agent)
+    assert all(np.isfinite(x).all() for x in leaves(params))
+    records = [r for r in metrics.read(tmp_path / 'metrics.jsonl') if r['phase'] == 'model']
+    assert records[-1]['opt/skipped'] == 9 and records[0]['opt/skipped'] == 0
+    assert [r['step'] for r in records if r['loss/size'] is None] == [16]
+
+
+def test_a_folder_of_another_config_is_refused_key_by_key(tmp_path):
+    train(tmp_path, agent=toy((4, 4)), config=dict(opt=dict(lr=0.1, clip=1), log_every_s=1))
+    with pytest.raises(UserError) as error:
+        train(tmp_path, agent=toy((4, 8)), config=dict(opt=dict(lr=0.2, clip=1), log_every_s=9, new=1))
+    text = str(error.value)
+    for part in ('opt.lr: saved 0.1, given 0.2', 'phases.head.steps: saved 4, given 8', 'new: saved'):
+        assert part in text
+    assert 'clip' not in text and 'log_every_s' not in text
+    with pytest.raises(UserError, match='seeds: saved 1, given 2'):
+        train(tmp_path, agent=toy((4, 4)), config=dict(opt=dict(lr=0.1, clip=1)), seeds=2)
+    train(tmp_path, agent=toy((4, 4)), config=dict(opt=dict(lr=0.1, clip=1), log_every_s=9))
+
+
+def test_each_key_of_a_config_is_compared(tmp_path):
+    config = dict(a=1, b=dict(c=[1, 2], d=None), log_every_s=3)
+    claim(tmp_path, config, ('log_every_s',))
+    for key in flatten(config):
+        changed = json.loads(json.dumps(config))
+        node = changed
+        for name in key.split('.')[:-1]:
+            node = node[name]
+        node[key.split('.')[-1]] = 'other'
+        if key == 'log_every_s':
+            claim(tmp_path, changed, ('log_every_s',))
+            claim(tmp_path, config, ('log_every_s',))
+        else:
+            with pytest.raises(UserError, match=f"{key}: saved .*given 'other'"):
+                claim(tmp_path, changed, ('log_every_s',))
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(whole, tmp_path, capfd):
+    source = Failing()
+    source.calls = 4
+    with pytest.raises(Crash):
+        train(tmp_path, source=source, seeds=2, checkpoint_every_s=0.0)
+    newest = checkpoint.steps(tmp_path / 'checkpoints')[-1]
+    (newest / 'meta.json').write_text('{}')
+    assert same(train(tmp_path, source=Stream(), seeds=2, checkpoint_every_s=0.0), whole[1])
+    assert 'is damaged' in capfd.readouterr().err
+    steps = [r['gradient_steps'] for r in metrics.read(tmp_path / 'metrics.jsonl')]
+    assert steps == sorted(set(steps))
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def start(script, *args, **environment):
+    root = str(HERE.parents[1])
+    path = os.pathsep.join([root, str(HERE)])
+    env = {**os.environ, 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', **environment}
+    env['JAX_COMPILATION_CACHE_DIR'] = str(HERE.parents[1] / '.jax_cache')
+    command = [sys.executable, *script, *map(str, args)]
+    return subprocess.Popen(command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def after_a_new_checkpoint(process, folder, known):
+    """Wait until the run has saved something it had not, then a little more."""
+    deadline = time.monotonic() + 60
+    while not ({p.name for p in checkpoint.steps(folder)} - known) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    time.sleep(random.Random(len(known)).random() * 0.3)
+
+
+def test_kill_term_and_ctrl_c_lose_nothing(tmp_path):
+    """One run, killed three ways and continued, ends bit for bit as one that nobody disturbed."""
+    script, folder = [str(HERE / 'toy_agent.py')], tmp_path / 'disturbed'
+    undisturbed = start(script, tmp_path / 'whole')
+    outcomes = []
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = start(script, folder)
+        after_a_new_checkpoint(
+            process, folder / 'checkpoints', {p.name for p in checkpoint.steps(folder / 'checkpoints')}
+        )
+        process.send_signal(number)
+        outcomes.append((process.communicate(timeout=60)[1], process.returncode))
+    (_, killed), (term_text, term), (int_text, interrupted) = outcomes
+    assert (killed, term, interrupted) == (-signal.SIGKILL, 75, 130)
+    assert 'SIGTERM: saved at ' in term_text and 'run the same command to continue' in int_text
+    process = start(script, folder)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and 'resuming after' in errors, errors
+    assert undisturbed.wait(60) == 0
+    undisturbed.communicate()
+    with np.load(folder / 'final.npz') as a, np.load(tmp_path / 'whole' / 'final.npz') as b:
+        assert len(a.files) == 3 and all(np.array_equal(a[name], b[name]) for name in a.files)
+    steps = [r['gradient_steps'] for r in metrics.read(folder / 'metrics.jsonl')]
+    assert steps == list(range(50, 4501, 50))
+    assert not list((folder / 'checkpoints').glob('tmp-*'))
+
+
+DEVICES = """
+import sys, json, jax, numpy as np
+from toy_agent import Table, toy
+from reverie.training import metrics
+from reverie.training.runner import run
+from reverie.training.state import make_mesh
+from reverie.types import UserError
+folder, losses = sys.argv[1], []
+for i, mesh in enumerate([None, make_mesh(4, 1), make_mesh(2, 2)]):
+    params = run(toy((6, 2)), Table(), f'{folder}/{i}', seeds=2, mesh=mesh, log_every_s=0.0, updates_per_call=2)
+    losses.append([r.get('loss/fit', r.get('loss/head')) for r in metrics.read(f'{folder}/{i}/metrics.jsonl')])
+    v = params['model']['v']
+    assert len(v.sharding.device_set) == (1, 4, 4)[i]
+    assert v.addressable_shards[0].data.shape == ((2, 8), (2, 8), (2, 4))[i], v.addressable_shards[0].data.shape
+again = run(toy((6, 2)), Table(), f'{folder}/0', seeds=2, mesh=make_mesh(2, 2))
+assert len(again['model']['v'].sharding.device_set) == 4
+try:
+    run(toy((6, 2)), Table(), f'{folder}/x', mesh=make_mesh(8, 1))
+except UserError as error:
+    refusal = str(error)
+print(json.dumps([losses, refusal]))
+"""
+
+
+def test_four_devices_give_the_losses_of_one_and_checkpoints_move_between_them(tmp_path):
+    process = start(['-c', DEVICES], tmp_path, XLA_FLAGS='--xla_force_host_platform_device_count=8')
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    (one, data, both), refusal = json.loads(output.splitlines()[-1])
+    np.testing.assert_allclose(data, one, rtol=1e-5)
+    np.testing.assert_allclose(both, one, rtol=1e-5)
+    assert "batch of 4 rows does not divide over the mesh {'data': 8, 'fsdp': 1}" in refusal
