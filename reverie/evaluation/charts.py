@@ -9,6 +9,7 @@ import numpy as np
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 196, 46, 12, 10, 34  # of a chart, in SVG units
 POINTS = 240  # of a line; longer ones are averaged down
+Number = float | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Line:
     kind: str = 'main'
 
 
-def number(x: float | int | None, digits: int = 3, strip: bool = False) -> str:
+def number(x: Number | None, digits: int = 3, strip: bool = False) -> str:
     """A number as people read it: `digits` significant ones, thousands as k and M, a true minus sign."""
     if x is None or not math.isfinite(x):
         return '–'
@@ -38,14 +39,14 @@ def number(x: float | int | None, digits: int = 3, strip: bool = False) -> str:
     return ('−' if x < 0 else '') + text
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: Number, high: Number, count: int = 4) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) inside [low, high]."""
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count)
-    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [round(float(i * step), 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: Number, high: Number) -> list[float]:
     """Powers of ten inside [low, high], with their doubles and halves if there are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if math.log10(high / low) < 1.7 else (1,)
@@ -56,7 +57,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 def wants_log(lines: Sequence[Line]) -> bool:
     """A log axis helps where positive values span a factor of 20 or more."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-    return len(values) > 0 and values.min() > 0 and values.max() / values.min() > 20
+    return len(values) > 0 and bool(values.min() > 0 and values.max() > 20 * values.min())
 
 
 def _thin(line: Line) -> Line:
@@ -80,8 +81,12 @@ def _limits(values: np.ndarray, log: bool) -> tuple[float, float]:
 
 
 def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = None,
-           shade: tuple[float, float] | None = None, marks: Sequence[float] = ()) -> str:  # fmt: skip
-    """A line chart; `shade` greys a span of x, `marks` are dotted verticals. Later lines lie on top."""
+           shade: tuple[Number, Number] | None = None, marks: Sequence[Number] = (),
+           limits: tuple[Number | None, Number | None] = (None, None)) -> str:  # fmt: skip
+    """A line chart; `shade` greys a span of x, `marks` are dotted verticals, `limits` fix an end of y.
+
+    Later lines lie on top.
+    """
     lines = [line for line in map(_thin, lines) if len(line.x)]
     if not lines:
         return '<p class="missing">No finite values.</p>'
@@ -89,13 +94,13 @@ def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = N
     x_all, y_all = (np.concatenate([getattr(line, axis) for line in lines]) for axis in 'xy')
     x0, x1 = float(x_all.min()), float(x_all.max())
     x1 = x1 if x1 > x0 else x0 + 1
-    y0, y1 = _limits(y_all, log)
+    y0, y1 = (auto if fixed is None else fixed for auto, fixed in zip(_limits(y_all, log), limits, strict=True))
     scale = np.log if log else np.asarray
 
-    def px(x: np.ndarray | float) -> np.ndarray:
+    def px(x: np.ndarray | Number) -> np.ndarray | Number:
         return LEFT + (np.asarray(x) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
 
-    def py(y: np.ndarray | float) -> np.ndarray:
+    def py(y: np.ndarray | Number) -> np.ndarray | Number:
         return HEIGHT - BOTTOM - (scale(y) - scale(y0)) / (scale(y1) - scale(y0)) * (HEIGHT - TOP - BOTTOM)
 
     out = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">']
@@ -121,22 +126,26 @@ def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = N
             if single
             else f'<polyline class="{line.kind}" points="{points}"/>'
         )
-    axis = html.escape(x_label) + (' · log scale' if log else '')
+    if log:
+        out.append(f'<text class="axis" x="{LEFT - 6}" y="{HEIGHT - 4}" text-anchor="end">log</text>')
+    axis = html.escape(x_label)
     out.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{axis}</text></svg>')
     return ''.join(out)
 
 
-def scale_of(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+def scale_of(rows: Sequence[tuple[Number, Number, Number]]) -> tuple[float, float]:
     """Common limits of bars (mean, low, high): from zero to a little beyond the largest value."""
     low = min(0.0, *(min(row) for row in rows)) if rows else 0.0
     high = max(0.0, *(max(row) for row in rows)) if rows else 1.0
-    return low, low + 1.06 * ((high - low) or 1.0)
+    return float(low), low + 1.06 * ((high - low) or 1.0)
 
 
-def bar(mean: float, low: float, high: float, dots: Sequence[float], limits: tuple[float, float], kind: str) -> str:
+def bar(
+    mean: Number, low: Number, high: Number, dots: Sequence[Number], limits: tuple[Number, Number], kind: str
+) -> str:
     """One horizontal bar with its interval and a dot per run, as wide as the page allows."""
 
-    def at(x: float) -> float:
+    def at(x: Number) -> float:
         return min(max(100 * (x - limits[0]) / (limits[1] - limits[0]), 0.0), 100.0)
 
     left, right = sorted((at(0), at(mean)))
@@ -149,7 +158,7 @@ def bar(mean: float, low: float, high: float, dots: Sequence[float], limits: tup
     return ''.join([*out, '</svg>'])
 
 
-def bar_axis(limits: tuple[float, float]) -> str:
+def bar_axis(limits: tuple[Number, Number]) -> str:
     """The numbers under a column of bars."""
     out = ['<svg class="bar" width="100%" height="18" aria-hidden="true">']
     for x in ticks(*limits, 6):

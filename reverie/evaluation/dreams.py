@@ -1,5 +1,7 @@
 """The dream section of a report: what happened and what the model dreamed under the same actions."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -7,7 +9,12 @@ from reverie.evaluation import video
 from reverie.evaluation.charts import Line, curves, number
 from reverie.evaluation.page import Run, escape, figure, image, legend, line_key, missing
 
-FILMS, FRAMES, PLOTS = 4, 24, 2  # dreams shown moving; frames of the strip; dreams with reward and value plots
+FILMS, FRAMES, PLOTS, DRAWN = (
+    4,
+    36,
+    2,
+    50.0,
+)  # dreams shown moving; frames of the strip; dreams with reward and value plots; highest dB drawn
 NEEDED = ('dream/truth', 'dream/dream', 'dream/context')
 # rows of 3 bits, top to bottom: the frame counter's digits
 GLYPHS = {
@@ -73,8 +80,9 @@ def _psnr_figure(decibel: np.ndarray, held: np.ndarray, context: int) -> str:
     x = np.arange(1, decibel.shape[1] + 1)[context:]
     lines = [Line(x, row[context:], 'seed') for row in decibel] if len(decibel) <= 16 else []
     lines += [Line(x, held[:, context:].mean(0), 'base'), Line(x, decibel[:, context:].mean(0))]
-    chart = curves(lines, 'frame', 'PSNR of each dreamed frame', log=False)
-    return figure('PSNR, dB', f'mean {decibel[:, context:].mean():.1f}', chart)
+    lines = [dataclasses.replace(line, y=np.minimum(line.y, DRAWN)) for line in lines]
+    chart = curves(lines, 'frame', 'PSNR of each dreamed frame', False, limits=(0.0, None))
+    return figure('PSNR, dB', f'mean {decibel[:, context:].mean():.1f}, still {held[:, context:].mean():.1f}', chart)
 
 
 def _prediction_figures(run: Run, i: int, context: int) -> str:
@@ -91,9 +99,10 @@ def _prediction_figures(run: Run, i: int, context: int) -> str:
         x = np.arange(1, s[pred].shape[1] + 1)
         lines = [Line(x, s[truth][i], 'truth')] if truth in s else []
         marks = (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist() if 'dream/is_first' in s else []
-        chart = curves([*lines, Line(x, s[pred][i])], 'frame', title, False, (1.0, float(context)), marks)
+        limits = (0.0, 1.05) if pred == 'dream/cont_pred' else (None, None)
+        chart = curves([*lines, Line(x, s[pred][i])], 'frame', title, False, (1.0, float(context)), marks, limits)
         out.append(figure(f'dream {i + 1}: {title}', '', chart))
-    return ''.join(out)
+    return f'<div class="charts">{"".join(out)}</div>' if out else ''
 
 
 def _agreement(run: Run, context: int) -> str:
@@ -116,6 +125,8 @@ def section(run: Run) -> str:
         return out[0] + missing(run, 'samples.npz', 'dreams') + '</section>'
     truth, dream, context = s['dream/truth'], s['dream/dream'], int(s['dream/context'])
     n, t = truth.shape[:2]
+    if context >= t:
+        return out[0] + f'<p class="missing">No dreams: all {t} frames of the samples are given ones.</p></section>'
     action = s.get('dream/action', np.full((n, t), -1)).astype(int)
     names = [str(a) for a in run.config.get('actions') or []]
     actions = max(len(names), int(action.max()) + 1)
@@ -138,7 +149,8 @@ def section(run: Run) -> str:
     )
     out += ['<h3>Frame by frame</h3>', _strip(rgb_truth[0], rgb_dream[0], decibel[0], context)]
     out.append(
-        f'<p class="note">Dream 1: number of the frame, PSNR (identical frames count as {video.PSNR_CAP:.0f} dB).</p>'
+        f'<p class="note">Dream 1: number of the frame, PSNR (identical frames: {video.PSNR_CAP:.0f} dB; the curve '
+        f'below is drawn to {DRAWN:.0f}).</p>'
     )
     out.append('<h3>How far the dream holds</h3>')
     out.append(
@@ -149,6 +161,8 @@ def section(run: Run) -> str:
             ('base', 'last given frame held still'),
         )
     )
+    out.append(f'<div class="charts">{_psnr_figure(decibel, held, context)}</div>')
     plots = ''.join(_prediction_figures(run, i, context) for i in range(min(n, PLOTS)))
-    out.append(f'<div class="charts">{_psnr_figure(decibel, held, context)}{plots}</div>')
-    return ''.join([*out, _agreement(run, context), '</section>'])
+    if plots:
+        out.append('<h3>What it expects</h3><p class="note">Shaded: given frames. Dotted: a new episode starts.</p>')
+    return ''.join([*out, plots, _agreement(run, context), '</section>'])

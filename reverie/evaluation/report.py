@@ -16,7 +16,7 @@ import numpy as np
 
 import reverie
 from reverie.evaluation import dreams, video
-from reverie.evaluation.charts import Line, bar, bar_axis, curves, number, scale_of
+from reverie.evaluation.charts import Line, Number, bar, bar_axis, curves, number, scale_of
 from reverie.evaluation.page import Run, duration, escape, figure, image, legend, line_key, missing, read
 
 NAMES = {
@@ -35,7 +35,14 @@ ROWS = 8  # reconstructed frames in a row
 def read_outs(run: Run) -> dict[str, dict[str, Any]]:
     """The measured read-outs, in the order of the page."""
     score = run.scores.get('score') or {}
-    found = {k: v for k, v in score.items() if isinstance(v, dict) and isinstance(v.get('mean'), int | float)}
+    found = {
+        k: v
+        for k, v in score.items()
+        if isinstance(v, dict)
+        and isinstance(v.get('mean'), int | float)
+        and v.get('ci95')
+        and any(v.get('per_seed', []))
+    }
     return {k: found[k] for k in (*(k for k in NAMES if k in found), *(k for k in found if k not in NAMES))}
 
 
@@ -91,13 +98,17 @@ def head(run: Run) -> str:
     )
 
 
+def points(x: Number | None) -> str:
+    """A score with two decimals, so that a column of them aligns."""
+    return '–' if x is None else f'{x:,.2f}'.replace('-', '−')
+
+
 def _score_row(name: str, how: str, s: Mapping[str, Any], kind: str) -> str:
     episodes = [x for row in s['per_seed'] for x in row]
     low, high = s['ci95']
     cells = [
-        name, how, number(s['mean']), f'{number(low)} – {number(high)}',
-        number(s['normalised'], 3) if s.get('normalised') is not None else '–',
-        number(min(episodes)), number(max(episodes)), str(len(s['per_seed'])), f'{len(episodes):,}',
+        name, how, points(s['mean']), f'{points(low)} – {points(high)}', points(s.get('normalised')),
+        number(min(episodes), 4, True), number(max(episodes), 4, True), str(len(s['per_seed'])), f'{len(episodes):,}',
     ]  # fmt: skip
     return f'<tr class="{kind}">' + ''.join(f'<td>{escape(c)}</td>' for c in cells) + '</tr>'
 
@@ -115,7 +126,7 @@ def score_section(run: Run) -> str:
         dots = [float(np.mean(row)) for row in s['per_seed']] if len(s['per_seed']) > 1 else []
         name = f'<b>{escape(name_of(key))}</b>' if key == best else escape(name_of(key))
         out.append(f'<span class="label">{name}</span>{bar(s["mean"], *s["ci95"], dots, limits, kind)}')
-        out.append(f'<span class="value">{number(s["mean"])}</span>')
+        out.append(f'<span class="value">{points(s["mean"])}</span>')
         how = 'sampled' if 'greedy' in s else '–' if key == 'data' else ''
         rows.append(_score_row(name_of(key), how or '–', s, kind))
         if 'greedy' in s:
@@ -183,7 +194,7 @@ def curve_section(run: Run) -> str:
         out.append('<div class="charts">' + ''.join(_metric_figure(rows, name) for name in losses) + '</div>')
         if others := [name for name in names if name not in losses]:
             charts = ''.join(_metric_figure(rows, name) for name in others)
-            title = f'<summary>{len(others)} more curves of {escape(phase)}</summary>'
+            title = f'<summary>More curves of {escape(phase)} ({len(others)})</summary>'
             out.append(f'<details>{title}<div class="charts">{charts}</div></details>')
     return ''.join([*out, '</section>'])
 

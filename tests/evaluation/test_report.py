@@ -1,0 +1,138 @@
+"""The report of a made-up run: its numbers are on the page, nothing is fetched, nothing hostile gets through."""
+
+import html.parser
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+
+from reverie.evaluation import report, returns
+from reverie.evaluation.charts import Line, curves, number, ticks
+from reverie.types import UserError
+
+HOSTILE = '<script src="https://evil.example/x.js">alert("1")</script>'
+
+
+class Tags(html.parser.HTMLParser):
+    """Every tag with its attributes; open tags must be closed in order."""
+
+    VOID = frozenset({'meta', 'img', 'br', 'link', 'input', 'rect', 'circle', 'line', 'polyline'})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def samples(n=2, t=6, channels=4):
+    rng = np.random.default_rng(0)
+    grid = (rng.random((n, t, 5, 5, channels)) < 0.2).astype(np.float32)
+    rows = {k: rng.random((n, t)) for k in ('reward_true', 'reward_pred', 'value_pred', 'return_true', 'cont_pred')}
+    mask = rng.random((2, n, 5, 5)) < np.array([0.0, 0.9])[:, None, None, None]
+    return {
+        'recon/truth': grid[:, 0], 'recon/mask_rates': np.array([0.0, 0.9]), 'recon/mask': mask,
+        'recon/output': np.stack([grid[:, 0], 0.5 * grid[:, 0]]), 'dream/truth': grid, 'dream/dream': 0.9 * grid,
+        'dream/context': np.array(2), 'dream/action': rng.integers(0, 3, (n, t)),
+        'dream/is_first': np.eye(n, t, 3, dtype=bool), **{f'dream/{k}': v for k, v in rows.items()},
+    }  # fmt: skip
+
+
+def write_run(folder, env='minatar/breakout', parts=('metrics', 'scores', 'samples'), channels=4):
+    folder.mkdir(exist_ok=True)
+    config = {'preset': 'dreamer4', 'env': env, 'command': f'reverie train dreamer4 --env {env}', 'seeds': [0, 1]}
+    config |= {'config': {'width': 128, 'name': env}, 'channels': ['paddle', env], 'actions': ['noop', 'left', env]}
+    (folder / 'config.json').write_text(json.dumps(config))
+    if 'metrics' in parts:
+        lines = [
+            {'phase': phase, 'step': i, 'gradient_steps': i, 'env_frames': 0, 'seconds': 1.0 * i,
+             f'loss/{env}': [2.0 / (i + 1), 3.0 / (i + 1)], 'opt/grad_norm': 1.0, 'loss/nan': float('nan')}
+            for phase in ('tokenizer', 'dynamics') for i in range(5)
+        ]  # fmt: skip
+        text = '\n'.join(map(json.dumps, lines))
+        (folder / 'metrics.jsonl').write_text(text + '\n{"phase": "dyna')  # killed while writing
+    if 'scores' in parts:
+        outs = {'random': [0.0, 1.0], 'data': [2.0, 4.0], 'ppo': [9.0, 11.0]}
+        outs['imagination'] = {'sampled': [[7.0, 8.5], [6.0, 7.5]], 'greedy': [[8.0, 8.0], [9.0, 9.3]]}
+        record = returns.record(preset='dreamer4', env=env, command=config['command'], seeds=[0, 1], env_frames=12345,
+                                gradient_steps={'tokenizer': 5}, seconds=61.0, scores=outs)  # fmt: skip
+        returns.save(folder / 'scores.json', record)
+    if 'samples' in parts:
+        np.savez(folder / 'samples.npz', **samples(channels=channels))
+    return folder
+
+
+def test_the_page_holds_every_score_and_its_interval(tmp_path):
+    page = report.write(write_run(tmp_path)).read_text()
+    for text in ('7.25', '6.75 – 7.75', '8.57', '3.00', '10.00', '0.71', 'Imagination RL', 'greedy', '90% hidden'):
+        assert text in page, text
+    assert '2.4 times the mean of the data' in page and '2 seeds' in page
+
+
+def test_the_page_asks_nothing_of_the_network_and_escapes_hostile_names(tmp_path):
+    page = report.write(write_run(tmp_path, env=HOSTILE)).read_text()
+    tags = Tags(page).tags
+    assert not {'script', 'link', 'iframe', 'object', 'base', 'form'} & {tag for tag, _ in tags}
+    sources = [a[k] for _, a in tags for k in ('src', 'href', 'srcset', 'data', 'poster') if k in a]
+    assert len(sources) > 10 and all(s.startswith('data:image/png;base64,') for s in sources)
+    assert not [k for _, a in tags for k in a if k.startswith('on')]
+    assert not re.search(r'url\(|@import', page)
+    assert "default-src 'none'" in page and '&lt;script' in page
+
+
+@pytest.mark.parametrize('part', ['metrics', 'scores', 'samples'])
+def test_a_missing_part_is_said_in_its_place(tmp_path, part):
+    parts = {'metrics', 'scores', 'samples'} - {part}
+    page = report.write(write_run(tmp_path, parts=tuple(parts))).read_text()
+    name = {'metrics': 'metrics.jsonl', 'scores': 'scores.json', 'samples': 'samples.npz'}[part]
+    assert f'This run has no {name} yet.' in page
+    Tags(page)
+
+
+def test_a_damaged_file_is_said_in_its_place(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / 'samples.npz').write_bytes((tmp_path / 'samples.npz').read_bytes()[:100])
+    (tmp_path / 'scores.json').write_text('{"score":')
+    page = report.write(tmp_path).read_text()
+    assert 'samples.npz of this run is damaged' in page and 'scores.json of this run is damaged' in page
+    assert '1 line of metrics.jsonl could not be read' in page
+
+
+def test_a_folder_that_is_no_run_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=r'not a run folder, expected a config\.json'):
+        report.write(tmp_path)
+    (tmp_path / 'config.json').write_text('[')
+    with pytest.raises(UserError, match='not readable JSON'):
+        report.write(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ['config.json']
+
+
+def test_colour_images_are_shown_as_they_are(tmp_path):
+    page = report.write(write_run(tmp_path, channels=3)).read_text()
+    assert 'class="cell"' not in page and 'Real and dreamed' in page
+
+
+def test_a_curve_ends_where_its_data_ends():
+    svg = curves([Line(np.arange(1000.0), np.linspace(5, 9, 1000))], 'update', 'loss', log=False)
+    points = [tuple(map(float, p.split(','))) for p in re.search(r'points="([^"]*)"', svg)[1].split()]
+    assert len(points) <= 240 and points[0][0] < 50 and points[-1][0] > 320
+    assert all(a[1] > b[1] for a, b in itertools.pairwise(points))  # rising values, falling pixels
+
+
+def test_numbers_are_short_and_ticks_are_round():
+    assert [number(x) for x in (0.5, 12.34, 1e6, 12345, -3.2, float('nan'))] == \
+        ['0.500', '12.3', '1.00M', '12.3k', '−3.20', '–']  # fmt: skip
+    assert ticks(0.0, 13.2) == [0, 5, 10] and ticks(-1.0, 1.0) == [-1, -0.5, 0, 0.5, 1]
