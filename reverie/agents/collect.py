@@ -1,0 +1,212 @@
+"""Recorded play: PPO is trained, its snapshots along the way play, and their episodes become a dataset.
+
+A program rather than an agent: the one module of `agents` that also reaches into `envs`, `data` and `evaluation`.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from reverie.agents.ppo import PPO, PPOConfig, PPOResult, train
+from reverie.data.episodes import Splitter, Writer
+from reverie.envs.device import Vector, make
+from reverie.evaluation.returns import RandomActor, Scores, evaluate
+from reverie.types import Actor, Env, Params, Step, UserError
+
+# Parts of a dataset as fractions of PPO's final return; None is the random player.
+PARTS: dict[str, tuple[float | None, ...]] = {
+    'random': (None,),
+    'medium': (0.5,),
+    'expert': (1.0,),
+    'mixed': (None, 0.25, 0.5, 1.0),
+}
+CHUNK = 512  # steps per jitted call
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """Who plays one part of a dataset. `label` is the kind its episodes carry: random, ppo25, ppo50 or ppo100."""
+
+    label: str
+    actor: Actor
+    params: Params
+    env_frames: int = 0  # of training
+    online_return: float | None = None  # while training, see `ppo.train`
+
+
+def check_kind(kind: str) -> None:
+    if kind not in PARTS:
+        raise UserError(f'kind {kind!r} is unknown; expected one of {", ".join(PARTS)}')
+
+
+def nearest(returns: np.ndarray, fraction: float) -> int:
+    """Index of the snapshot whose return is nearest to `fraction` of the final one; 1.0 is the final one itself."""
+    if fraction == 1.0:
+        return len(returns) - 1
+    return int(np.nanargmin(np.abs(returns - fraction * returns[-1])))
+
+
+def players(kind: str, env: Env, ppo: tuple[PPOConfig, PPOResult] | None) -> tuple[Player, ...]:
+    """The players of a kind, who get equal shares of the frames.
+
+    ppo: a finished run of one seed; None will do for 'random'. Snapshots are chosen by the online returns of the
+    run's curve (the latest finished episode of every environment), which cost nothing and average over all of them;
+    what the chosen ones then score is in the manifest's return statistics per kind.
+    """
+    check_kind(kind)
+    chosen = []
+    for fraction in PARTS[kind]:
+        if fraction is None:
+            chosen.append(Player('random', RandomActor(env.spec.actions), {}))
+            continue
+        if ppo is None:
+            raise UserError(f'kind {kind!r} needs a trained PPO, got none; only random does without')
+        config, result = ppo
+        returns = result.curve['return']
+        if np.isnan(returns[-1]):
+            raise UserError(f'no episode ended in {config.env_frames} env_frames of PPO; expected a longer run')
+        i = nearest(returns, fraction)
+        params = jax.tree.map(lambda x, i=i: x[i], result.snapshots)
+        frames = int(result.curve['env_frames'][i])
+        chosen.append(Player(f'ppo{fraction:.0%}'[:-1], PPO(env.spec, config), params, frames, float(returns[i])))
+    return tuple(chosen)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+def _chunk(vector: Vector, actor: Actor, params: Params, carry: tuple, length: int) -> tuple[tuple, Step]:
+    def frame(carry, _):
+        env_state, memory, step, key = carry
+        key, k_act, k_env = jax.random.split(key, 3)
+        memory, action = actor.act(params, memory, step, k_act, False)
+        env_state, then = vector.step(env_state, action, k_env)
+        return (env_state, memory, then, key), step
+
+    return jax.lax.scan(frame, carry, length=length)
+
+
+def play(env: Env, player: Player, frames: int, envs: int, key: PRNGKeyArray) -> Iterator[Step]:
+    """Chunks [T, N] on the host of N = `envs` parallel streams, in order; each stream begins with its reset.
+
+    The player's policy is sampled. `frames` is rounded up to a multiple of `envs`.
+    """
+    vector, steps = Vector(env, envs), math.ceil(frames / envs)
+    k_reset, key = jax.random.split(key)
+    length = math.ceil(steps / math.ceil(steps / CHUNK))  # equal chunks: one compilation
+    carry = (*vector.reset(k_reset), key)
+    carry = (carry[0], player.actor.initial(player.params, envs), *carry[1:])
+    for done in range(0, steps, length):
+        carry, chunk = _chunk(vector, player.actor, player.params, carry, length)
+        yield jax.tree.map(lambda x, n=steps - done: x[:n], jax.device_get(chunk))
+
+
+def streams_for(frames: int) -> int:
+    """Parallel environments for one part: 64, fewer for short data, so that most episodes come to their end."""
+    return int(np.clip(frames // 2500, 1, 64))
+
+
+def collect(
+    env: Env, chosen: tuple[Player, ...], frames: int, key: PRNGKeyArray, envs: int | None = None
+) -> Iterator[tuple[str, Step, bool]]:
+    """Equal shares of `frames` played by each of `chosen`: yields (label, episode [T], complete).
+
+    Deterministic for a key. The tail that each of the `envs` streams of a part is left with comes out as incomplete.
+    """
+    if frames < len(chosen):
+        raise UserError(f'{frames} frames do not go round {len(chosen)} players; expected at least one each')
+    share = frames // len(chosen)
+    for player, k_play in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
+        splitter = Splitter()
+        for chunk in play(env, player, share, envs or streams_for(share), k_play):
+            for episode, complete in splitter.push(chunk):
+                yield player.label, episode, complete
+        for episode, complete in splitter.flush():
+            yield player.label, episode, complete
+
+
+def write_dataset(
+    path: str | os.PathLike,
+    name: str,
+    kind: str,
+    frames: int,
+    *,
+    options: dict[str, Any] | None = None,
+    config: PPOConfig | None = None,
+    seed: int = 0,
+    envs: int | None = None,
+    episodes: int = 128,
+    command: str = '',
+    overwrite: bool = False,
+    progress: Callable[[int, float], Any] | None = None,
+) -> dict[str, Any]:
+    """Trains PPO on environment `name` with `options`, lets its snapshots play and writes their episodes to `path`.
+
+    Scores of the final PPO (sampled and greedy) and of the random player over `episodes` whole episodes go into the
+    provenance, for normalised scores; so do PPO's configuration and curve. 'random' trains no PPO.
+
+    progress: see `ppo.train`.
+
+    Returns: the provenance. Raises UserError for an unknown name, option or kind, or a path in use, before training.
+    """
+    check_kind(kind)
+    if frames < len(PARTS[kind]):
+        raise UserError(f'{frames} frames of {kind!r}; expected at least {len(PARTS[kind])}')
+    config, options = config or PPOConfig(), options or {}
+    env = make(name, **options)
+    k_train, k_play, k_score = jax.random.split(jax.random.key(seed), 3)
+    provenance: dict[str, Any] = dict(
+        command=command, kind=kind, frames=frames, seed=seed, env=dict(name=name, options=options)
+    )
+    with Writer(path, env.spec, provenance, overwrite=overwrite) as writer:
+        ppo = None
+        if kind != 'random':
+            begin = time.perf_counter()
+            ppo = config, train(env, config, k_train, progress)
+            provenance['ppo'] = _run(*ppo, time.perf_counter() - begin)
+        chosen = players(kind, env, ppo)
+        provenance['players'] = [
+            dict(kind=p.label, env_frames=p.env_frames, online_return=p.online_return) for p in chosen
+        ]
+        provenance['scores'] = scores(env, ppo, k_score, episodes)
+        for label, episode, complete in collect(env, chosen, frames, k_play, envs):
+            writer.add(label, episode, complete)
+    return provenance
+
+
+def scores(
+    env: Env, ppo: tuple[PPOConfig, PPOResult] | None, key: PRNGKeyArray, episodes: int = 128
+) -> dict[str, dict[str, Any]]:
+    """Whole-episode scores of the random player ('random') and of the end of a PPO run ('ppo', 'ppo_greedy')."""
+    keys = jax.random.split(key, 3)
+    random = RandomActor(env.spec.actions)
+    found = {'random': _summary(evaluate(env, random, {}, keys[0], episodes=episodes))}
+    if ppo is not None:
+        config, result = ppo
+        for name, greedy, k in (('ppo', False, keys[1]), ('ppo_greedy', True, keys[2])):
+            agent = PPO(env.spec, config)
+            found[name] = _summary(evaluate(env, agent, result.params, k, episodes=episodes, greedy=greedy))
+    return found
+
+
+def _summary(scores: Scores) -> dict[str, Any]:
+    """JSON of a score: mean, standard error over episodes, every return."""
+    x = np.asarray(scores.returns, np.float64)
+    se = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else None
+    unfinished = int(np.sum(scores.truncated))
+    return dict(mean=float(x.mean()), se=se, episodes=len(x), truncated=unfinished, returns=x.tolist())
+
+
+def _run(config: PPOConfig, result: PPOResult, seconds: float) -> dict[str, Any]:
+    """JSON of a PPO run: NaN, before the first episode ends, is null."""
+    returns = [None if np.isnan(x) else float(x) for x in result.curve['return']]
+    curve = {'env_frames': result.curve['env_frames'].tolist(), 'return': returns}
+    versions = {'jax': jax.__version__}
+    device = jax.devices()[0].device_kind
+    return dict(config=dataclasses.asdict(config), curve=curve, seconds=seconds, device=device, versions=versions)

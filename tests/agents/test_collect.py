@@ -1,0 +1,127 @@
+"""Collecting: who plays which share, the arrival convention of what comes out, and the dataset on disk."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from reverie.agents.collect import collect, nearest, play, players, streams_for, write_dataset
+from reverie.agents.ppo import PPOConfig, train
+from reverie.data.episodes import Episodes
+from reverie.envs.device import TimeLimit, make
+from reverie.types import UserError
+
+CONFIG = PPOConfig(env_frames=8192, envs=16, rollout=32, minibatches=2, width=16, snapshots=4)
+
+
+@pytest.fixture(scope='module')
+def game():
+    return TimeLimit(make('minatar/breakout'), 50)
+
+
+@pytest.fixture(scope='module')
+def run(game):
+    return CONFIG, train(game, CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope='module')
+def mixed(game, run):
+    return list(collect(game, players('mixed', game, run), 4000, jax.random.key(1), envs=4))
+
+
+def test_mixed_is_four_equal_shares_under_four_labels(mixed):
+    frames = {}
+    for label, episode, _ in mixed:
+        frames[label] = frames.get(label, 0) + len(episode.reward)
+    assert frames == {'random': 1000, 'ppo25': 1000, 'ppo50': 1000, 'ppo100': 1000}
+
+
+def test_episodes_keep_the_arrival_convention(mixed):
+    for _, episode, complete in mixed:
+        first, rest = episode.is_first[0], episode.is_first[1:]
+        assert first and not np.any(rest)
+        assert episode.is_last[-1] and not np.any(episode.is_last[:-1])
+        assert not np.any(episode.is_terminal & ~episode.is_last)
+        assert not np.any(episode.prev_action[0]) and episode.reward[0] == 0.0
+        assert np.all(episode.prev_action[1:].sum(-1) == 1)
+        assert complete or not episode.is_terminal[-1]
+    assert sum(not complete for _, _, complete in mixed) <= 4 * 4  # one tail per stream at most
+    assert any(episode.is_terminal[-1] for _, episode, _ in mixed)
+
+
+def test_what_arrives_is_what_the_game_does_after_the_recorded_action(mixed):
+    """Independent of the collector: the paddle moves where prev_action says, unless the game was sticky."""
+    moved = wrong = 0
+    for _, episode, _ in mixed:
+        paddle = np.argmax(episode.obs[:, 9, :, 0], -1)
+        push = np.argmax(episode.prev_action, -1)
+        expected = np.clip(paddle[:-1] + np.select([push[1:] == 1, push[1:] == 3], [-1, 1], 0), 0, 9)
+        moved += len(expected)
+        wrong += int(np.sum(expected != paddle[1:]))
+    assert wrong / moved < 0.1  # sticky 0.1, and a repeated action is often the same one
+
+
+def test_the_same_key_collects_the_same_episodes(game, run, mixed):
+    again = list(collect(game, players('mixed', game, run), 4000, jax.random.key(1), envs=4))
+    assert [(label, complete) for label, _, complete in again] == [(label, complete) for label, _, complete in mixed]
+    for (_, a, _), (_, b, _) in zip(again, mixed, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_chunks_join_without_a_seam(game, monkeypatch):
+    player = players('random', game, None)[0]
+    whole = list(play(game, player, 300, 3, jax.random.key(2)))
+    monkeypatch.setattr('reverie.agents.collect.CHUNK', 30)
+    parts = list(play(game, player, 300, 3, jax.random.key(2)))
+    assert [len(x.reward) for x in whole] == [100] and [len(x.reward) for x in parts] == [25] * 4
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    jax.tree.map(np.testing.assert_array_equal, joined, whole[0])
+
+
+def test_snapshots_are_those_nearest_to_the_fraction_of_the_final_return(game, run):
+    returns = np.array([np.nan, 1.0, 4.0, 9.0, 12.0, 10.0])
+    assert [nearest(returns, x) for x in (0.25, 0.5, 1.0)] == [1, 2, 5]
+    expert = players('expert', game, run)[0]
+    jax.tree.map(np.testing.assert_array_equal, expert.params, run[1].params)
+    assert expert.env_frames == 8192
+
+
+def test_short_data_is_played_by_few_streams_so_that_episodes_end():
+    assert [streams_for(x) for x in (100, 25_000, 1_000_000)] == [1, 10, 64]
+
+
+def test_a_dataset_on_disk_carries_scores_curve_and_players(tmp_path):
+    path = tmp_path / 'data'
+    options = {'time_limit': 100}
+    config = dataclasses.replace(CONFIG, env_frames=4096)
+    write_dataset(path, 'minatar/breakout', 'mixed', 2000, options=options, config=config, seed=3, episodes=8)
+    data = Episodes(path)
+    assert data.counts['frames'] == 2000
+    assert {kind: x['frames'] for kind, x in data.counts['kinds'].items()} == dict.fromkeys(
+        ('random', 'ppo25', 'ppo50', 'ppo100'), 500
+    )
+    provenance = data.manifest['provenance']
+    assert provenance['seed'] == 3 and provenance['env'] == {'name': 'minatar/breakout', 'options': options}
+    assert provenance['ppo']['curve']['env_frames'] == [1024, 2048, 3072, 4096]
+    assert [x['kind'] for x in provenance['players']] == ['random', 'ppo25', 'ppo50', 'ppo100']
+    for name in ('random', 'ppo', 'ppo_greedy'):
+        score = provenance['scores'][name]
+        assert len(score['returns']) == 8 and score['mean'] == pytest.approx(np.mean(score['returns']))
+
+
+def test_mistakes_are_refused_before_anything_is_trained(tmp_path, monkeypatch, game):
+    monkeypatch.setattr('reverie.agents.collect.train', lambda *_: pytest.fail('trained'))
+    write = lambda path, name, kind, frames: write_dataset(path, name, kind, frames, config=CONFIG, episodes=4)
+    with pytest.raises(UserError, match="kind 'best' is unknown"):
+        write(tmp_path / 'a', 'minatar/breakout', 'best', 1000)
+    with pytest.raises(UserError, match='pong'):
+        write(tmp_path / 'a', 'minatar/pong', 'mixed', 1000)
+    with pytest.raises(UserError, match='at least 4'):
+        write(tmp_path / 'a', 'minatar/breakout', 'mixed', 3)
+    assert not (tmp_path / 'a').exists()
+    (tmp_path / 'b').mkdir()
+    with pytest.raises(UserError, match='exists'):
+        write(tmp_path / 'b', 'minatar/breakout', 'mixed', 1000)
+    with pytest.raises(UserError, match='needs a trained PPO'):
+        players('expert', game, None)
