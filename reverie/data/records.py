@@ -6,7 +6,6 @@ the bytes that are really there before any array is made, so a record cannot cla
 
 import dataclasses
 import math
-from typing import Any
 
 import msgpack
 import numpy as np
@@ -141,36 +140,48 @@ def _stored_action(action: np.ndarray, first: np.ndarray, schema: Schema) -> np.
 
 def check_record(record: Record, schema: Schema, where: str) -> None:
     """Raises UserError, starting with `where`, if the record breaks a rule of the format."""
-    flags, length = record.flags, len(record)
-
-    def expect(fact: Any, message: str) -> None:
-        if not fact:
-            raise UserError(f'{where}: {message}')
-
-    expect(length > 0, 'has no steps, expected at least one')
+    length = len(record)
+    if not length:
+        raise UserError(f'{where}: has no steps, expected at least one')
     for name, array, shape in (
         ('obs', record.obs, schema.stored_shape),
         ('action', record.action, schema.action_shape),
         ('reward', record.reward, ()),
     ):
-        expect(
-            array.shape == (length, *shape), f'{name} has shape {list(array.shape)}, expected {[length, *list(shape)]}'
-        )
-        expect(array.dtype.kind != 'f' or np.isfinite(array).all(), f'{name} has NaN or infinity, expected numbers')
-    first, last, terminal = (np.flatnonzero(flags & bit).tolist() for bit in (FIRST, LAST, TERMINAL))
-    expect(first == [0], f'is_first at steps {first[:5]}, expected only at 0')
-    expect(last == [length - 1], f'is_last at steps {last[:5]}, expected only at {length - 1}')
-    expect(set(terminal) <= {length - 1}, f'is_terminal at steps {terminal[:5]}, expected only at {length - 1}')
-    expect(record.complete or not terminal, 'is terminal and yet marked incomplete')
-    expect(flags.max() < 8, 'has unknown flags')
+        if array.shape != (length, *shape):
+            raise UserError(f'{where}: {name} has shape {list(array.shape)}, expected {[length, *shape]}')
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            raise UserError(f'{where}: {name} has NaN or infinity, expected numbers')
+    _check_flags(record, where)
     if schema.actions.kind == 'discrete':
-        low = 0 if record.has_action else -1
-        high = schema.actions.size - 1 if record.has_action else -1
-        rest = record.action[1:]
-        expect(record.action[0] == -1, f'action {int(record.action[0])} at the first step, expected -1 (none)')
-        fits = np.all((rest >= low) & (rest <= high))
-        expect(fits, f'actions outside {low} to {high}')
-    expect(record.has_reward or not record.reward.any(), 'has rewards and yet is marked as without')
+        _check_actions(record, schema.actions.size, where)
+    if not record.has_reward and record.reward.any():
+        raise UserError(f'{where}: has rewards and yet is marked as without')
+
+
+def _check_flags(record: Record, where: str) -> None:
+    flags, end = record.flags, len(record) - 1
+    terminal = flags[-1] & TERMINAL
+    expected = np.zeros_like(flags)
+    expected[0] = FIRST
+    expected[-1] |= LAST | terminal
+    if not np.array_equal(flags, expected):
+        for name, bit, place in (('is_first', FIRST, 0), ('is_last', LAST, end), ('is_terminal', TERMINAL, end)):
+            found = np.flatnonzero((flags ^ expected) & bit).tolist()
+            if found:
+                raise UserError(f'{where}: {name} is wrong at steps {found[:5]}, expected only at {place}')
+        raise UserError(f'{where}: has unknown flags')
+    if terminal and not record.complete:
+        raise UserError(f'{where}: is terminal and yet marked incomplete')
+
+
+def _check_actions(record: Record, size: int, where: str) -> None:
+    low, high = (0, size - 1) if record.has_action else (-1, -1)
+    first, rest = record.action[0], record.action[1:]
+    if first != -1:
+        raise UserError(f'{where}: action {int(first)} at the first step, expected -1 (none)')
+    if len(rest) and (rest.min() < low or rest.max() > high):
+        raise UserError(f'{where}: actions from {rest.min()} to {rest.max()}, expected {low} to {high}')
 
 
 def encode(record: Record) -> bytes:

@@ -169,13 +169,14 @@ def test_streaming_resumed_anywhere_gives_the_same_batches(dataset):
     states, expected = [], []
     for _ in range(14):
         states.append(json.loads(json.dumps(straight.get_state())))
-        expected.append(windows_of(straight.load(1, B, T, 2)))
+        expected.append(windows_of(straight.load(1, B, T, 1)))
+    assert any(s['drawn'] for s in states)
     assert len({s['reader']['next_index'] for s in states}) > 3  # several groups, and cuts inside and between them
-    for cut in (0, 1, 2, 5, 13):
+    for cut in (0, 1, 2, 3, 7, 13):
         resumed = make('streaming', dataset)
         resumed.set_state(states[cut])
         for batch in expected[cut:]:
-            for found, wanted in zip(windows_of(resumed.load(1, B, T, 2)), batch, strict=True):
+            for found, wanted in zip(windows_of(resumed.load(1, B, T, 1)), batch, strict=True):
                 np.testing.assert_array_equal(found, wanted)
     assert straight.get_state() == resumed.get_state()
 
