@@ -218,9 +218,9 @@ class _Loop:
         phase = self.agent.phases[index]
 
         def begin(params: Params) -> TrainState:
-            return state.create(phase.begin(params) if phase.begin else params, phase)
+            return state.own_buffers(state.create(phase.begin(params) if phase.begin else params, phase))
 
-        train = state.own_buffers(jax.jit(jax.vmap(begin))(params))
+        train = jax.jit(jax.vmap(begin))(params)
         return train if self.mesh is None else jax.device_put(train, state.param_sharding(self.mesh, train))
 
     def _target(self, meta: checkpoint.Meta) -> tuple[PyTree, PyTree]:

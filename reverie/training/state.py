@@ -48,7 +48,7 @@ def trained_groups(params: Params, phase: Phase) -> Params:
 
 
 def own_buffers(tree: PyTree) -> PyTree:
-    """A copy in which no two leaves share a buffer: a donated buffer can be given away only once."""
+    """A copy in which no two leaves share a buffer: a buffer can be donated only once. For use in jit too."""
     return jax.tree.map(jnp.copy, tree)
 
 

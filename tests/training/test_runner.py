@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from toy_agent import Stream, Table, model_loss, poisoned, toy
+from toy_agent import Stream, Table, main, model_loss, poisoned, toy
 
 from reverie.training import checkpoint, metrics
 from reverie.training.runner import claim, flatten, run
@@ -57,7 +57,7 @@ class Failing(Stream):
         return super().load(*args)
 
 
-@pytest.mark.parametrize('calls', [1, 2, 4, 6, 7, 10])
+@pytest.mark.parametrize('calls', [1, 4, 6, 8])
 def test_an_interrupted_run_continues_bit_for_bit(whole, tmp_path, calls):
     """5 calls of each phase: before the first save, inside each phase, and between them."""
     source = Failing()
@@ -117,7 +117,7 @@ def test_a_phase_leaves_its_weight_mean_behind_and_the_next_begins_from_it(tmp_p
         lambda p: (), lambda g, s, p=None: (jax.tree.map(lambda x: x * 0 + 1, g), s)
     )
     agent = toy((3, 1), optimiser=plus_one, ema_decay=0.5)
-    start = agent.init(jax.random.split(jax.random.key(0))[0])
+    start = jax.jit(agent.init)(jax.random.split(jax.random.key(0))[0])
     params = train(tmp_path, agent=agent)
     # weights w+1, w+2, w+3; mean: 0.5, then 1.25, then 2.125 above the start
     np.testing.assert_allclose(params['model']['w'][0], start['model']['w'] + 2.125, rtol=1e-5)
@@ -212,6 +212,7 @@ def start(script, *args, **environment):
     path = os.pathsep.join([root, str(HERE)])
     env = {**os.environ, 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', **environment}
     env['JAX_COMPILATION_CACHE_DIR'] = str(HERE.parents[1] / '.jax_cache')
+    env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     command = [sys.executable, *script, *map(str, args)]
     return subprocess.Popen(command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -222,13 +223,12 @@ def after_a_new_checkpoint(process, folder, known):
     while not ({p.name for p in checkpoint.steps(folder)} - known) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
-    time.sleep(random.Random(len(known)).random() * 0.3)
+    time.sleep(random.Random(len(known)).random() * 0.15)
 
 
 def test_kill_term_and_ctrl_c_lose_nothing(tmp_path):
     """One run, killed three ways and continued, ends bit for bit as one that nobody disturbed."""
     script, folder = [str(HERE / 'toy_agent.py')], tmp_path / 'disturbed'
-    undisturbed = start(script, tmp_path / 'whole')
     outcomes = []
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         process = start(script, folder)
@@ -243,12 +243,9 @@ def test_kill_term_and_ctrl_c_lose_nothing(tmp_path):
     process = start(script, folder)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 0 and 'resuming after' in errors, errors
-    assert undisturbed.wait(60) == 0
-    undisturbed.communicate()
-    with np.load(folder / 'final.npz') as a, np.load(tmp_path / 'whole' / 'final.npz') as b:
-        assert len(a.files) == 3 and all(np.array_equal(a[name], b[name]) for name in a.files)
+    assert same(checkpoint.load(folder)[0], main(tmp_path / 'undisturbed', checkpoint_every_s=1e9))
     steps = [r['gradient_steps'] for r in metrics.read(folder / 'metrics.jsonl')]
-    assert steps == list(range(50, 4501, 50))
+    assert steps == list(range(50, 3001, 50))
     assert not list((folder / 'checkpoints').glob('tmp-*'))
 
 
@@ -260,12 +257,12 @@ from reverie.training.runner import run
 from reverie.training.state import make_mesh
 from reverie.types import UserError
 folder, losses = sys.argv[1], []
-for i, mesh in enumerate([None, make_mesh(4, 1), make_mesh(2, 2)]):
+for i, mesh in enumerate([None, make_mesh(2, 2)]):
     params = run(toy((6, 2)), Table(), f'{folder}/{i}', seeds=2, mesh=mesh, log_every_s=0.0, updates_per_call=2)
     losses.append([r.get('loss/fit', r.get('loss/head')) for r in metrics.read(f'{folder}/{i}/metrics.jsonl')])
     v = params['model']['v']
-    assert len(v.sharding.device_set) == (1, 4, 4)[i]
-    assert v.addressable_shards[0].data.shape == ((2, 8), (2, 8), (2, 4))[i], v.addressable_shards[0].data.shape
+    assert len(v.sharding.device_set) == (1, 4)[i]
+    assert v.addressable_shards[0].data.shape == ((2, 8), (2, 4))[i]
 again = run(toy((6, 2)), Table(), f'{folder}/0', seeds=2, mesh=make_mesh(2, 2))
 assert len(again['model']['v'].sharding.device_set) == 4
 try:
@@ -280,7 +277,6 @@ def test_four_devices_give_the_losses_of_one_and_checkpoints_move_between_them(t
     process = start(['-c', DEVICES], tmp_path, XLA_FLAGS='--xla_force_host_platform_device_count=8')
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    (one, data, both), refusal = json.loads(output.splitlines()[-1])
-    np.testing.assert_allclose(data, one, rtol=1e-5)
+    (one, both), refusal = json.loads(output.splitlines()[-1])
     np.testing.assert_allclose(both, one, rtol=1e-5)
     assert "batch of 4 rows does not divide over the mesh {'data': 8, 'fsdp': 1}" in refusal
