@@ -7,7 +7,7 @@ from jaxtyping import Int, UInt8
 
 from reverie.evaluation import video
 from reverie.evaluation.charts import Line, curves, number
-from reverie.evaluation.page import Run, escape, figure, image, legend, line_key, missing
+from reverie.evaluation.page import Run, escape, figure, image, labels, legend, line_key, missing
 
 FILMS, FRAMES, PLOTS, DRAWN = (
     4,
@@ -128,8 +128,7 @@ def section(run: Run) -> str:
     if context >= t:
         return out[0] + f'<p class="missing">No dreams: all {t} frames of the samples are given ones.</p></section>'
     action = s.get('dream/action', np.full((n, t), -1)).astype(int)
-    names = [str(a) for a in run.config.get('actions') or []]
-    actions = max(len(names), int(action.max()) + 1)
+    actions = max(len(names := labels(run, 'actions')), int(action.max()) + 1)
     rgb_truth, rgb_dream = video.colourise(truth), video.colourise(dream)
     decibel = video.psnr(truth, dream)
     held = video.psnr(truth, np.repeat(truth[:, [max(context - 1, 0)]], t, 1))
@@ -142,10 +141,10 @@ def section(run: Run) -> str:
     for i in range(min(n, FILMS)):
         frames = film(rgb_truth[i], rgb_dream[i], action[i], actions, context)
         out.append(f'<figure>{image(video.apng(frames, holds=(t - 1,)), f"dream {i + 1}, animated")}</figure>')
-    cells = ', '.join(f'{i + 1} {name}' for i, name in enumerate(names))
+    cells = ', '.join(names)
     out.append(
         '</div><p class="note">Blue edge: dreamed; grey edge: given. Lit cell at the lower right: the action '
-        f'that led to the frame{escape(f" ({cells})") if cells else ""}.</p>'
+        f'that led to the frame{escape(f" (from the left: {cells})") if cells else ""}.</p>'
     )
     out += ['<h3>Frame by frame</h3>', _strip(rgb_truth[0], rgb_dream[0], decibel[0], context)]
     out.append(

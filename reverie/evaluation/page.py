@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from reverie.envs import device
 from reverie.evaluation import video
 from reverie.types import UserError
 
@@ -111,11 +112,20 @@ def line_key(*items: tuple[str, str]) -> str:
     return '<div class="key">' + ''.join(f'<span><i class="{k}"></i>{escape(v)}</span>' for k, v in items) + '</div>'
 
 
+def labels(run: Run, what: str) -> list[str]:
+    """Names of the 'channels' or 'actions': from the config, else from the environment if it is one of ours."""
+    given, env = run.config.get(what), str(run.config.get('env'))
+    if not isinstance(given, list) and env in device.names():
+        spec = device.make(env).spec
+        given = list(spec.channels if what == 'channels' else spec.actions.meanings)
+    return [str(x) for x in given] if isinstance(given, list) else []
+
+
 def legend(run: Run, channels: int) -> str:
     """Which colour is which channel of a symbolic grid."""
     if channels in (1, 3):
         return ''
-    names = [str(x) for x in run.config.get('channels') or []]
+    names = labels(run, 'channels')
     names += [f'channel {i}' for i in range(len(names), channels)]
     colours = [f'rgb{tuple(int(x) for x in video.PALETTE[i % len(video.PALETTE)])}' for i in range(channels)]
     cells = [

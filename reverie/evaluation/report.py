@@ -132,12 +132,13 @@ def score_section(run: Run) -> str:
         if 'greedy' in s:
             rows.append(_score_row('', 'greedy', s['greedy'], 'greedy'))
     out.append(f'<span class="axis-pad"></span>{bar_axis(limits)}<span class="axis-pad"></span></div>')
+    known = run.scores.get('reference')
     over = 'seeds' if len(scores[best or next(iter(scores))]['per_seed']) > 1 else 'episodes of the one seed'
     absent = [name_of(k) for k in ('bc', 'wm_bc', 'imagination') if k not in scores and 'agent' not in scores]
     out.append(
         '<p class="note">Mean return per episode; whiskers are 95% bootstrap intervals over '
-        f'{over}, dots are seeds. Normalised: 0 is random play, 1 is the reference '
-        f'({number(run.scores.get("reference"))}, online PPO).'
+        f'{over}, dots are seeds. '
+        + ('' if known is None else f'Normalised: 0 is random play, 1 the reference PPO ({number(known)}).')
         + (f' Not measured in this run: {escape(", ".join(absent))}.' if absent else '')
         + '</p>'
     )

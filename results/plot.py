@@ -1,0 +1,150 @@
+"""Every plot of the results, from the JSON files of this folder alone.
+
+    python results/plot.py [PRESET ...]
+
+writes, per preset, `results/<preset>/scores.svg` (returns of every read-out in every game, 95% intervals, a dot per
+seed), `aggregate.svg` (interquartile mean of the normalised scores over games and seeds, stratified bootstrap) and,
+where runs were scored while they trained, `curves.svg`; and prints the aggregate as a table.
+"""
+
+import json
+import pathlib
+import sys
+
+import matplotlib
+
+matplotlib.use('svg')
+import matplotlib.pyplot as plt
+import numpy as np
+
+from reverie.evaluation.returns import iqm, normalised, stratified_interval
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+NAMES = {
+    'random': 'Random', 'data': 'Data mean', 'bc': 'BC', 'wm_bc': 'WM + BC', 'imagination': 'Imagination RL',
+    'agent': 'Agent', 'ppo': 'PPO',
+}  # fmt: skip
+ACCENT, SOFT, PLAIN, INK = '#0b6a8f', '#9cc6d8', '#b4b8be', '#1c1e21'
+COLOURS = {'imagination': ACCENT, 'agent': ACCENT, 'wm_bc': SOFT, 'bc': SOFT}
+STYLE = {
+    'svg.hashsalt': 'reverie', 'svg.fonttype': 'none', 'font.family': 'sans-serif', 'font.size': 9,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#8a8f96', 'axes.titlesize': 10,
+}  # fmt: skip
+
+
+def read(preset: pathlib.Path) -> list[dict]:
+    """The records of a preset, one per environment, by name."""
+    records = [json.loads(path.read_text()) for path in sorted(preset.glob('*.json'))]
+    return [r for r in records if r.get('score')]
+
+
+def measured(record: dict) -> list[str]:
+    return [name for name in NAMES if record['score'].get(name, {}).get('per_seed')]
+
+
+def bars(axis: plt.Axes, rows: list[tuple[str, float, tuple[float, float], list[float]]]) -> None:
+    """Horizontal bars (name, value, interval, dots), the first on top."""
+    for i, (name, value, (low, high), dots) in enumerate(rows):
+        axis.barh(i, value, height=0.66, color=COLOURS.get(name, PLAIN))
+        axis.plot([low, high], [i, i], color=INK, linewidth=1.2, marker='|', markersize=6)
+        axis.plot(dots, [i] * len(dots), 'o', color='white', markeredgecolor=INK, markeredgewidth=0.7, markersize=3)
+    axis.set_yticks(range(len(rows)), [NAMES[name] for name, *_ in rows])
+    axis.invert_yaxis()
+    axis.tick_params(length=0)
+    axis.xaxis.grid(True, color='#e3e3de', linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
+    places = sorted({f'{r["device"]}, {r["date"]}' for r in records})
+    figure.supxlabel('; '.join(places), x=0.995, ha='right', fontsize=6.5, color='#62676f')
+    figure.savefig(path, metadata={'Date': None})
+    plt.close(figure)
+    print(f'wrote {path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path}')
+
+
+def plot_scores(records: list[dict], path: pathlib.Path) -> None:
+    """Returns of every read-out, one panel per game."""
+    columns = min(3, len(records))
+    rows = -(-len(records) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.3 * rows), squeeze=False, layout='constrained')
+    for axis in axes.flat[len(records) :]:
+        axis.set_visible(False)
+    for axis, record in zip(axes.flat, records, strict=False):
+        score = record['score']
+        dots = {k: [float(np.mean(x)) for x in score[k]['per_seed']] for k in measured(record)}
+        bars(axis, [(k, score[k]['mean'], score[k]['ci95'], dots[k] if len(dots[k]) > 1 else []) for k in dots])
+        axis.set_title(record['env'], loc='left')
+        axis.set_xlabel('return per episode')
+    save(figure, path, records)
+
+
+def comparable(records: list[dict]) -> list[dict]:
+    """The games with both ends of the normalised scale."""
+    return [r for r in records if r.get('reference') is not None and 'random' in measured(r)]
+
+
+def aggregate(records: list[dict]) -> list[tuple[str, float, tuple[float, float], str]]:
+    """(read-out, IQM of normalised scores over games and seeds, 95% interval, what was resampled)."""
+    games = comparable(records)
+    rows = []
+    for name in NAMES:
+        if not games or not all(name in measured(record) for record in games):
+            continue
+        tasks = [
+            [normalised(row, r['score']['random']['mean'], r['reference']) for row in r['score'][name]['per_seed']]
+            for r in games
+        ]
+        low, high, over = stratified_interval(tasks)
+        rows.append((name, float(iqm([np.mean(run) for task in tasks for run in task])), (low, high), over))
+    return rows
+
+
+def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
+    rows = aggregate(records)
+    if not rows:
+        print(f'{path.parent.name}: no read-out has a normalised score in every game, no aggregate')
+        return
+    games = len(comparable(records))
+    figure, axis = plt.subplots(figsize=(5.2, 0.36 * len(rows) + 1.1), layout='constrained')
+    bars(axis, [(name, value, interval, []) for name, value, interval, _ in rows])
+    axis.axvline(1.0, color=INK, linewidth=0.8, linestyle=':')
+    axis.set_xlabel(f'IQM of normalised score, {games} game{"s" * (games > 1)}\n0: random play, 1: the reference PPO')
+    save(figure, path, records)
+    for name, value, (low, high), over in rows:
+        print(f'  {NAMES[name]:16} {value:6.3f}  [{low:.3f}, {high:.3f}]  over {over}')
+
+
+def plot_curves(records: list[dict], path: pathlib.Path) -> None:
+    """Score while training, where a run was scored along the way."""
+    records = [r for r in records if r.get('curve', {}).get('env_frames')]
+    if not records:
+        return
+    figure, axes = plt.subplots(1, len(records), figsize=(3.2 * len(records), 2.4), squeeze=False, layout='constrained')
+    for axis, record in zip(axes.flat, records, strict=True):
+        x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
+        axis.plot(x, y.T, color=SOFT, linewidth=0.8)
+        axis.plot(x, y.mean(0), color=ACCENT, linewidth=1.6)
+        axis.set_title(record['env'], loc='left')
+        axis.set_xlabel('environment frames')
+    save(figure, path, records)
+
+
+def main(folder: pathlib.Path, presets: list[str]) -> int:
+    chosen = [folder / name for name in presets] or sorted(
+        p for p in folder.iterdir() if p.is_dir() and p.name != 'bench'
+    )
+    for preset in chosen:
+        records = read(preset) if preset.is_dir() else []
+        if not records:
+            print(f'plot: no results in {preset}, expected <env>.json files with scores', file=sys.stderr)
+            return 2
+        with plt.rc_context(STYLE):
+            plot_scores(records, preset / 'scores.svg')
+            plot_aggregate(records, preset / 'aggregate.svg')
+            plot_curves(records, preset / 'curves.svg')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(FOLDER, sys.argv[1:]))

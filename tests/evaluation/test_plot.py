@@ -1,0 +1,45 @@
+"""The plots of the results folder are made from its JSON files alone."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+from reverie.evaluation import returns
+
+pytest.importorskip('matplotlib')
+SCRIPT = pathlib.Path(__file__).parents[2] / 'results' / 'plot.py'
+
+
+@pytest.fixture(scope='module')
+def plot():
+    spec = importlib.util.spec_from_file_location('results_plot', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save(folder, game, own):
+    record = returns.record(preset='dreamer4', env=f'minatar/{game}', command='reverie train', seeds=[0, 1],
+                            seconds=1.0, env_frames=1, gradient_steps={}, reference=10.0,
+                            scores={'random': [0.0, 0.0], 'imagination': own})  # fmt: skip
+    returns.save(folder / 'dreamer4' / f'minatar_{game}.json', record)
+
+
+def test_a_preset_gets_its_plots_and_the_iqm_over_games_and_seeds(plot, tmp_path, capsys):
+    save(tmp_path, 'breakout', [[1.0, 3.0], [4.0, 4.0]])  # runs 0.2 and 0.4
+    save(tmp_path, 'freeway', [[6.0, 6.0], [100.0, 100.0]])  # runs 0.6 and 10
+    assert plot.main(tmp_path, []) == 0
+    assert '0.500' in capsys.readouterr().out  # of four runs the middle two: (0.4 + 0.6) / 2
+    for name in ('scores.svg', 'aggregate.svg'):
+        text = (tmp_path / 'dreamer4' / name).read_text()
+        assert text.startswith('<?xml') and 'Imagination RL' in text
+    assert not (tmp_path / 'dreamer4' / 'curves.svg').exists()
+    rows = {row[0]: row for row in plot.aggregate(plot.read(tmp_path / 'dreamer4'))}
+    np.testing.assert_allclose(rows['random'][1], 0.0)
+
+
+def test_a_preset_without_results_is_refused(plot, tmp_path, capsys):
+    assert plot.main(tmp_path, ['dreamer9']) == 2
+    assert 'no results in' in capsys.readouterr().err
