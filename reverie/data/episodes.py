@@ -99,11 +99,11 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     tallies: dict[str, Tally] = {}
     for record in episodes.records():
         tallies.setdefault(record.kind, Tally()).add(record)
-    found = summarise(tallies)
-    wrong = _difference(found, episodes.counts)
+    counts = summarise(tallies)
+    wrong = _difference(counts, episodes.counts)
     if wrong:
         raise UserError(f'{path}: records and manifest disagree about {wrong}')
-    return {'path': str(path), 'shards': len(episodes.shards)} | found
+    return {'path': str(path), 'shards': len(episodes.shards)} | counts
 
 
 def _difference(found: Any, expected: Any, name: str = '') -> str:

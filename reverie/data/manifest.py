@@ -136,7 +136,8 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
 def read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, EnvSpec]:
     try:
         obs, a = manifest['obs'], manifest['actions']
-        actions = ActionSpace(str(a['kind']), int(a['size']), tuple(a['meanings']))
+        kind: Any = str(a['kind'])
+        actions = ActionSpace(kind, int(a['size']), tuple(a['meanings']))
         schema = Schema(tuple(int(n) for n in obs['shape']), str(obs['dtype']), actions)
         shards = [(str(s['file']), int(s['records']), int(s['bytes']), str(s['sha256'])) for s in manifest['shards']]
         spec = EnvSpec(manifest['env'], schema.obs_shape, actions, manifest['max_return'], tuple(obs['channels']))

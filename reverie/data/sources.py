@@ -11,7 +11,6 @@ the other rows are uniform over the stream (for the dynamics). Dreamer 4 mixes t
 import logging
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -105,7 +104,7 @@ def _warn_without_reward(episodes: Episodes, rows: Rows) -> None:
         log.warning('%s: no step has a positive reward; relevant rows are drawn uniformly', episodes.path)
 
 
-class RecordSource(Sequence):
+class RecordSource:
     """Random access to the records of a dataset, over all shards. Raises UserError naming a record that is wrong."""
 
     def __init__(self, episodes: Episodes, keep: np.ndarray):
@@ -170,8 +169,8 @@ class Streaming:
 
     def _draw(self, batch: int, length: int) -> Stream:
         """One batch of windows [B, T] of the current group."""
-        self._ensure_group(length)
-        frames = len(self._group.flags)
+        group = self._ensure_group(length)
+        frames = len(group.flags)
         rng = np.random.default_rng([self.seed, self._batches])
         starts = rng.integers(0, frames - length + 1, batch)
         count = self.rows.count(batch)
@@ -179,7 +178,7 @@ class Streaming:
             chosen = rng.choice(self._rewarded, count)
             starts[:count] = np.clip(chosen - rng.integers(0, length, count), 0, frames - length)
         index = starts[:, None] + np.arange(length)
-        windows = Stream(*(x[index] for x in self._group))
+        windows = Stream(*(x[index] for x in group))
         self._batches += 1
         self._drawn += batch * length
         if self._drawn >= frames:
@@ -187,15 +186,16 @@ class Streaming:
             self._before = self._groups.get_state()
         return windows
 
-    def _ensure_group(self, length: int) -> None:
-        """Groups vary in frames; one that is too short for a window is passed over."""
+    def _ensure_group(self, length: int) -> Stream:
+        """The current group. Groups vary in frames; one that is too short for a window is passed over."""
+        group = self._group
         for _ in range(self.groups_per_epoch + 1):
-            if self._group is not None and len(self._group.flags) >= length:
-                return
+            if group is not None and len(group.flags) >= length:
+                return group
             self._before = self._groups.get_state()
-            self._group = next(self._groups)
-            self._rewarded = rewarded_steps(self._group)
-        raise UserError(f'{self.path}: a group has {len(self._group.flags)} frames, expected a window of {length}')
+            self._group = group = next(self._groups)
+            self._rewarded = rewarded_steps(group)
+        raise UserError(f'{self.path}: no group of episodes has {length} frames, expected one at least a window long')
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable; with it the next `load` gives what it would have given."""

@@ -69,7 +69,7 @@ def render(report: dict[str, Any]) -> Group:
         f'  ·  {report["shards"]} shards, {report["bytes"] / 1e6:.1f} MB'
     )
     kinds = counts['kinds'] if len(counts['kinds']) == 1 else counts['kinds'] | {'all': counts}
-    panels = [Panel(head, title=report['path']), _counts_table(kinds), _returns_table(kinds)]
+    panels: list[Any] = [Panel(head, title=report['path']), _counts_table(kinds), _returns_table(kinds)]
     for title, name in (('Action', 'actions'), ('Reward', 'rewards'), ('Episode length', 'lengths')):
         if report[name]:
             panels.append(_bars(title, report[name]))

@@ -50,9 +50,9 @@ class Writer:
         self._schema: Schema | None = None
         self._tallies: dict[str, Tally] = {}
         self._shards: list[dict[str, Any]] = []
-        self._writer = None
+        self._writer: Any = None  # of the shard being written
         self._records = self._bytes = 0
-        self._folder: pathlib.Path | None = None
+        self._folder: Any = None  # the hidden folder, while open
 
     def __enter__(self) -> 'Writer':
         self.path.parent.mkdir(parents=True, exist_ok=True)
