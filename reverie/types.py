@@ -17,7 +17,7 @@ with `is_last`, then one with `is_first`; truncation sets `is_last` and never `i
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import optax
@@ -84,6 +84,7 @@ State = PyTree
 Policy = Callable[[State, Array, PRNGKeyArray], Array]  # (state, feat [N, F], key) -> action [N, A]
 
 
+@runtime_checkable
 class WorldModel(Protocol):
     """Four methods serve imagination training, evaluation and the interactive player alike."""
 
@@ -102,6 +103,7 @@ class WorldModel(Protocol):
         ...
 
 
+@runtime_checkable
 class Env(Protocol):
     """One pure-JAX environment; `envs.device.Vector` runs many. The key of `step` drives all its chance."""
 
@@ -114,16 +116,27 @@ class Env(Protocol):
         ...
 
 
+@runtime_checkable
 class Actor(Protocol):
     """A policy with the memory it needs to act in a real environment; a batch of N at once."""
 
     def initial(self, params: Params, batch: int) -> State: ...
 
-    def act(self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: bool) -> tuple[State, Array]:
+    def act(
+        self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: Bool[Array, ''] | bool
+    ) -> tuple[State, Array]:
         """-> (state, action index [N] if discrete, [N, A] if continuous). Handles `is_first` by itself."""
         ...
 
 
+class ReadOut(NamedTuple):
+    """One way to act with an agent's parameters; read-outs that share an actor share its compiled program."""
+
+    actor: Actor
+    params: Callable[[Params], Params]  # of the agent -> of the actor
+
+
+@runtime_checkable
 class Source(Protocol):
     """Where training batches come from. `data` stays on the device and is an argument of the jitted update."""
 
@@ -180,12 +193,13 @@ class Phase:
     begin: Callable[[Params], Params] | None = None
 
 
+@runtime_checkable
 class Agent(Protocol):
     """What the runner, the evaluation and the player need of an agent."""
 
     spec: EnvSpec
     phases: tuple[Phase, ...]
-    actors: Mapping[str, Actor]  # read-outs to evaluate, by name: 'imagination', 'wm_bc', 'bc'
+    readouts: Mapping[str, ReadOut]  # policies to evaluate, by name: 'imagination', 'wm_bc', 'bc'
 
     def init(self, key: PRNGKeyArray) -> Params: ...
 

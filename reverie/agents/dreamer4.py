@@ -16,7 +16,7 @@ from reverie.nn.core import MLP, build
 from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp_bins
 from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
 from reverie.objectives.flow import bootstrap_target, corrupt, draw_noise, shortcut_loss
-from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, Step, UserError, sg
+from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, ReadOut, Step, UserError, sg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,9 @@ class PhaseConfig:
 class Dreamer4Config:
     """Everything about a Dreamer 4 agent but the environment. Values marked * are not from the paper.
 
-    multi_token: L, the agent's token predicts L + 1 actions and rewards. bins*: of the reward and value laws.
+    even_channels*: divide the tokenizer's error by each channel's mean square in the batch, for symbolic grids where
+    one ball matters as much as thirty bricks. multi_token: L, the agent's token predicts L + 1 actions and rewards.
+    bins*: of the reward and value laws.
     bootstrap_fraction*: rows trained with coarse steps, after bootstrap_warmup* updates of flow alone.
     isolated: share of windows treated as separate images. horizon*: imagined steps per context. lam*: of the
     lambda-return. perceptual: [B, T] distance of two image batches added to the tokenizer's loss, off for symbolic
@@ -47,6 +49,7 @@ class Dreamer4Config:
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
+    even_channels: bool = False
     head_units: int = 256
     head_layers: int = 1
     bins: int = 255
@@ -67,6 +70,9 @@ class Dreamer4Config:
     bc_phase: PhaseConfig = PhaseConfig(relevant=1.0)
 
 
+ACTING = ('encoder', 'dynamics', 'policy')  # parameter groups that acting needs
+
+
 class MultiHead(nnx.Module):
     """Small MLP with one output layer for each of `ahead + 1` steps; feat [*B, D] -> [ahead + 1, *B, outputs]."""
 
@@ -80,7 +86,7 @@ class MultiHead(nnx.Module):
 
 
 def multi_token_targets(x: Array, is_first: Bool[Array, 'B T'], first: int, count: int) -> tuple[Array, Array]:
-    """x[t + first + n] for n in 0..count-1, and whether that step exists in the episode of t. -> [n, B, T, ...], [n, B, T]
+    """x[t + first + n] for n < count and whether that step is of t's episode. -> [n, B, T, ...], bool [n, B, T]
 
     The one place where training looks ahead: with `first` = 1 on `prev_action` the action *chosen* at t is n = 0.
     """
@@ -116,14 +122,17 @@ class Dreamer4:
         self.cfg, self.spec = cfg, spec
         self.bins = symexp_bins(cfg.bins)
         self.bind = {name: build(module)[1] for name, module in self._modules(nnx.Rngs(0)).items()}
-        for name in ('prior', 'bc_policy'):
-            self.bind[name] = self.bind['policy']
         self.phases = self._phases()
-        self.actors = {
-            'imagination': ShortcutActor(self, 'policy'),
-            'wm_bc': ShortcutActor(self, 'prior'),
-            'bc': BCActor(self),
+        with_model = ShortcutActor(self._bind, cfg.dynamics.context_noise)
+        self.readouts = {
+            'imagination': ReadOut(with_model, lambda p: {name: p[name] for name in ACTING}),
+            'wm_bc': ReadOut(with_model, lambda p: {name: p[name] for name in ACTING} | {'policy': p['prior']}),
+            'bc': ReadOut(ShortcutActor(self._bind, 0.0), lambda p: p['bc']),
         }
+
+    def _bind(self, name: str, params: Params) -> Any:
+        """The module `name` with the weights params[name]."""
+        return self.bind[name](params[name])
 
     def _modules(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         cfg, actions = self.cfg, self.spec.actions.size
@@ -148,7 +157,7 @@ class Dreamer4:
         params = {name: build(m)[0] for name, m in self._modules(nnx.Rngs(key_main)).items()}
         other = {name: build(m)[0] for name, m in self._modules(nnx.Rngs(key_bc)).items()}
         params['prior'] = jax.tree.map(jnp.copy, params['policy'])
-        params['bc'] = {name: other[name] for name in ('encoder', 'dynamics', 'policy')}
+        params['bc'] = {name: other[name] for name in ACTING}
         return params
 
     def _phases(self) -> tuple[Phase, ...]:
@@ -179,18 +188,17 @@ class Dreamer4:
 
     def encode(self, params: Params, step: Step) -> Float[Array, 'B T Z c']:
         """Latents of a window of frames, packed as the dynamics takes them; without gradient."""
-        z, _ = self.bind['encoder'](params['encoder'])(step.obs.astype(jnp.float32), step.is_first)
+        z, _ = self._bind('encoder', params)(step.obs.astype(jnp.float32), step.is_first)
         dynamics = self.cfg.dynamics
         return sg(z.reshape(*z.shape[:2], self.cfg.tokenizer.latents // dynamics.pack, -1))
 
     def model(self, params: Params, *, images: bool = False) -> ShortcutModel:
         """The world model; with `images` it can also observe and decode frames."""
-        bind = lambda name: self.bind[name](params[name])
-        reward, cont = bind('reward'), bind('cont')
+        reward, cont = self._bind('reward', params), self._bind('cont', params)
         return ShortcutModel(
-            bind('dynamics'),
-            bind('encoder') if images else None,
-            bind('decoder') if images else None,
+            self._bind('dynamics', params),
+            self._bind('encoder', params) if images else None,
+            self._bind('decoder', params) if images else None,
             lambda feat: self.twohot(reward(feat)[0]).mean(),
             lambda feat: Bernoulli(cont(feat)[0, ..., 0]).mean(),
         )
@@ -199,14 +207,18 @@ class Dreamer4:
 
     def tokenizer_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """Masked autoencoding, MSE over all patches (+ perceptual distance); Dreamer 4 eq. 5."""
-        encoder, decoder = (self.bind[name](params[name]) for name in ('encoder', 'decoder'))
+        encoder, decoder = (self._bind(name, params) for name in ('encoder', 'decoder'))
         image = batch.step.obs.astype(jnp.float32)
         key_mask, key_isolated = jax.random.split(key)
         mask = draw_mask(key_mask, image.shape[:2], encoder.patches, self.cfg.tokenizer.max_mask_rate)
         is_first = self._isolate(batch.step.is_first, key_isolated)
         z, _ = encoder(image, is_first, mask.hidden)
         output, _ = decoder(z, is_first)
-        losses = dict(mse=jnp.square(output - image).mean((-3, -2, -1)))
+        error = jnp.square(output - image)
+        if self.cfg.even_channels:
+            share = jnp.square(image).mean((0, 1, 2, 3))
+            error = error * sg(share.mean() / (share + 0.1 * share.mean()))
+        losses = dict(mse=error.mean((-3, -2, -1)))
         if self.cfg.perceptual is not None:
             losses['lpips'] = self.cfg.perceptual(output, image)
         wrong = ((output > 0.5) != (image > 0.5)).any((-3, -2, -1))
@@ -219,7 +231,7 @@ class Dreamer4:
 
     def _denoise(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array):
         """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], metrics)"""
-        cfg, dynamics = self.cfg, self.bind['dynamics'](params['dynamics'])
+        cfg, dynamics = self.cfg, self._bind('dynamics', params)
         z1, k_max = self.encode(params, batch.step), cfg.dynamics.k_max
         key_noise, key_z0, key_isolated = jax.random.split(key, 3)
         b, t = z1.shape[:2]
@@ -238,7 +250,11 @@ class Dreamer4:
             is_coarse = (noise.stride[:rows] < cfg.dynamics.finest)[..., None, None]
             target = target.at[:rows].set(jnp.where(is_coarse, coarse, z1[:rows]))
         loss = shortcut_loss(x, target, noise, k_max)
-        return loss, feat, {'dynamics/flow': loss[rows:].mean(), 'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0}
+        return (
+            loss,
+            feat,
+            {'dynamics/flow': loss[rows:].mean(), 'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0},
+        )
 
     def dynamics_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """Shortcut forcing; Dreamer 4 eq. 8."""
@@ -252,19 +268,19 @@ class Dreamer4:
         batch = jax.tree.map(lambda x: x[order], batch)
         shortcut, feat, metrics = self._denoise(params, batch, key, step + self.cfg.bootstrap_warmup)
         losses = dict(shortcut=jnp.where(batch.relevant[:, None], 0.0, shortcut))
-        losses['policy'], accuracy = self._clone(params['policy'], feat, batch)
+        losses['policy'], accuracy = self._clone(params, feat, batch)
         count = self.cfg.multi_token + 1
-        reward = self.twohot(self.bind['reward'](params['reward'])(feat))
+        reward = self.twohot(self._bind('reward', params)(feat))
         target, valid = multi_token_targets(batch.step.reward, batch.step.is_first, 0, count)
         valid &= batch.has_reward[:, None]
         losses['reward'] = -jnp.where(valid, reward.log_prob(target), 0.0).sum(0)
-        cont = Bernoulli(self.bind['cont'](params['cont'])(feat)[0, ..., 0])
+        cont = Bernoulli(self._bind('cont', params)(feat)[0, ..., 0])
         losses['cont'] = -cont.log_prob(~batch.step.is_terminal)
         return losses, metrics | {'finetune/action_accuracy': accuracy}
 
-    def _clone(self, policy: Params, feat: Array, batch: Batch) -> tuple[Float[Array, 'B T'], Array]:
+    def _clone(self, params: Params, feat: Array, batch: Batch) -> tuple[Float[Array, 'B T'], Array]:
         """Behaviour cloning of the next L + 1 actions on relevant, labelled rows. -> (loss, accuracy at n = 0)"""
-        law = Categorical(self.bind['policy'](policy)(feat))
+        law = Categorical(self._bind('policy', params)(feat))
         target, valid = multi_token_targets(batch.step.prev_action, batch.step.is_first, 1, self.cfg.multi_token + 1)
         valid &= (batch.relevant & batch.has_action)[:, None]
         hit = (law.logits[0].argmax(-1) == target[0].argmax(-1)) & valid[0]
@@ -273,7 +289,7 @@ class Dreamer4:
     def imagination_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """PMPO on one rollout per context with the transformer frozen; Dreamer 4 eqs. 10 and 11."""
         cfg = self.cfg
-        model, value_head = self.model(params), self.bind['value'](params['value'])
+        model, value_head = self.model(params), self._bind('value', params)
         policy_head, prior_head = (self.bind['policy'](params[name]) for name in ('policy', 'prior'))
         key_context, key_roll = jax.random.split(key)
         state, context = model.prefill(self.encode(params, batch.step), batch.step, batch.has_action, key_context)
@@ -297,59 +313,34 @@ class Dreamer4:
 
     def bc_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """Behaviour cloning from scratch: the same networks, trained on the actions alone, from clean frames."""
-        feat = self._bc_pass(params, batch.step)
-        loss, accuracy = self._clone(params['bc']['policy'], feat, batch)
+        encoder, dynamics = (self._bind(name, params['bc']) for name in ('encoder', 'dynamics'))
+        step, shape = batch.step, batch.step.is_first.shape
+        z, _ = encoder(step.obs.astype(jnp.float32), step.is_first)
+        level, stride = jnp.full(shape, self.cfg.dynamics.k_max - 1), jnp.full(shape, self.cfg.dynamics.finest)
+        labelled = jnp.broadcast_to(batch.has_action[:, None], shape)
+        _, feat, _ = dynamics(dynamics.packed(z), level, stride, step.prev_action, labelled, step.is_first)
+        loss, accuracy = self._clone(params['bc'], feat, batch)
         return dict(policy=loss), {'bc/action_accuracy': accuracy}
-
-    def _bc_pass(self, params: Params, step: Step) -> Float[Array, 'B T D']:
-        z, _ = self.bind['encoder'](params['bc']['encoder'])(step.obs.astype(jnp.float32), step.is_first)
-        model = self.bc_model(params)
-        shape = step.is_first.shape
-        level, stride = jnp.full(shape, model.dynamics.cfg.context_level), jnp.full(shape, model.dynamics.cfg.finest)
-        packed = model.dynamics.packed(z)
-        return model.dynamics(packed, level, stride, step.prev_action, jnp.ones(shape, bool), step.is_first)[1]
-
-    def bc_model(self, params: Params) -> ShortcutModel:
-        """The baseline's networks as a model that can observe."""
-        return ShortcutModel(*(self.bind[name](params['bc'][name]) for name in ('dynamics', 'encoder')))
 
 
 @dataclasses.dataclass(frozen=True)
 class ShortcutActor:
-    """Acts in a real environment on the agent's token, with the weights of one policy group."""
+    """Acts in a real environment on the agent's token. Parameters: encoder, dynamics, policy."""
 
-    agent: Dreamer4
-    policy: str
+    bind: Callable[[str, Params], Any]
+    context_noise: float
 
     def _model(self, params: Params) -> ShortcutModel:
-        model = self.agent.model(params, images=True)
-        model.decoder = None
-        return model
-
-    def _head(self, params: Params) -> Any:
-        return self.agent.bind['policy'](params[self.policy])
+        dynamics = self.bind('dynamics', params)
+        dynamics.cfg = dataclasses.replace(dynamics.cfg, context_noise=self.context_noise)
+        return ShortcutModel(dynamics, self.bind('encoder', params))
 
     def initial(self, params: Params, batch: int) -> ShortcutState:
         return self._model(params).initial(batch)
 
-    def act(self, params: Params, state: ShortcutState, step: Step, key: PRNGKeyArray, greedy: bool):
+    def act(self, params: Params, state: ShortcutState, step: Step, key: PRNGKeyArray, greedy: Array | bool):
         """-> (state, action index [N])."""
         key_observe, key_act = jax.random.split(key)
         state, feat = self._model(params).observe(state, step, key_observe)
-        law = Categorical(self._head(params)(feat)[0])
-        return state, law.logits.argmax(-1) if greedy else law.index(key_act)
-
-
-class BCActor(ShortcutActor):
-    """The baseline without a world model."""
-
-    def __init__(self, agent: Dreamer4):
-        super().__init__(agent, 'bc')
-
-    def _model(self, params: Params) -> ShortcutModel:
-        model = self.agent.bc_model(params)
-        model.dynamics.cfg = dataclasses.replace(model.dynamics.cfg, context_noise=0.0)
-        return model
-
-    def _head(self, params: Params) -> Any:
-        return self.agent.bind['policy'](params['bc']['policy'])
+        law = Categorical(self.bind('policy', params)(feat)[0])
+        return state, jnp.where(greedy, law.logits.argmax(-1), law.index(key_act))

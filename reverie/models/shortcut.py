@@ -178,7 +178,9 @@ class ShortcutModel:
         state = state._replace(encoder=encoder, decoder=decoder)
         return self._commit(state, self.dynamics.packed(z)[:, 0], step.prev_action, step.is_first, key)
 
-    def imagine(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[ShortcutState, Prediction]:
+    def imagine(
+        self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> tuple[ShortcutState, Prediction]:
         """Dream the frame that `action` leads to: K denoising passes that read the cache, then the commit."""
         key_sample, key_commit = jax.random.split(key)
         z = self.denoise(state, action, key_sample)

@@ -60,7 +60,9 @@ class Encoder(nnx.Module):
 
     def __init__(self, cfg: TokenizerConfig, shape: tuple[int, int, int], rngs: nnx.Rngs):
         if shape[0] % cfg.patch[0] or shape[1] % cfg.patch[1]:
-            raise UserError(f'patches of {cfg.patch} do not tile an image of {shape[:2]}; expected divisors of its sides')
+            raise UserError(
+                f'patches of {cfg.patch} do not tile an image of {shape[:2]}; expected divisors of its sides'
+            )
         width, dtype = cfg.transformer.width, jnp.dtype(cfg.transformer.dtype)
         self.patches = len(patch_grid(shape, cfg.patch))
         self.embed = Linear(cfg.patch[0] * cfg.patch[1] * shape[2], width, dtype=dtype, rngs=rngs)

@@ -22,7 +22,11 @@ class Noise(NamedTuple):
 
 
 def draw_noise(
-    key: PRNGKeyArray, lead: tuple[int, int], k_max: int, bootstrap_rows: int, bootstrap_on: Bool[Array, ''] | bool = True
+    key: PRNGKeyArray,
+    lead: tuple[int, int],
+    k_max: int,
+    bootstrap_rows: int,
+    bootstrap_on: Bool[Array, ''] | bool = True,
 ) -> Noise:
     """Per frame: d ~ 1/U{1, 2, .., k_max/2} in the first `bootstrap_rows` rows (once `bootstrap_on`), d_min in the
     others; tau ~ U{0, d, .., 1 - d}; Dreamer 4 eq. 4. Splitting d_min from the rest by row is not from the paper."""
@@ -42,7 +46,9 @@ def corrupt(z0: Float[Array, 'B T Z c'], z1: Float[Array, 'B T Z c'], tau: Float
     return (1 - tau) * z0 + tau * z1
 
 
-def bootstrap_target(denoise: Denoiser, z: Float[Array, 'B T Z c'], noise: Noise, k_max: int) -> Float[Array, 'B T Z c']:
+def bootstrap_target(
+    denoise: Denoiser, z: Float[Array, 'B T Z c'], noise: Noise, k_max: int
+) -> Float[Array, 'B T Z c']:
     """What x must be for one step of d to land where two steps of d/2 land; Dreamer 4 eq. 7, without gradient.
 
     b' = (f(z, tau, d/2) - z) / (1 - tau), z' = z + b' d/2, b'' = (f(z', tau + d/2, d/2) - z') / (1 - tau - d/2).
