@@ -3,7 +3,7 @@
 Both see episodes as one long stream, cut windows from it at random, and let windows cross episode ends. Both finish a
 window with the same function, `windows.to_batch`, so an agent cannot tell them apart.
 
-Rows come in two sorts. The first round(relevant_fraction * B) rows are `relevant`: with relevant='reward' their windows
+Rows come in two sorts. The first round(relevant * B) rows are `relevant`: with relevant='reward' their windows
 hold a step with positive reward, chosen uniformly among all such steps (the task's own data, for behaviour cloning);
 the other rows are uniform over the stream (for the dynamics). Dreamer 4 mixes the two half and half.
 """
@@ -35,11 +35,10 @@ class Resident:
         self,
         episodes: Episodes,
         relevant: Relevant = 'reward',
-        relevant_fraction: float = 0.5,
         label_fraction: float = 1.0,
         seed: int = 0,
     ):
-        self.rows = Rows(relevant, relevant_fraction, label_fraction, seed)
+        self.rows = Rows(relevant, label_fraction, seed)
         self.schema = episodes.schema
         self.path = episodes.path
         self.fingerprint = episodes.fingerprint
@@ -57,31 +56,32 @@ class Resident:
             stream = stream._replace(reward=half)
         self.data = jax.device_put({'stream': stream, 'rewarded': rewarded})
 
-    def load(self, updates: int, batch: int, length: int, seeds: int) -> None:
+    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> None:
         """Nothing to load: `data` holds it all."""
         return None
 
-    def starts(self, data: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Int[Array, ' B']:
-        """Traced: the first frame of each window."""
+    def starts(self, data: PyTree, key: PRNGKeyArray, batch: int, length: int, count: int) -> Int[Array, ' B']:
+        """Traced: the first frame of each window; the first `count` are of relevant rows."""
         if length > self.frames:
             raise UserError(f'{self.path}: dataset has {self.frames} frames, expected at least one window of {length}')
         uniform_key, reward_key, offset_key = jax.random.split(key, 3)
         end = self.frames - length
         starts = jax.random.randint(uniform_key, (batch,), 0, end + 1)
-        count = self.rows.count(batch)
         if self.rows.relevant == 'all' or not self.has_rewarded or count == 0:
             return starts
         chosen = jax.random.randint(reward_key, (count,), 0, data['rewarded'].shape[0])
         offset = jax.random.randint(offset_key, (count,), 0, length)
-        relevant = jnp.clip(data['rewarded'][chosen] - offset, 0, end)
-        return jnp.concatenate([relevant, starts[count:]])
+        return jnp.concatenate([jnp.clip(data['rewarded'][chosen] - offset, 0, end), starts[count:]])
 
-    def sample(self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Batch:
+    def sample(
+        self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+    ) -> Batch:
         """Traced: random windows [B, T]; relevant rows come first."""
-        starts = self.starts(data, key, batch, length)
+        count = round(relevant * batch)
+        starts = self.starts(data, key, batch, length, count)
         cut = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length)
         windows = jax.vmap(lambda start: jax.tree.map(lambda x: cut(x, start), data['stream']))(starts)
-        return to_batch(windows, jnp.arange(batch) < self.rows.count(batch), self.schema)
+        return to_batch(windows, jnp.arange(batch) < count, self.schema)
 
     def get_state(self) -> dict[str, Any]:
         """Nothing to remember: every draw comes from the key."""
@@ -100,7 +100,7 @@ def check_state(state: dict[str, Any], source: str, fingerprint: str) -> None:
 
 
 def _warn_without_reward(episodes: Episodes, rows: Rows) -> None:
-    if rows.relevant == 'reward' and rows.relevant_fraction > 0 and not episodes.counts['rewarded_steps']:
+    if rows.relevant == 'reward' and not episodes.counts['rewarded_steps']:
         log.warning('%s: no step has a positive reward; relevant rows are drawn uniformly', episodes.path)
 
 
@@ -136,13 +136,12 @@ class Streaming:
         self,
         episodes: Episodes,
         relevant: Relevant = 'reward',
-        relevant_fraction: float = 0.5,
         label_fraction: float = 1.0,
         seed: int = 0,
         group_frames: int = 1 << 18,
         threads: int = 2,
     ):
-        self.rows = Rows(relevant, relevant_fraction, label_fraction, seed)
+        self.rows = Rows(relevant, label_fraction, seed)
         self.schema, self.path, self.seed, self.fingerprint = episodes.schema, episodes.path, seed, episodes.fingerprint
         self.data: dict[str, Any] = {}
         self.has_rewarded = episodes.counts['rewarded_steps'] > 0
@@ -158,22 +157,23 @@ class Streaming:
         self._rewarded = np.zeros(0, np.int32)
         self._drawn = self._batches = 0
 
-    def load(self, updates: int, batch: int, length: int, seeds: int) -> Stream:
+    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> Stream:
         """The windows of the next `updates` batches in stored form, NumPy arrays [updates, seeds, B, T, ...]."""
-        windows = [self._draw(batch, length) for _ in range(updates * seeds)]
+        windows = [self._draw(batch, length, round(relevant * batch)) for _ in range(updates * seeds)]
         return Stream(*(np.stack(xs).reshape(updates, seeds, *xs[0].shape) for xs in zip(*windows, strict=True)))
 
-    def sample(self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int) -> Batch:
+    def sample(
+        self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+    ) -> Batch:
         """Traced: `loaded`, windows [B, T] in stored form, as a Batch; relevant rows come first."""
-        return to_batch(loaded, jnp.arange(batch) < self.rows.count(batch), self.schema)
+        return to_batch(loaded, jnp.arange(batch) < round(relevant * batch), self.schema)
 
-    def _draw(self, batch: int, length: int) -> Stream:
-        """One batch of windows [B, T] of the current group."""
+    def _draw(self, batch: int, length: int, count: int) -> Stream:
+        """One batch of windows [B, T] of the current group, the first `count` of them relevant."""
         group = self._ensure_group(length)
         frames = len(group.flags)
         rng = np.random.default_rng([self.seed, self._batches])
         starts = rng.integers(0, frames - length + 1, batch)
-        count = self.rows.count(batch)
         if self.rows.relevant == 'reward' and count and len(self._rewarded):
             chosen = rng.choice(self._rewarded, count)
             starts[:count] = np.clip(chosen - rng.integers(0, length, count), 0, frames - length)
@@ -217,7 +217,6 @@ def open_source(
     spec: EnvSpec,
     memory_budget_bytes: int = 8 << 30,
     relevant: Relevant = 'reward',
-    relevant_fraction: float = 0.5,
     label_fraction: float = 1.0,
     seed: int = 0,
 ) -> Resident | Streaming:
@@ -228,5 +227,5 @@ def open_source(
     episodes = Episodes(path)
     episodes.check(spec)
     if episodes.frames * episodes.bytes_per_frame <= memory_budget_bytes:
-        return Resident(episodes, relevant, relevant_fraction, label_fraction, seed)
-    return Streaming(episodes, relevant, relevant_fraction, label_fraction, seed)
+        return Resident(episodes, relevant, label_fraction, seed)
+    return Streaming(episodes, relevant, label_fraction, seed)

@@ -35,26 +35,19 @@ class Rows:
     """How the rows of a batch are drawn and labelled.
 
     relevant: 'reward' draws relevant rows around a positive reward, 'all' uniformly.
-    relevant_fraction: share of relevant rows in a batch.
     label_fraction: share of episodes that keep their actions; the others count as unlabelled video.
     seed: of the choice of the labelled episodes.
     """
 
     relevant: Relevant = 'reward'
-    relevant_fraction: float = 0.5
     label_fraction: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
         if self.relevant not in ('reward', 'all'):
             raise UserError(f'relevant is {self.relevant!r}, expected reward or all')
-        for name in ('relevant_fraction', 'label_fraction'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f'{name} is {getattr(self, name)}, expected 0 to 1')
-
-    def count(self, batch: int) -> int:
-        """Relevant rows among `batch`."""
-        return round(self.relevant_fraction * batch)
+        if not 0 <= self.label_fraction <= 1:
+            raise UserError(f'label_fraction is {self.label_fraction}, expected 0 to 1')
 
 
 def concatenate(records: Iterable[Record]) -> Stream:

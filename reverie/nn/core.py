@@ -1,5 +1,6 @@
 """Building blocks, and the boundary between modules and `jit`: NNX inside it, plain nested dicts across it."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,9 +67,7 @@ class MLP(nnx.Module):
 
     def __init__(self, inputs: int, units: int, layers: int, outputs: int, *, out_scale=1.0, dtype, rngs: nnx.Rngs):
         widths = [inputs] + [units] * layers
-        self.hidden = nnx.List(
-            Linear(i, o, bias=False, dtype=dtype, rngs=rngs) for i, o in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.hidden = nnx.List(Linear(i, o, bias=False, dtype=dtype, rngs=rngs) for i, o in itertools.pairwise(widths))
         self.norms = nnx.List(RMSNorm(units) for _ in range(layers))
         self.out = Linear(widths[-1], outputs, scale=out_scale, rngs=rngs)
 

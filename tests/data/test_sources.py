@@ -13,16 +13,18 @@ from reverie.types import Batch, Step, UserError
 B, T = 8, 12
 
 
-def draw(source, seed: int = 0, updates: int = 1, batch: int = B, length: int = T, seeds: int = 2) -> Batch:
+def draw(
+    source, seed: int = 0, updates: int = 1, batch: int = B, length: int = T, seeds: int = 2, relevant: float = 0.5
+) -> Batch:
     """All batches of one `load`, as NumPy with leading dims [updates, seeds]; one program, as the runner does."""
-    loaded = source.load(updates, batch, length, seeds)
+    loaded = source.load(updates, batch, length, seeds, relevant)
     keys = jax.random.split(jax.random.key(seed), (updates, seeds))
-    return jax.tree.map(np.asarray, sampler(source, batch, length)(source.data, loaded, keys))
+    return jax.tree.map(np.asarray, sampler(source, batch, length, relevant)(source.data, loaded, keys))
 
 
 @functools.lru_cache
-def sampler(source, batch, length):
-    one = lambda data, loaded, key: source.sample(data, loaded, key, batch, length)
+def sampler(source, batch, length, relevant):
+    one = lambda data, loaded, key: source.sample(data, loaded, key, batch, length, relevant)
     per_seed = jax.vmap(one, (None, 0, 0))
     return jax.jit(lambda data, loaded, keys: jax.vmap(per_seed, (None, 0, 0))(data, loaded, keys))
 
@@ -88,7 +90,7 @@ def test_resident_equals_a_loop_over_the_same_starts(resident, steps):
     flat = Step(*(np.concatenate(xs) for xs in zip(*steps, strict=True)))
     batch = draw(resident, seed=3, updates=6)
     keys = jax.random.split(jax.random.key(3), (6, 2))
-    start_of = jax.vmap(jax.vmap(lambda key: resident.starts(resident.data, key, B, T)))
+    start_of = jax.vmap(jax.vmap(lambda key: resident.starts(resident.data, key, B, T, B // 2)))
     starts = np.asarray(jax.jit(start_of)(keys))
     for index in np.ndindex(6, 2, B):
         for t in range(T):
@@ -97,9 +99,9 @@ def test_resident_equals_a_loop_over_the_same_starts(resident, steps):
 
 
 def test_uniform_starts_are_uniform_and_relevant_ones_uniform_over_rewards(dataset, steps):
-    source = Resident(Episodes(dataset), relevant_fraction=0.5)
+    source = Resident(Episodes(dataset))
     rows, length = 40_000, 5
-    starts = np.asarray(source.starts(source.data, jax.random.key(0), rows, length))
+    starts = np.asarray(source.starts(source.data, jax.random.key(0), rows, length, rows // 2))
     reward = np.concatenate([s.reward for s in steps])
     ends = len(reward) - length + 1
     expected = np.zeros(ends)
@@ -117,8 +119,8 @@ def test_uniform_starts_are_uniform_and_relevant_ones_uniform_over_rewards(datas
     'kind, fraction, count',
     [('resident', 0.0, 0), ('resident', 0.3, 2), ('streaming', 0.0, 0), ('streaming', 1.0, B), ('streaming', 0.3, 2)],
 )
-def test_the_relevant_fraction_is_exact(dataset, kind, fraction, count):
-    batch = draw(make(kind, dataset, relevant_fraction=fraction))
+def test_the_share_of_relevant_rows_is_exact(dataset, kind, fraction, count):
+    batch = draw(make(kind, dataset), relevant=fraction)
     assert (batch.relevant.sum(-1) == count).all()
 
 
