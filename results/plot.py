@@ -10,6 +10,7 @@ where runs were scored while they trained, `curves.svg`; and prints the aggregat
 import json
 import pathlib
 import sys
+from typing import Any
 
 import matplotlib
 
@@ -26,7 +27,7 @@ NAMES = {
 }  # fmt: skip
 ACCENT, SOFT, PLAIN, INK = '#0b6a8f', '#9cc6d8', '#b4b8be', '#1c1e21'
 COLOURS = {'imagination': ACCENT, 'agent': ACCENT, 'wm_bc': SOFT, 'bc': SOFT}
-STYLE = {
+STYLE: Any = {
     'svg.hashsalt': 'reverie', 'svg.fonttype': 'none', 'font.family': 'sans-serif', 'font.size': 9,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#8a8f96', 'axes.titlesize': 10,
 }  # fmt: skip

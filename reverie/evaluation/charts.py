@@ -3,7 +3,8 @@
 import dataclasses
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,27 @@ def _limits(values: np.ndarray, log: bool) -> tuple[float, float]:
     return low - (pad if low != 0 else 0), high + pad
 
 
+def _axes(x_limits: tuple[float, float], y_limits: tuple[float, float], log: bool, px: Callable[..., Any],
+          py: Callable[..., Any], x_label: str) -> list[str]:  # fmt: skip
+    """Grid, tick labels and the name of x."""
+    out = []
+    for y in log_ticks(*y_limits) if log else ticks(*y_limits):
+        at = float(py(y))
+        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        out.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{number(y, 4, True)}</text>'
+        )
+    for x in ticks(*x_limits, 5):
+        out.append(
+            f'<text class="tick" x="{px(x):.1f}" y="{HEIGHT - 18}" text-anchor="middle">{number(x, 4, True)}</text>'
+        )
+    if log:
+        out.append(f'<text class="axis" x="{LEFT - 6}" y="{HEIGHT - 4}" text-anchor="end">log</text>')
+    axis = html.escape(x_label)
+    out.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{axis}</text>')
+    return out
+
+
 def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = None,
            shade: tuple[Number, Number] | None = None, marks: Sequence[Number] = (),
            limits: tuple[Number | None, Number | None] = (None, None)) -> str:  # fmt: skip
@@ -94,29 +116,20 @@ def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = N
     x_all, y_all = (np.concatenate([getattr(line, axis) for line in lines]) for axis in 'xy')
     x0, x1 = float(x_all.min()), float(x_all.max())
     x1 = x1 if x1 > x0 else x0 + 1
-    y0, y1 = (auto if fixed is None else fixed for auto, fixed in zip(_limits(y_all, log), limits, strict=True))
+    y0, y1 = (float(auto if fixed is None else fixed) for auto, fixed in zip(_limits(y_all, log), limits, strict=True))
     scale = np.log if log else np.asarray
 
-    def px(x: np.ndarray | Number) -> np.ndarray | Number:
+    def px(x: np.ndarray | Number) -> Any:
         return LEFT + (np.asarray(x) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
 
-    def py(y: np.ndarray | Number) -> np.ndarray | Number:
+    def py(y: np.ndarray | Number) -> Any:
         return HEIGHT - BOTTOM - (scale(y) - scale(y0)) / (scale(y1) - scale(y0)) * (HEIGHT - TOP - BOTTOM)
 
     out = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">']
     if shade:
         a, b = (float(px(np.clip(v, x0, x1))) for v in shade)
         out.append(f'<rect class="shade" x="{a:.1f}" y="{TOP}" width="{b - a:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>')
-    for y in log_ticks(y0, y1) if log else ticks(y0, y1):
-        at = float(py(y))
-        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        out.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{number(y, 4, True)}</text>'
-        )
-    for x in ticks(x0, x1, 5):
-        out.append(
-            f'<text class="tick" x="{px(x):.1f}" y="{HEIGHT - 18}" text-anchor="middle">{number(x, 4, True)}</text>'
-        )
+    out += _axes((x0, x1), (y0, y1), log, px, py, x_label)
     out += [f'<line class="mark" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' for x in marks]
     for line in lines:
         points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(px(line.x), py(line.y), strict=True))
@@ -126,11 +139,7 @@ def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = N
             if single
             else f'<polyline class="{line.kind}" points="{points}"/>'
         )
-    if log:
-        out.append(f'<text class="axis" x="{LEFT - 6}" y="{HEIGHT - 4}" text-anchor="end">log</text>')
-    axis = html.escape(x_label)
-    out.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{axis}</text></svg>')
-    return ''.join(out)
+    return ''.join([*out, '</svg>'])
 
 
 def scale_of(rows: Sequence[tuple[Number, Number, Number]]) -> tuple[float, float]:

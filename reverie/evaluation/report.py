@@ -113,38 +113,44 @@ def _score_row(name: str, how: str, s: Mapping[str, Any], kind: str) -> str:
     return f'<tr class="{kind}">' + ''.join(f'<td>{escape(c)}</td>' for c in cells) + '</tr>'
 
 
-def score_section(run: Run) -> str:
-    """Bars with intervals, then every number."""
-    out, scores, best = ['<section><h2>Scores in the real environment</h2>'], read_outs(run), hero(run)
-    if not scores:
-        return out[0] + missing(run, 'scores.json', 'scores') + '</section>'
-    limits = scale_of([(s['mean'], *s['ci95']) for s in scores.values()])
-    out.append('<div class="bars">')
-    rows = []
+def _bars(scores: Mapping[str, Mapping[str, Any]], best: str | None) -> str:
+    limits = scale_of([(s['mean'], s['ci95'][0], s['ci95'][1]) for s in scores.values()])
+    out = ['<div class="bars">']
     for key, s in scores.items():
         kind = 'best' if key == best else 'own' if key in OURS else 'other'
         dots = [float(np.mean(row)) for row in s['per_seed']] if len(s['per_seed']) > 1 else []
         name = f'<b>{escape(name_of(key))}</b>' if key == best else escape(name_of(key))
-        out.append(f'<span class="label">{name}</span>{bar(s["mean"], *s["ci95"], dots, limits, kind)}')
+        low, high = s['ci95']
+        out.append(f'<span class="label">{name}</span>{bar(s["mean"], low, high, dots, limits, kind)}')
         out.append(f'<span class="value">{points(s["mean"])}</span>')
-        how = 'sampled' if 'greedy' in s else '–' if key == 'data' else ''
-        rows.append(_score_row(name_of(key), how or '–', s, kind))
+    return ''.join([*out, f'<span class="axis-pad"></span>{bar_axis(limits)}<span class="axis-pad"></span></div>'])
+
+
+def _table(scores: Mapping[str, Mapping[str, Any]], best: str | None) -> str:
+    rows = []
+    for key, s in scores.items():
+        rows.append(_score_row(name_of(key), 'sampled' if 'greedy' in s else '–', s, 'best' if key == best else ''))
         if 'greedy' in s:
             rows.append(_score_row('', 'greedy', s['greedy'], 'greedy'))
-    out.append(f'<span class="axis-pad"></span>{bar_axis(limits)}<span class="axis-pad"></span></div>')
-    known = run.scores.get('reference')
-    over = 'seeds' if len(scores[best or next(iter(scores))]['per_seed']) > 1 else 'episodes of the one seed'
-    absent = [name_of(k) for k in ('bc', 'wm_bc', 'imagination') if k not in scores and 'agent' not in scores]
-    out.append(
-        '<p class="note">Mean return per episode; whiskers are 95% bootstrap intervals over '
-        f'{over}, dots are seeds. '
-        + ('' if known is None else f'Normalised: 0 is random play, 1 the reference PPO ({number(known)}).')
-        + (f' Not measured in this run: {escape(", ".join(absent))}.' if absent else '')
-        + '</p>'
-    )
     heads = ('Read-out', 'Actions', 'Mean', '95% interval', 'Normalised', 'Min', 'Max', 'Seeds', 'Episodes')
-    out.append('<div class="scroll"><table><thead><tr>' + ''.join(f'<th>{h}</th>' for h in heads) + '</tr></thead>')
-    return ''.join([*out, '<tbody>', *rows, '</tbody></table></div></section>'])
+    head = ''.join(f'<th>{h}</th>' for h in heads)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def score_section(run: Run) -> str:
+    """Bars with intervals, then every number."""
+    title, scores, best = '<section><h2>Scores in the real environment</h2>', read_outs(run), hero(run)
+    if not scores:
+        return title + missing(run, 'scores.json', 'scores') + '</section>'
+    unit = scores[best or next(iter(scores))]['per_seed']
+    over = 'seeds, dots are seeds' if len(unit) > 1 else 'the episodes of the one seed'
+    note = f'Mean return per episode; whiskers are 95% bootstrap intervals over {over}.'
+    if (reference := run.scores.get('reference')) is not None:
+        note += f' Normalised: 0 is random play, 1 the reference PPO ({number(reference)}).'
+    absent = [name_of(k) for k in ('bc', 'wm_bc', 'imagination') if k not in scores and 'agent' not in scores]
+    if absent:
+        note += f' Not measured in this run: {", ".join(absent)}.'
+    return f'{title}{_bars(scores, best)}<p class="note">{escape(note)}</p>{_table(scores, best)}</section>'
 
 
 def _series(rows: Mapping[int, Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

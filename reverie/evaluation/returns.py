@@ -204,13 +204,15 @@ def summary(per_seed: Returns, random: float | None = None, reference: float | N
     """One read-out as the results file holds it; `normalised` is null where a reference is not known."""
     rows = [[float(x) for x in row] for row in per_seed]
     mean, ci = float(np.mean([np.mean(row) for row in rows])), interval(rows)
-    known = random is not None and reference is not None and reference != random
+    scaled = None
+    if random is not None and reference is not None and reference != random:
+        scaled = float(normalised(mean, random, reference))
     return {
         'per_seed': rows,
         'mean': mean,
         'ci95': [ci.low, ci.high],
         'ci95_over': ci.over,
-        'normalised': float(normalised(mean, random, reference)) if known else None,
+        'normalised': scaled,
     }
 
 
