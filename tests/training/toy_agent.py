@@ -74,7 +74,7 @@ def head_loss(params, batch, key, step):
 class Toy:
     phases: tuple[Phase, ...]
     spec: EnvSpec = SPEC
-    actors: Any = dataclasses.field(default_factory=dict)
+    readouts: Any = dataclasses.field(default_factory=dict)
 
     def init(self, key):
         x = jax.random.normal(key, (35,))  # one draw: random numbers are what takes long to compile here
@@ -116,7 +116,7 @@ def main(folder: str, checkpoint_every_s: float = 0.0):
     from reverie.training.runner import run
 
     return run(
-        toy((2000, 1000)),
+        toy((1000, 500)),
         Table(),
         folder,
         seeds=2,
