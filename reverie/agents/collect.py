@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 from reverie.agents.ppo import PPO, PPOConfig, PPOResult, train
 from reverie.data.episodes import Splitter, Writer
 from reverie.envs.device import Vector, make
-from reverie.evaluation.returns import RandomActor, Scores, evaluate
+from reverie.evaluation.returns import RandomActor, Scores, evaluate, provenance
 from reverie.types import Actor, Env, Params, Step, UserError
 
 # Parts of a dataset as fractions of PPO's final return; None is the random player.
@@ -161,52 +161,48 @@ def write_dataset(
     config, options = config or PPOConfig(), options or {}
     env = make(name, **options)
     k_train, k_play, k_score = jax.random.split(jax.random.key(seed), 3)
-    provenance: dict[str, Any] = dict(
-        command=command, kind=kind, frames=frames, seed=seed, env=dict(name=name, options=options)
-    )
-    with Writer(path, env.spec, provenance, overwrite=overwrite) as writer:
+    facts = dict(command=command, kind=kind, frames=frames, seed=seed, env=dict(name=name, options=options))
+    facts |= provenance()
+    with Writer(path, env.spec, facts, overwrite=overwrite) as writer:  # first, so that a bad path costs no training
         ppo = None
         if kind != 'random':
             begin = time.perf_counter()
             ppo = config, train(env, config, k_train, progress)
-            provenance['ppo'] = _run(*ppo, time.perf_counter() - begin)
+            facts['ppo'] = _run(*ppo, time.perf_counter() - begin)
         chosen = players(kind, env, ppo)
-        provenance['players'] = [
-            dict(kind=p.label, env_frames=p.env_frames, online_return=p.online_return) for p in chosen
-        ]
-        provenance['scores'] = scores(env, ppo, k_score, episodes)
+        facts['players'] = [dict(kind=p.label, env_frames=p.env_frames, online_return=p.online_return) for p in chosen]
+        facts['scores'] = scores(env, ppo, k_score, episodes)
         for label, episode, complete in collect(env, chosen, frames, k_play, envs):
             writer.add(label, episode, complete)
-    return provenance
+    return facts
 
 
 def scores(
     env: Env, ppo: tuple[PPOConfig, PPOResult] | None, key: PRNGKeyArray, episodes: int = 128
-) -> dict[str, dict[str, Any]]:
-    """Whole-episode scores of the random player ('random') and of the end of a PPO run ('ppo', 'ppo_greedy')."""
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Whole-episode scores: {'random': {'sampled': ...}, 'ppo': {'sampled': ..., 'greedy': ...}}, PPO's final policy.
+
+    Each is a dictionary of mean, se (over episodes), episodes, truncated (how many of them) and every one of returns.
+    """
     keys = jax.random.split(key, 3)
-    random = RandomActor(env.spec.actions)
-    found = {'random': _summary(evaluate(env, random, {}, keys[0], episodes=episodes))}
+    random = evaluate(env, RandomActor(env.spec.actions), {}, keys[0], episodes=episodes)
+    found = {'random': {'sampled': _summary(random)}}
     if ppo is not None:
         config, result = ppo
-        for name, greedy, k in (('ppo', False, keys[1]), ('ppo_greedy', True, keys[2])):
-            agent = PPO(env.spec, config)
-            found[name] = _summary(evaluate(env, agent, result.params, k, episodes=episodes, greedy=greedy))
+        run = functools.partial(evaluate, env, PPO(env.spec, config), result.params, episodes=episodes)
+        found['ppo'] = {'sampled': _summary(run(keys[1])), 'greedy': _summary(run(keys[2], greedy=True))}
     return found
 
 
 def _summary(scores: Scores) -> dict[str, Any]:
-    """JSON of a score: mean, standard error over episodes, every return."""
     x = np.asarray(scores.returns, np.float64)
     se = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else None
-    unfinished = int(np.sum(scores.truncated))
-    return dict(mean=float(x.mean()), se=se, episodes=len(x), truncated=unfinished, returns=x.tolist())
+    truncated = int(np.sum(scores.truncated))
+    return dict(mean=float(x.mean()), se=se, episodes=len(x), truncated=truncated, returns=x.tolist())
 
 
 def _run(config: PPOConfig, result: PPOResult, seconds: float) -> dict[str, Any]:
-    """JSON of a PPO run: NaN, before the first episode ends, is null."""
+    """JSON of a PPO run; its return is null before the first episode ends."""
     returns = [None if np.isnan(x) else float(x) for x in result.curve['return']]
     curve = {'env_frames': result.curve['env_frames'].tolist(), 'return': returns}
-    versions = {'jax': jax.__version__}
-    device = jax.devices()[0].device_kind
-    return dict(config=dataclasses.asdict(config), curve=curve, seconds=seconds, device=device, versions=versions)
+    return dict(config=dataclasses.asdict(config), curve=curve, seconds=seconds)

@@ -28,11 +28,11 @@ class PPOConfig:
     """Everything of a PPO run but the environment and the seed; one update uses envs * rollout frames."""
 
     env_frames: int = 3_000_000
-    envs: int = 128
-    rollout: int = 32  # frames per environment and update
+    envs: int = 64
+    rollout: int = 128  # frames per environment and update
     epochs: int = 4
     minibatches: int = 8
-    learning_rate: float = 1e-3  # falls linearly to 0 over the run
+    learning_rate: float = 5e-3  # falls linearly to 0 over the run
     discount: float = 0.99
     lam: float = 0.95
     clip: float = 0.2

@@ -105,8 +105,8 @@ def test_a_dataset_on_disk_carries_scores_curve_and_players(tmp_path):
     assert provenance['seed'] == 3 and provenance['env'] == {'name': 'minatar/breakout', 'options': options}
     assert provenance['ppo']['curve']['env_frames'] == [1024, 2048, 3072, 4096]
     assert [x['kind'] for x in provenance['players']] == ['random', 'ppo25', 'ppo50', 'ppo100']
-    for name in ('random', 'ppo', 'ppo_greedy'):
-        score = provenance['scores'][name]
+    found = provenance['scores']
+    for score in (found['random']['sampled'], found['ppo']['sampled'], found['ppo']['greedy']):
         assert len(score['returns']) == 8 and score['mean'] == pytest.approx(np.mean(score['returns']))
 
 

@@ -196,7 +196,7 @@ def test_the_actor_is_greedy_or_follows_the_policys_probabilities():
 def test_impossible_configurations_and_continuous_actions_are_refused():
     with pytest.raises(UserError, match='7 minibatches'):
         PPOConfig(minibatches=7)
-    with pytest.raises(UserError, match='expected at least 81920, one update'):
-        PPOConfig(env_frames=100, envs=128, rollout=32)
+    with pytest.raises(UserError, match='expected at least 163840, one update'):
+        PPOConfig(env_frames=100, envs=64, rollout=128)
     with pytest.raises(UserError, match='expected discrete'):
         PPO(EnvSpec('arm', (3,), ActionSpace('continuous', 2)), SMALL)
