@@ -2,9 +2,9 @@
 
     python benchmarks/minatar.py --out results/minatar_cpu.json
 
-1,024 copies take random actions in one `lax.scan`; the best of several runs counts. `cpu_us_per_step` is
-processor time over all cores: on a busy machine it tells more than the clock. `loop` is the same scan around an environment
-that does nothing, the cost of drawing actions and keys.
+1,024 copies take random actions in one `lax.scan`; the best of several runs counts. `cpu_us_per_step` is processor time
+over all cores: on a busy machine it tells more than the clock. `loop` is the same scan around an environment that does
+nothing, the cost of drawing actions and keys.
 """
 
 import argparse
