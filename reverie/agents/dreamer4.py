@@ -21,7 +21,12 @@ from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, ReadOu
 
 @dataclasses.dataclass(frozen=True)
 class PhaseConfig:
-    """Length and optimiser of one phase: AdamW, linear warm-up, then constant. Nothing of it is in the paper."""
+    """Length and optimiser of one phase. Nothing of it is in the paper.
+
+    steps: updates of `batch` windows of `length` frames. relevant: share of rows from the task's own data.
+    muon: orthogonalised momentum for the matrices inside the transformer, else AdamW for all.
+    decay: share of the steps, at the end, over which the learning rate falls to zero.
+    """
 
     steps: int = 10_000
     batch: int = 32
@@ -31,6 +36,8 @@ class PhaseConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    muon: bool = True
+    decay: float = 0.2
     ema_decay: float | None = None
 
 
@@ -100,11 +107,32 @@ def multi_token_targets(x: Array, is_first: Bool[Array, 'B T'], first: int, coun
     return jnp.stack(values), jnp.stack(valid)
 
 
-def optimiser(cfg: PhaseConfig) -> optax.GradientTransformation:
-    rate = optax.linear_schedule(cfg.learning_rate / max(cfg.warmup_steps, 1), cfg.learning_rate, cfg.warmup_steps)
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm), optax.adamw(rate, b2=0.99, weight_decay=cfg.weight_decay)
+def hidden_matrices(params: Params) -> Params:
+    """Which weights Muon orthogonalises: the matrices inside transformer layers; embeddings and readouts are Adam's."""
+    inside = lambda path: {'layers', 'kernel'} <= {getattr(entry, 'key', None) for entry in path}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: optax.contrib.MuonDimensionNumbers() if inside(path) else None, params
     )
+
+
+def optimiser(cfg: PhaseConfig) -> optax.GradientTransformation:
+    """Warm-up, then constant; with `decay` the last part of the phase falls linearly to zero."""
+    falling = round(cfg.decay * cfg.steps)
+    rate = optax.join_schedules(
+        [
+            optax.linear_schedule(cfg.learning_rate / max(cfg.warmup_steps, 1), cfg.learning_rate, cfg.warmup_steps),
+            optax.linear_schedule(cfg.learning_rate, 0.0, max(falling, 1)),
+        ],
+        [max(cfg.steps - falling, cfg.warmup_steps)],
+    )
+    if cfg.muon:
+        method = optax.contrib.muon(
+            rate, weight_decay=cfg.weight_decay, adam_b2=0.99, consistent_rms=0.2,
+            muon_weight_dimension_numbers=hidden_matrices,
+        )  # fmt: skip
+    else:
+        method = optax.adamw(rate, b2=0.99, weight_decay=cfg.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), method)
 
 
 class Dreamer4:

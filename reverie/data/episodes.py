@@ -69,6 +69,19 @@ class Episodes:
     def mean_return(self) -> float | None:
         return self.counts['returns'].get('mean')
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the writer said of where the data come from."""
+        return self.manifest['provenance']
+
+    def returns(self) -> dict[str, list[float]]:
+        """Undiscounted returns of the complete episodes of each kind. Reads every record."""
+        found: dict[str, list[float]] = {kind: [] for kind in self.counts['kinds']}
+        for record in self.records():
+            if record.complete and record.has_reward:
+                found[record.kind].append(float(np.sum(record.reward, dtype=np.float64)))
+        return found
+
     def check(self, spec: EnvSpec) -> None:
         """Raises UserError, naming both, if the dataset is of another game, observation or action space."""
         for what, given, expected in (

@@ -65,7 +65,7 @@ class Dynamics(nnx.Module):
         self.world = 2 + self.tokens + cfg.registers
         self.embed = Linear(self.channels, width, dtype=dtype, rngs=rngs)
         self.action = Linear(actions, width, bias=False, dtype=dtype, rngs=rngs)
-        embedding = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        embedding = lambda *shape: nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
         self.level = embedding(cfg.k_max, width - width // 2)
         self.stride = embedding(cfg.finest + 1, width // 2)
         self.slots = embedding(self.world + 1, width)

@@ -52,7 +52,7 @@ def _angles(cfg: TokenizerConfig, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _embedding(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+    return nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
 
 
 class Encoder(nnx.Module):

@@ -52,7 +52,7 @@ def stepwise(blocks, tokens, is_first, cache):
 def test_cached_frames_equal_the_parallel_pass_also_past_the_window(blocks, tokens, is_first):
     parallel, _ = jax.jit(blocks)(tokens, is_first)
     _, cached = jax.jit(lambda x, f: stepwise(blocks, x, f, blocks.empty(B, S)))(tokens, is_first)
-    assert T > 2 * CFG.context
+    assert 2 * CFG.context < T
     np.testing.assert_allclose(cached, parallel, atol=1e-5)
 
 

@@ -1,0 +1,108 @@
+"""Experiments by name. A preset is a value: print it, change it from the command line, save it with the weights."""
+
+from collections.abc import Callable
+
+from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config, PhaseConfig
+from reverie.models.shortcut import DynamicsConfig
+from reverie.models.tokenizer import TokenizerConfig
+from reverie.nn.attention import TransformerConfig
+from reverie.types import EnvSpec, UserError
+
+
+def dreamer4() -> Dreamer4Config:
+    """Dreamer 4 on 1M frames of recorded MinAtar, sized for one GPU and about ten minutes for three seeds.
+
+    Run:      reverie collect --env minatar/breakout --kind mixed --frames 1e6
+              reverie train dreamer4 --env minatar/breakout --seeds 3
+    Expect:   docs/RESULTS.md
+    Differs from the paper: sizes, patches of 2x5 cells, K_max 16, masking rate up to 0.5, every channel of the grid
+              weighs the same in the tokenizer's loss.
+    """
+    tokenizer = TransformerConfig(
+        width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp_ratio=2.0, context=16, dtype='bfloat16'
+    )
+    dynamics = TransformerConfig(width=256, layers=8, heads=8, kv_heads=2, head_dim=32, context=16, dtype='bfloat16')
+    return Dreamer4Config(
+        tokenizer=TokenizerConfig(patch=(2, 5), latents=8, bottleneck=16, max_mask_rate=0.5, transformer=tokenizer),
+        dynamics=DynamicsConfig(pack=2, registers=2, k_max=16, transformer=dynamics),
+        even_channels=True,
+        horizon=16,
+        bootstrap_warmup=1000,
+        tokenizer_phase=PhaseConfig(3000, 64, 16, learning_rate=1e-3),
+        dynamics_phase=PhaseConfig(6000, 64, 24, learning_rate=6e-4, ema_decay=0.99),
+        finetune_phase=PhaseConfig(2000, 64, 24, relevant=0.5, learning_rate=6e-4, ema_decay=0.99),
+        imagine_phase=PhaseConfig(3000, 256, 16, learning_rate=3e-4),
+        bc_phase=PhaseConfig(2000, 64, 24, relevant=1.0, learning_rate=6e-4),
+    )
+
+
+def dreamer4_demo() -> Dreamer4Config:
+    """Dreamer 4 on a laptop: MinAtar Breakout in about a quarter of an hour on two CPU cores.
+
+    Run:      make demo
+    Expect:   results/dreamer4_demo/minatar_breakout.json
+    Differs from the paper: as `dreamer4`, smaller still, fp32, and K_max 8.
+    """
+    tokenizer = TransformerConfig(
+        width=64, layers=3, heads=2, kv_heads=2, head_dim=32, mlp_ratio=2.0, time_every=3, context=8, dtype='float32'
+    )
+    dynamics = TransformerConfig(
+        width=96, layers=4, heads=4, kv_heads=2, head_dim=24, mlp_ratio=2.5, context=8, dtype='float32'
+    )
+    return Dreamer4Config(
+        tokenizer=TokenizerConfig(patch=(5, 5), latents=4, bottleneck=16, max_mask_rate=0.3, transformer=tokenizer),
+        dynamics=DynamicsConfig(pack=2, registers=1, k_max=8, transformer=dynamics),
+        even_channels=True,
+        head_units=64,
+        bins=63,
+        multi_token=4,
+        bootstrap_warmup=300,
+        horizon=15,
+        tokenizer_phase=PhaseConfig(1000, 64, 8, learning_rate=2e-3, warmup_steps=50),
+        dynamics_phase=PhaseConfig(1200, 32, 16, learning_rate=1e-3, warmup_steps=50, ema_decay=0.98),
+        finetune_phase=PhaseConfig(500, 32, 16, relevant=0.5, learning_rate=1e-3, warmup_steps=50, ema_decay=0.98),
+        imagine_phase=PhaseConfig(500, 64, 8, learning_rate=5e-4, warmup_steps=20),
+        bc_phase=PhaseConfig(500, 32, 16, relevant=1.0, learning_rate=1e-3, warmup_steps=50),
+    )
+
+
+def dreamer4_debug() -> Dreamer4Config:
+    """A Dreamer 4 of a few thousand weights that runs all phases in seconds. Nothing is learnt.
+
+    Run:      reverie train dreamer4_debug --env minatar/breakout
+    Expect:   no score; it shows that everything works
+    Differs from the paper: in every size
+    """
+    tiny = TransformerConfig(
+        width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=2, context=4, dtype='float32'
+    )
+    phase = lambda relevant=0.0: PhaseConfig(4, 4, 6, relevant=relevant, warmup_steps=2)
+    return Dreamer4Config(
+        tokenizer=TokenizerConfig(patch=(5, 5), latents=2, bottleneck=4, max_mask_rate=0.5, transformer=tiny),
+        dynamics=DynamicsConfig(pack=2, registers=1, k_max=4, transformer=tiny),
+        head_units=16,
+        bins=15,
+        multi_token=2,
+        bootstrap_warmup=2,
+        horizon=3,
+        tokenizer_phase=phase(),
+        dynamics_phase=phase(),
+        finetune_phase=phase(0.5),
+        imagine_phase=phase(),
+        bc_phase=phase(1.0),
+    )
+
+
+PRESETS: dict[str, Callable[[], Dreamer4Config]] = {f.__name__: f for f in (dreamer4, dreamer4_demo, dreamer4_debug)}
+
+
+def get(name: str) -> Dreamer4Config:
+    """The config of a preset. Raises UserError naming the known ones."""
+    if name not in PRESETS:
+        raise UserError(f'preset {name!r} is unknown; expected one of {", ".join(PRESETS)}')
+    return PRESETS[name]()
+
+
+def make(config: Dreamer4Config, spec: EnvSpec) -> Dreamer4:
+    """The agent of a config for an environment."""
+    return Dreamer4(config, spec)

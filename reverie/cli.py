@@ -1,0 +1,292 @@
+"""The command line: reverie collect | data | train | eval | report | bench | doctor.
+
+Heavy imports happen inside the commands, so that --help and a mistyped option answer at once.
+"""
+
+import ast
+import dataclasses
+import logging
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import tyro
+
+from reverie.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+    """Train PPO on a game, let its snapshots play, write the episodes as a dataset."""
+
+    env: str
+    """Environment, e.g. minatar/breakout."""
+    kind: str = 'mixed'
+    """random, medium, expert, or mixed (equal parts random, 25%, 50% and 100% of PPO's final return)."""
+    frames: float = 1e6
+    """Frames to record."""
+    out: pathlib.Path | None = None
+    """Folder of the dataset; datasets/<env>-<kind> if not given."""
+    ppo_frames: float = 10e6
+    """Frames that PPO trains on."""
+    seed: int = 0
+    episodes: int = 128
+    """Episodes that score PPO and the random player."""
+    overwrite: bool = False
+    """Replace a dataset that is already there."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment as name=value, e.g. sticky=0.0 protocol=gymnax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train an agent on a dataset, score it in the real environment, write the report. The same command continues."""
+
+    config: Any
+    """The experiment; every field can be changed, e.g. --config.dynamics-phase.steps 5000."""
+    env: str
+    """Environment, e.g. minatar/breakout."""
+    data: pathlib.Path | None = None
+    """Dataset; datasets/<env>-mixed if not given."""
+    out: pathlib.Path | None = None
+    """Run folder; runs/<preset>-<env> if not given."""
+    seed: int = 0
+    seeds: int = 1
+    """Agents trained in one program, with seeds seed, seed + 1, .."""
+    episodes: int = 128
+    """Evaluation episodes of each seed and read-out."""
+    max_steps: int = 5000
+    """Environment steps after which an evaluation episode is cut."""
+    updates_per_call: int = 50
+    """Gradient steps between two looks at the clock."""
+    checkpoint_every_s: float = 120.0
+    log_every_s: float = 5.0
+    label_fraction: float = 1.0
+    """Share of the episodes whose actions are used; the others count as unlabelled video."""
+    tensorboard: bool = False
+    wandb: str | None = None
+    """W&B project to log to as well; WANDB_MODE=offline needs no account."""
+    results: pathlib.Path | None = None
+    """Also write the scores as a results file, e.g. results/dreamer4/minatar_breakout.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Score a run's agent in the real environment again."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    episodes: int = 128
+    max_steps: int = 5000
+    seed: int = 1000
+    """Of the evaluation episodes."""
+    results: pathlib.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write a run's report.html: scores, curves, reconstructions, dreams."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Look into a dataset (inspect), or check every record of it (verify)."""
+
+    action: tyro.conf.Positional[Literal['inspect', 'verify']]
+    path: tyro.conf.Positional[pathlib.Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure speed on this device: the phases, and imagination with the cache against recomputing the context."""
+
+    preset: str = 'dreamer4'
+    out: pathlib.Path | None = None
+    """Results file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Say which device is used and how fast it is, and what is installed."""
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """'sticky=0.0' -> {'sticky': 0.0}. Raises UserError for what is not name=value."""
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition('=')
+        if not equals or not name:
+            raise UserError(f'environment option {pair!r}: expected name=value')
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[name] = text
+    return options
+
+
+def whole(name: str, value: float) -> int:
+    """1e6 -> 1000000. Raises UserError unless it is a positive whole number."""
+    if value < 1 or value != int(value):
+        raise UserError(f'--{name} {value:g}: expected a positive whole number')
+    return int(value)
+
+
+def slug(env: str) -> str:
+    return env.replace('/', '_')
+
+
+def collect(args: Collect) -> None:
+    from reverie.agents import collect, ppo
+    from reverie.data.summary import inspect, render
+
+    frames, ppo_frames = whole('frames', args.frames), whole('ppo-frames', args.ppo_frames)
+    out = args.out or pathlib.Path('datasets') / f'{slug(args.env)}-{args.kind}'
+    config = ppo.PPOConfig(env_frames=ppo_frames)
+    collect.write_dataset(
+        out, args.env, args.kind, frames, options=options_of(args.env_options), config=config, seed=args.seed,
+        episodes=args.episodes, command=command(), overwrite=args.overwrite,
+        progress=lambda frames, ret: say(f'ppo  {frames:>11,} frames  return {ret:7.2f}'),
+    )  # fmt: skip
+    rich_print(render(inspect(out)))
+    say(f'wrote {out}')
+
+
+def train(args: Train, preset: str) -> None:
+    from reverie.programs.experiment import Experiment
+
+    run = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
+    data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'
+    if not data.exists():
+        raise UserError(f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}')
+    experiment = Experiment(preset, args.config, args.env, data, args.seed, args.seeds, args.label_fraction, command())
+    params = experiment.train(
+        run, updates_per_call=args.updates_per_call,
+        checkpoint_every_s=args.checkpoint_every_s, log_every_s=args.log_every_s,
+        tensorboard=args.tensorboard, wandb=args.wandb,
+    )  # fmt: skip
+    experiment.evaluate(run, params, args.episodes, args.max_steps, say=say, results=args.results)
+    say(f'report: {experiment.report(run, params)}')
+
+
+def evaluate(args: Eval) -> None:
+    from reverie.programs.experiment import load
+
+    experiment, params = load(args.run)
+    experiment.evaluate(
+        args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say, results=args.results
+    )
+
+
+def report(args: Report) -> None:
+    from reverie.evaluation.report import write
+
+    say(f'report: {write(args.run)}')
+
+
+def data(args: Data) -> None:
+    from reverie.data import inspect, render, verify
+
+    if args.action == 'inspect':
+        rich_print(render(inspect(args.path)))
+        return
+    found = verify(args.path)
+    say(f'{args.path}: ' + ', '.join(f'{v:,} {k}' for k, v in found.items() if isinstance(v, int)) + '; all sound')
+
+
+def bench(args: Bench) -> None:
+    from reverie.evaluation.returns import save
+    from reverie.programs import speed
+
+    record = speed.measure(args.preset, command())
+    rich_print(record)
+    if args.out:
+        save(args.out, record)
+
+
+def doctor(args: Doctor) -> None:
+    from reverie.programs.doctor import check
+
+    for line in check():
+        say(line)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def rich_print(what: Any) -> None:
+    from rich.console import Console
+
+    Console().print(what)
+
+
+def command() -> str:
+    """The command as the user typed it."""
+    return shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
+    'collect': (Collect, collect),
+    'data': (Data, data),
+    'train': (Train, train),
+    'eval': (Eval, evaluate),
+    'report': (Report, report),
+    'bench': (Bench, bench),
+    'doctor': (Doctor, doctor),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:<{width}}  {(kind.__doc__ or "").splitlines()[0]}' for name, (kind, _) in COMMANDS.items()]
+    return '\n'.join(['usage: reverie COMMAND [OPTIONS]; reverie COMMAND --help says more', '', *lines])
+
+
+def parse(kind: type, args: Sequence[str], prog: str, **options: Any) -> Any:
+    """tyro, with unknown options as one line. Raises UserError."""
+    parsed, unknown = tyro.cli(kind, args=list(args), prog=prog, return_unknown_args=True, **options)
+    if unknown:
+        raise UserError(f'{prog}: unknown option {unknown[0]!r}; {prog} --help lists the known ones')
+    return parsed
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ('-h', '--help'):
+        say(usage())
+        return
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise UserError(f'unknown command {name!r}; expected one of {", ".join(COMMANDS)}')
+    kind, function = COMMANDS[name]
+    if name != 'train':
+        function(parse(kind, rest, f'reverie {name}'))
+        return
+    from reverie.agents import presets
+
+    if not rest or rest[0].startswith('-'):
+        raise UserError(f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}')
+    preset, *rest = rest
+    config = presets.get(preset)
+    typed = dataclasses.make_dataclass('Train', [('config', type(config), config)], bases=(Train,), frozen=True)
+    typed.__doc__ = Train.__doc__
+    function(parse(typed, rest, f'reverie train {preset}'), preset)
+
+
+def main() -> None:
+    """Entry point. A user's mistake is one line on standard error and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(message)s')
+    try:
+        dispatch(sys.argv[1:])
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        os._exit(141)
+
+
+if __name__ == '__main__':
+    main()

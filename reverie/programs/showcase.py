@@ -1,0 +1,85 @@
+"""What a trained Dreamer 4 sees and dreams, as the arrays that the report shows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from reverie.agents.dreamer4 import Dreamer4
+from reverie.evaluation.openloop import open_loop
+from reverie.types import Params, Source, Step
+
+MASK_RATES = (0.0, 0.3, 0.6, 0.9)
+
+
+def discounted_sum(reward: Float[Array, 'B T'], is_last, discount: float) -> np.ndarray:
+    """Discounted sum of the rewards that arrive after each frame, up to the window's or the episode's end. [B, T]"""
+    out, running = np.zeros(reward.shape), np.zeros(len(reward))
+    for t in range(reward.shape[1] - 2, -1, -1):
+        running = np.where(is_last[:, t], 0.0, reward[:, t + 1] + discount * running)
+        out[:, t] = running
+    return out
+
+
+def _reconstructions(agent: Dreamer4, params: Params, images: Array, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+    """Single frames [n, h, w, c] through the tokenizer at each masking rate."""
+    encoder, decoder = (agent.bind[name](params[name]) for name in ('encoder', 'decoder'))
+    frames, alone = images[:, None], jnp.ones((len(images), 1), bool)
+    ph, pw = agent.cfg.tokenizer.patch
+    rows, columns = images.shape[1] // ph, images.shape[2] // pw
+    draws = jax.random.uniform(key, (len(images), 1, encoder.patches))
+    outputs, masks = [], []
+    for rate in MASK_RATES:
+        hidden = draws < rate
+        outputs.append(decoder(encoder(frames, alone, hidden)[0], alone)[0][:, 0])
+        masks.append(hidden.reshape(-1, rows, columns).repeat(ph, 1).repeat(pw, 2))
+    return {
+        'recon/truth': images,
+        'recon/mask_rates': np.array(MASK_RATES),
+        'recon/output': jnp.stack(outputs),
+        'recon/mask': jnp.stack(masks),
+    }
+
+
+def _whole(step: Step, count: int) -> Step:
+    """The `count` windows of many that an episode's end interrupts least."""
+    ends = np.asarray(step.is_first[:, 1:]).sum(1)
+    order = np.argsort(ends, kind='stable')[:count]
+    return jax.tree.map(lambda x: x[order], step)
+
+
+def samples(
+    agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, *, context: int = 8, horizon: int = 24
+) -> dict[str, np.ndarray]:
+    """Reconstructions at several masking rates and open-loop dreams of dataset windows: keys `recon/*`, `dream/*`.
+
+    params: of one seed. context: frames given before the dream starts. horizon: frames dreamed.
+    """
+    key_draw, key_mask, key_dream = jax.random.split(key, 3)
+    length = context + horizon
+    loaded = jax.tree.map(lambda x: x[0, 0], source.load(1, 64, length, 1, 0.5))
+    batch = source.sample(source.data, loaded, key_draw, 64, length, 0.5)
+    step = _whole(batch.step, 4)
+    images = batch.step.obs[::8, 0].astype(jnp.float32)
+
+    @jax.jit
+    def run(params: Params, step: Step, images: Array):
+        recon = _reconstructions(agent, params, images, key_mask)
+        dream = open_loop(agent.model(params, images=True), step, context, key_dream)
+        value = agent.twohot(agent.bind['value'](params['value'])(dream.feat)[0]).mean()
+        return recon, dream, value
+
+    recon, dream, value = jax.device_get(run(params, step, images))
+    step = jax.device_get(step)
+    return recon | {
+        'dream/truth': np.asarray(step.obs, np.float32),
+        'dream/dream': np.clip(dream.image, 0, 1),
+        'dream/context': np.array(context),
+        'dream/action': step.prev_action.argmax(-1),
+        'dream/is_first': step.is_first,
+        'dream/reward_true': step.reward,
+        'dream/reward_pred': dream.reward,
+        'dream/cont_pred': dream.cont,
+        'dream/value_pred': value,
+        'dream/return_true': discounted_sum(step.reward, step.is_last, agent.cfg.discount),
+    }

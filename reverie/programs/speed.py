@@ -1,0 +1,166 @@
+"""Speed of an agent's phases, and of imagination with the cache against recomputing the context for every frame."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from reverie.agents import presets
+from reverie.agents.dreamer4 import Dreamer4
+from reverie.envs import device
+from reverie.evaluation.returns import provenance
+from reverie.models.shortcut import ShortcutModel
+from reverie.nn.core import count
+from reverie.training.state import create, own_buffers
+from reverie.training.update import make_program
+from reverie.types import Batch, EnvSpec, Params, Step
+
+
+class Noise:
+    """Batches of random frames made on the device: what is measured is the agent, not the data."""
+
+    def __init__(self, spec: EnvSpec):
+        self.spec, self.data = spec, {}
+
+    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> None:
+        return None
+
+    def sample(
+        self, data: Any, loaded: Any, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+    ) -> Batch:
+        lead, no = (batch, length), jnp.zeros((batch, length), bool)
+        action = jax.nn.one_hot(jax.random.randint(key, lead, 0, self.spec.actions.size), self.spec.actions.size)
+        obs = jax.random.bernoulli(key, 0.1, (*lead, *self.spec.obs_shape))
+        step = Step(obs, action, jnp.zeros(lead), no, no, no)
+        yes = jnp.ones(batch, bool)
+        return Batch(step, yes, yes, jnp.arange(batch) < round(relevant * batch))
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        return None
+
+
+def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """p50, p95 and min of `repeats` calls after one that is not counted; `call` returns what is waited for."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(1e3 * (time.perf_counter() - begin))
+    return dict(p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times))
+
+
+def phases(agent: Dreamer4, source: Noise, updates: int, repeats: int) -> dict[str, Any]:
+    """Frames per second of every phase, and how often it was compiled."""
+    found, params = {}, jax.jit(agent.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 1)
+    for phase in agent.phases:
+        program = make_program(phase, source)
+        state = jax.tree.map(lambda x: x[None], create(phase.begin(params) if phase.begin else params, phase))
+        state = own_buffers(state)
+        begin = time.perf_counter()
+        state, *_ = program.call(state, source.data, None, keys, updates=updates)
+        jax.block_until_ready(state)
+        first = time.perf_counter() - begin
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            state, *_ = program.call(state, source.data, None, keys, updates=updates)
+            jax.block_until_ready(state)
+            times.append((time.perf_counter() - begin) / updates)
+        fps = phase.batch * phase.length / float(np.median(times))
+        ms = {k: 1e3 * float(f(times)) for k, f in (('p50', np.median), ('min', np.min))}
+        found[phase.name] = dict(
+            frames_per_s=fps, ms_per_update=ms, first_call_s=first, compilations=len(program.traces),
+            batch=phase.batch, length=phase.length,
+        )  # fmt: skip
+    return found
+
+
+def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray) -> Array:
+    """The next frame's latents with no cache: every denoising pass runs the whole window again. [N, Z, c]
+
+    z [N, C, Z, c] are the context's latents, action [N, C + 1, A] what led to each frame and to the new one.
+    """
+    dynamics, cfg = model.dynamics, model.dynamics.cfg
+    n, c = z.shape[:2]
+    steps, first = cfg.sampling_steps, jnp.zeros((n, c + 1), bool)
+    labelled = jnp.ones((n, c + 1), bool)
+    key_noise, key_new = jax.random.split(key)
+    noisy = dynamics.noised(z, key_noise)
+    level = jnp.full((n, c), cfg.context_level)
+    stride = jnp.concatenate([jnp.full((n, c), cfg.finest), jnp.full((n, 1), steps.bit_length() - 1)], 1)
+
+    def step(new, i):
+        levels = jnp.concatenate([level, jnp.full((n, 1), i * (cfg.k_max // steps))], 1)
+        x, _, _ = dynamics(
+            jnp.concatenate([noisy, new[:, None]], 1), levels, stride, action, labelled, first, agent=False
+        )
+        return new + (x[:, -1] - new) / (steps - i), None
+
+    return jax.lax.scan(step, jax.random.normal(key_new, z[:, 0].shape), jnp.arange(steps))[0]
+
+
+def imagination(agent: Dreamer4, params: Params, rows: int, frames: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds per imagined frame with the cache and without, at the preset's context C, in one run."""
+    context = agent.cfg.dynamics.transformer.context
+    shape = agent.model(params).dynamics
+    z = jax.random.normal(jax.random.key(0), (rows, context, shape.tokens, shape.channels))
+    action = jax.nn.one_hot(jnp.zeros((rows, context + 1), int), agent.spec.actions.size)
+    no = jnp.zeros((rows, context), bool)
+    step = Step(None, action[:, :-1], jnp.zeros((rows, context)), no, no, no)
+    keys = jax.random.split(jax.random.key(1), frames)
+
+    @jax.jit
+    def cached(params, z):
+        model = agent.model(params)
+        state, _ = model.prefill(z, step, jnp.ones(rows, bool), keys[0])
+        return jax.lax.scan(lambda s, k: (model.imagine(s, action[:, -1], k)[0], None), state, keys)[0].z
+
+    @jax.jit
+    def window(params, z):
+        model = agent.model(params)
+
+        def one(z, key):
+            new = recomputed(model, z, action, key)
+            return jnp.concatenate([z[:, 1:], new[:, None]], 1), None
+
+        return jax.lax.scan(one, z, keys)[0]
+
+    ours = milliseconds(lambda: cached(params, z), repeats)
+    theirs = milliseconds(lambda: window(params, z), repeats)
+    per_frame = lambda ms: {k: v / frames for k, v in ms.items()}
+    return dict(
+        name='imagination', ms=per_frame(ours), fps=rows * frames / ours['p50'] * 1e3,
+        baseline=dict(name='recomputing the context', ms=per_frame(theirs), fps=rows * frames / theirs['p50'] * 1e3),
+        ratio=theirs['p50'] / ours['p50'], shape=dict(context=context, rows=rows, frames=frames, prefill='included'),
+    )  # fmt: skip
+
+
+def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
+    """The speed record of a preset on MinAtar Breakout's shapes; imagination at `context` frames."""
+    spec = device.make('minatar/breakout').spec
+    config = presets.get(preset)
+    agent = presets.make(config, spec)
+    params = jax.jit(agent.init)(jax.random.key(0))
+    cpu = jax.default_backend() == 'cpu'
+    updates, repeats = (4, 3) if cpu else (50, 5)
+    longer = dataclasses.replace(config.dynamics.transformer, context=context)
+    wide = presets.make(
+        dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, transformer=longer)), spec
+    )
+    return {
+        'name': 'phases', 'preset': preset, 'command': command, **provenance(),
+        'params': {name: count(group) for name, group in params.items()},
+        'dtype': config.dynamics.transformer.dtype,
+        'phases': phases(agent, Noise(spec), updates, repeats),
+        'imagination': imagination(wide, params, 8 if cpu else 256, 8, repeats),
+    }  # fmt: skip

@@ -1,0 +1,171 @@
+"""The agent's losses: who learns from which row, targets without off-by-one, every phase learns one batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from reverie.agents import presets
+from reverie.agents.dreamer4 import Dreamer4, multi_token_targets
+from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
+
+SPEC = EnvSpec('toy', (10, 10, 2), ActionSpace('discrete', 3))
+B, T = 4, 6
+
+
+@pytest.fixture(scope='module')
+def agent():
+    return presets.make(presets.dreamer4_debug(), SPEC)
+
+
+@pytest.fixture(scope='module')
+def params(agent):
+    params = jax.jit(agent.init)(jax.random.key(0))
+    # output layers that start at zero would hide gradients
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+@pytest.fixture(scope='module')
+def batch():
+    key = jax.random.key(1)
+    first = jnp.zeros((B, T), bool).at[:, 0].set(True).at[2, 3].set(True)
+    last = jnp.zeros((B, T), bool).at[2, 2].set(True)
+    action = jax.nn.one_hot(jax.random.randint(key, (B, T), 0, 3), 3) * ~first[..., None]
+    reward = jax.random.bernoulli(key, 0.4, (B, T)) * ~first * 1.0
+    step = Step(jax.random.bernoulli(key, 0.3, (B, T, 10, 10, 2)), action, reward, first, last, last)
+    yes = jnp.ones(B, bool)
+    return Batch(step, yes, yes, jnp.arange(B) < B // 2)
+
+
+@pytest.fixture(scope='module')
+def finetune(agent):
+    """Gradient of one loss term, or of all, with respect to all parameters."""
+
+    def total(params, batch, weights):
+        losses, _ = agent.finetune_loss(params, batch, jax.random.key(3), jnp.int32(9))
+        return sum(weights[name] * x.mean() for name, x in losses.items())
+
+    return jax.jit(jax.grad(total))
+
+
+ONLY = {name: dict(shortcut=0.0, policy=0.0, reward=0.0, cont=0.0) | {name: 1.0} for name in ('shortcut', 'policy')}
+
+
+def touched(grads) -> bool:
+    return any(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(grads))
+
+
+def test_policy_learns_from_relevant_rows_only_and_dynamics_from_the_others_only(finetune, params, batch):
+    as_rows = lambda relevant: batch._replace(relevant=jnp.full(B, relevant))
+    assert touched(finetune(params, as_rows(True), ONLY['policy']))
+    assert not touched(finetune(params, as_rows(False), ONLY['policy']))
+    assert touched(finetune(params, as_rows(False), ONLY['shortcut']))
+    assert not touched(finetune(params, as_rows(True), ONLY['shortcut']))
+
+
+def test_changing_the_actions_of_uniform_rows_leaves_the_policy_loss_of_others_alone(agent, params, batch):
+    loss = jax.jit(lambda b: agent.finetune_loss(params, b, jax.random.key(3), jnp.int32(9))[0])
+    other = batch._replace(
+        step=batch.step._replace(reward=batch.step.reward.at[B // 2 :].add(1.0)),
+        has_reward=jnp.arange(B) < B // 2,
+    )
+    a, b = loss(batch._replace(has_reward=other.has_reward)), loss(other)
+    np.testing.assert_array_equal(a['reward'], b['reward'])  # rows without rewards: their numbers do not matter
+    rows = np.asarray(a['policy']).any(1)
+    assert rows.sum() == B // 2 and (np.asarray(a['shortcut']).any(1) == ~rows).all()
+
+
+def test_multi_token_targets_are_the_action_chosen_at_t_and_stop_at_the_episode(batch):
+    step = jax.tree.map(np.asarray, batch.step)
+    action, valid = multi_token_targets(batch.step.prev_action, batch.step.is_first, 1, 3)
+    reward, reward_valid = multi_token_targets(batch.step.reward, batch.step.is_first, 0, 3)
+    for b in range(B):
+        for t in range(T):
+            for n in range(3):
+                i = t + 1 + n  # the action chosen at t + n arrives one step later
+                same = i < T and not step.is_first[b, t + 1 : i + 1].any()
+                assert bool(valid[n, b, t]) == same
+                if same:
+                    np.testing.assert_array_equal(action[n, b, t], step.prev_action[b, i])
+                j = t + n
+                same = j < T and not step.is_first[b, t + 1 : j + 1].any()
+                assert bool(reward_valid[n, b, t]) == same
+                if same:
+                    assert float(reward[n, b, t]) == step.reward[b, j]
+
+
+def test_the_clone_target_cannot_be_read_off_the_input(agent, params, batch):
+    """feat[t] never depends on the action chosen at t (which arrives at t + 1)."""
+
+    def feat_sum(action, t):
+        moved = batch._replace(step=batch.step._replace(prev_action=action))
+        _, feat, _ = agent._denoise(params, moved, jax.random.key(0), jnp.int32(9))
+        return jnp.where(jnp.arange(T)[:, None] == t, feat**2, 0).sum()
+
+    grad = jax.jit(jax.grad(feat_sum))
+    for t in (1, 3):
+        seen = np.abs(grad(batch.step.prev_action, t)).sum((0, 2)) > 0
+        assert seen[t] and not seen[t + 1 :].any()
+
+
+def test_imagination_moves_policy_and_value_and_nothing_else(agent, params, batch):
+    def total(params):
+        losses, _ = agent.imagination_loss(params, batch, jax.random.key(3), jnp.int32(0))
+        assert all(x.shape == (B, agent.cfg.horizon) for x in losses.values())
+        return sum(x.mean() for x in losses.values())
+
+    grads = jax.jit(jax.grad(total))(params)
+    assert {name for name, g in grads.items() if touched(g)} == {'policy', 'value'}
+
+
+def test_a_context_that_has_ended_teaches_nothing(agent, params, batch):
+    over = batch.step._replace(is_last=batch.step.is_last.at[:, -1].set(True))
+    losses, _ = jax.jit(lambda p: agent.imagination_loss(p, batch._replace(step=over), jax.random.key(3), 0))(params)
+    assert all(not np.asarray(x).any() for x in losses.values())
+
+
+# Bounds reached by one batch of four rows; ten times what a working learner leaves, far below what an idle one does.
+OVERFIT = {
+    'tokenizer': {'mse': 0.02},
+    'dynamics': {'shortcut': 0.08},
+    'finetune': {'policy': 0.35, 'reward': 0.6, 'cont': 0.05},
+    'bc': {'policy': 0.1},
+}
+
+
+@pytest.mark.parametrize('name', OVERFIT)
+def test_overfitting_one_batch_drives_each_loss_below_its_bound(agent, params, batch, name):
+    phase = next(p for p in agent.phases if p.name == name)
+    tx = optax.adam(5e-3)
+    relevant = jnp.ones(B, bool) if name == 'bc' else batch.relevant
+
+    def total(trained, key, i):
+        losses, _ = phase.loss({**params, **trained}, batch._replace(relevant=relevant), key, i)
+        means = {k: x.mean() for k, x in losses.items()}
+        return sum(means.values()), means
+
+    @jax.jit
+    def fit(trained):
+        def step(carry, i):
+            trained, opt = carry
+            key = jax.random.fold_in(jax.random.key(0), i)
+            grads, means = jax.grad(total, has_aux=True)(trained, key, i)
+            updates, opt = tx.update(grads, opt)
+            return (optax.apply_updates(trained, updates), opt), means
+
+        return jax.lax.scan(step, (trained, tx.init(trained)), jnp.arange(600))[1]
+
+    means = fit({group: params[group] for group in phase.trains})
+    for loss, bound in OVERFIT[name].items():
+        assert float(means[loss][-50:].mean()) < bound < float(means[loss][:5].mean())
+
+
+def test_environments_that_dreamer4_cannot_take_are_refused():
+    config = presets.dreamer4_debug()
+    with pytest.raises(UserError, match='continuous'):
+        Dreamer4(config, dataclasses.replace(SPEC, actions=ActionSpace('continuous', 3)))
+    with pytest.raises(UserError, match=r'shape \(4,\)'):
+        Dreamer4(config, dataclasses.replace(SPEC, obs_shape=(4,)))

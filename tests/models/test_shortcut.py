@@ -1,0 +1,213 @@
+"""The dynamics: cache = parallel, firewalls by gradient, every number of sampling steps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel
+from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig
+from reverie.nn.attention import TransformerConfig
+from reverie.types import Step, UserError
+
+TINY = TransformerConfig(
+    width=16, layers=4, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=2, context=4, dtype='float32'
+)
+CFG = DynamicsConfig(pack=2, registers=2, k_max=8, sampling_steps=4, context_noise=0.0, transformer=TINY)
+TOKENIZER = TokenizerConfig(patch=(2, 2), latents=4, bottleneck=3, transformer=TINY)
+SHAPE, B, T, A = (4, 4, 2), 2, 11, 5
+
+
+def dynamics(**changes) -> Dynamics:
+    return Dynamics(dataclasses.replace(CFG, **changes), 4, 3, A, nnx.Rngs(0))
+
+
+@pytest.fixture(scope='module')
+def model():
+    return ShortcutModel(dynamics(), Encoder(TOKENIZER, SHAPE, nnx.Rngs(1)), Decoder(TOKENIZER, SHAPE, nnx.Rngs(2)))
+
+
+@pytest.fixture(scope='module')
+def step():
+    key = jax.random.key(0)
+    first = jnp.zeros((B, T), bool).at[:, 0].set(True).at[1, 6].set(True)
+    action = jax.nn.one_hot(jax.random.randint(key, (B, T), 0, A), A) * ~first[..., None]
+    obs = jax.random.bernoulli(key, 0.4, (B, T, *SHAPE))
+    return Step(obs, action, jnp.zeros((B, T)), first, jnp.roll(first, -1, 1), jnp.roll(first, -1, 1))
+
+
+def run(model, step, agent=True):
+    """The parallel pass on random latents with random levels."""
+    z = jax.random.normal(jax.random.key(5), (B, T, model.tokens, model.channels))
+    level = jax.random.randint(jax.random.key(6), (B, T), 0, 8)
+    stride, labelled = jnp.full((B, T), 3), jnp.ones((B, T), bool)
+    return z, lambda z: model(z, level, stride, step.prev_action, labelled, step.is_first, agent=agent)
+
+
+def test_observing_frame_by_frame_equals_tokenizing_and_prefilling_the_window(model, step):
+    @jax.jit
+    def both(step):
+        z, _ = model.encoder(step.obs.astype(jnp.float32), step.is_first)
+        z = model.dynamics.packed(z)
+        prefilled, feat = model.prefill(z, step, jnp.ones(B, bool), jax.random.key(0))
+
+        def one(state, x):
+            state, feat = model.observe(state, x, jax.random.key(0))
+            return state, feat
+
+        major = jax.tree.map(lambda x: x.swapaxes(0, 1), step)
+        state, feats = jax.lax.scan(one, model.initial(B), major)
+        return prefilled, feat, state, feats.swapaxes(0, 1)
+
+    prefilled, feat, state, feats = both(step)
+    assert 2 * TINY.context < T
+    np.testing.assert_allclose(feats, feat, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(prefilled.dynamics), jax.tree.leaves(state.dynamics), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_an_imagined_frame_equals_denoising_it_at_the_end_of_the_uncached_window(model, step):
+    """The sampler on the cache against the parallel pass over the whole window, K times, past the context."""
+    cfg = model.dynamics.cfg
+
+    @jax.jit
+    def both(step):
+        z = model.dynamics.packed(model.encoder(step.obs.astype(jnp.float32), step.is_first)[0])
+        given = jax.tree.map(lambda x: x[:, :-1], step)
+        state, _ = model.prefill(z[:, :-1], given, jnp.ones(B, bool), jax.random.key(0))
+        cached = model.denoise(state, step.prev_action[:, -1], jax.random.key(3))
+        new = jax.random.normal(jax.random.key(3), (B, 1, model.dynamics.tokens, model.dynamics.channels))
+        past, labelled = jnp.ones((B, T - 1), int), jnp.ones((B, T), bool)
+        for i in range(cfg.sampling_steps):
+            level = jnp.concatenate([past * cfg.context_level, jnp.full((B, 1), 2 * i)], 1)
+            stride = jnp.concatenate([past * cfg.finest, jnp.full((B, 1), 2)], 1)
+            full = jnp.concatenate([z[:, :-1], new], 1)
+            x, _, _ = model.dynamics(full, level, stride, step.prev_action, labelled, step.is_first)
+            tau, d = i / 4, 1 / 4
+            new = new + (x[:, -1:] - new) / (1 - tau) * d
+        return cached, new[:, 0]
+
+    cached, parallel = both(step)
+    np.testing.assert_allclose(cached, parallel, atol=1e-5)
+
+
+def test_predictions_see_no_later_frame_and_nothing_of_another_episode(step):
+    model = dynamics()
+    z, forward = run(model, step)
+    for t in (2, 5, 8):
+        grad = jax.jit(jax.grad(lambda z, t=t: (forward(z)[0][:, t] ** 2).sum()))(z)
+        touched = np.abs(grad).sum((2, 3)) > 0
+        np.testing.assert_array_equal(touched[0], np.arange(T) <= t)
+        np.testing.assert_array_equal(touched[1], (np.arange(T) <= t) & (np.arange(T) >= (6 if t >= 6 else 0)))
+
+
+def test_agent_tokens_never_change_the_world_and_see_all_of_it(step):
+    """By gradient, exactly zero: the agent slot's embedding moves feat and not one number of the predictions."""
+    from reverie.nn.core import build
+
+    params, bind = build(dynamics())
+    z, _ = run(bind(params), step)
+
+    def out(slots, pick):
+        x, feat, _ = run(bind({**params, 'slots': slots}), step)[1](z)
+        return ((x if pick == 'world' else feat) ** 2).sum()
+
+    slots = params['slots']
+    world = jax.jit(jax.grad(lambda s: out(s, 'world')))(slots)
+    agent = jax.jit(jax.grad(lambda s: out(s, 'agent')))(slots)
+    assert (np.asarray(world)[-1] == 0).all() and (np.abs(world[:-1]).sum(1) > 0).all()
+    assert (np.abs(agent).sum(1) > 0).all()
+    with_agent, without = run(bind(params), step)[1](z)[0], run(bind(params), step, agent=False)[1](z)[0]
+    np.testing.assert_allclose(with_agent, without, atol=1e-6)
+
+
+def test_the_agent_sees_the_action_that_led_to_its_frame(step):
+    model = dynamics()
+    z, _ = run(model, step)
+    level, stride, yes = jnp.zeros((B, T), int), jnp.full((B, T), 3), jnp.ones((B, T), bool)
+    feat = lambda a: (model(z, level, stride, a, yes, step.is_first)[1][:, 3] ** 2).sum()
+    touched = np.abs(jax.jit(jax.grad(feat))(step.prev_action)).sum(-1) > 0
+    assert touched[:, 1:4].all() and not touched[:, 4:].any()
+
+
+def test_unlabelled_rows_give_no_gradient_to_action_embeddings_and_labelled_rows_do(step):
+    from reverie.nn.core import build
+
+    params, bind = build(dynamics())
+    z, _ = run(bind(params), step)
+    level, stride = jnp.zeros((B, T), int), jnp.full((B, T), 3)
+
+    def loss(params, labelled):
+        x, _, _ = bind(params)(z, level, stride, step.prev_action, labelled, step.is_first)
+        return (x**2).sum()
+
+    grad = jax.jit(jax.grad(loss))
+    none, some = grad(params, jnp.zeros((B, T), bool)), grad(params, jnp.zeros((B, T), bool).at[0].set(True))
+    assert not np.asarray(none['action']['kernel']).any()
+    assert np.asarray(some['action']['kernel']).any()
+    assert np.asarray(none['slots'])[0].any()  # the learned embedding of the action's slot serves both
+    actions = step.prev_action.at[1].set(7.0)  # what an unlabelled row holds does not matter
+    same = jax.jit(lambda a: bind(params)(z, level, stride, a, jnp.array([[True], [False]]) & jnp.ones((B, T), bool),
+                                          step.is_first)[0])  # fmt: skip
+    np.testing.assert_array_equal(same(actions), same(step.prev_action))
+
+
+@pytest.mark.parametrize('steps', [1, 2, 4, 8])
+def test_every_number_of_sampling_steps_gives_a_frame_and_uses_the_cache_only_to_read(steps, step):
+    model = ShortcutModel(dynamics(sampling_steps=steps))
+    z = jax.random.normal(jax.random.key(1), (B, T, 2, 6))
+    state, _ = jax.jit(lambda z: model.prefill(z, step, jnp.ones(B, bool), jax.random.key(0)))(z)
+    new, pred = jax.jit(model.imagine)(state, step.prev_action[:, 1], jax.random.key(2))
+    assert np.isfinite(new.z).all() and pred.feat.shape == (B, TINY.width)
+    assert (new.dynamics.pos == T + 1).all()
+    changed = [int((a != b).any((0, 1, 2, 4)).sum()) for a, b in zip(new.dynamics.k, state.dynamics.k, strict=True)]
+    assert changed == [1] * len(changed)  # the commit wrote one slot of each time layer, the K passes none
+
+
+def test_context_noise_changes_what_the_cache_holds_and_what_is_imagined(step):
+    z = jax.random.normal(jax.random.key(1), (B, T, 2, 6))
+    out = {}
+    for noise in (0.0, 0.1):
+        model = ShortcutModel(dynamics(context_noise=noise))
+
+        def go(z, key, model=model):
+            state, _ = model.prefill(z, step, jnp.ones(B, bool), key)
+            state, _ = model.imagine(state, step.prev_action[:, 1], jax.random.key(2))
+            return model.imagine(state, step.prev_action[:, 1], jax.random.key(3))[0].z
+
+        go = jax.jit(go)
+        out[noise] = go(z, jax.random.key(0)), go(z, jax.random.key(9))
+    assert float(jnp.abs(out[0.1][0] - out[0.1][1]).max()) > 1e-4  # the draw of the noise matters
+    np.testing.assert_array_equal(*out[0.0])
+
+
+def test_decoding_along_a_dream_equals_decoding_the_whole_dream_at_once(model, step):
+    @jax.jit
+    def dream(step):
+        def observe(state, x):
+            state, _ = model.observe(state, x, jax.random.key(0))
+            return state, (model.decode(state), state.z)
+
+        def imagine(state, key):
+            state, _ = model.imagine(state, step.prev_action[:, 1], key)
+            return state, (model.decode(state), state.z)
+
+        major = jax.tree.map(lambda x: x[:, :5].swapaxes(0, 1), step)
+        state, seen = jax.lax.scan(observe, model.initial(B), major)
+        _, dreamed = jax.lax.scan(imagine, state, jax.random.split(jax.random.key(1), 6))
+        image, z = jax.tree.map(lambda a, b: jnp.concatenate([a, b]).swapaxes(0, 1), seen, dreamed)
+        first = jnp.zeros((B, 11), bool).at[:, 0].set(True)
+        return image, model.decoder(z.reshape(B, 11, 4, 3), first)[0]
+
+    np.testing.assert_allclose(*dream(step), atol=1e-5)
+
+
+@pytest.mark.parametrize('change, word', [({'k_max': 6}, 'k_max=6'), ({'sampling_steps': 16}, 'at most k_max=8')])
+def test_impossible_grids_are_refused(change, word):
+    with pytest.raises(UserError, match=word):
+        dataclasses.replace(CFG, **change)
+    with pytest.raises(UserError, match='pack=2'):
+        Dynamics(CFG, 3, 3, A, nnx.Rngs(0))

@@ -1,0 +1,200 @@
+"""The command line as its user meets it: the whole job on a tiny agent, and every mistake as one line."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from reverie import cli
+from reverie.agents import collect
+from reverie.agents.ppo import PPOConfig
+from reverie.data import Episodes
+
+ENV = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(pathlib.Path(__file__).parent.parent / '.jax_cache')}
+PPO = PPOConfig(env_frames=4096, envs=16, rollout=16, minibatches=2, snapshots=4, width=16)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp('data') / 'breakout-mixed'
+    collect.write_dataset(path, 'minatar/breakout', 'mixed', 2000, config=PPO, episodes=4)
+    return path
+
+
+def reverie(*args: object, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'reverie.cli', *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=400, **kwargs)
+
+
+def options(data, run):
+    return ['--env', 'minatar/breakout', '--data', data, '--out', run, '--episodes', 4, '--max-steps', 40]
+
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+    """A whole run of two seeds by the command line."""
+    folder = tmp_path_factory.mktemp('runs') / 'run'
+    args = ['train', 'dreamer4_debug', *options(data, folder), '--seeds', 2, '--updates-per-call', 2]
+    done = reverie(*args, '--results', folder / 'results.json')
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_one_command_trains_scores_and_reports(run):
+    record = json.loads((run / 'scores.json').read_text())
+    assert record == json.loads((run / 'results.json').read_text())
+    assert record['seeds'] == [0, 1] and record['env_frames'] == 2000
+    assert record['gradient_steps'] == dict.fromkeys(('tokenizer', 'dynamics', 'finetune', 'imagine', 'bc'), 4)
+    for name in ('imagination', 'wm_bc', 'bc'):
+        score = record['score'][name]
+        assert np.shape(score['per_seed']) == np.shape(score['greedy']['per_seed']) == (2, 4)
+        assert score['mean'] == pytest.approx(np.mean(score['per_seed']))
+    assert {'random', 'data', 'ppo'} <= set(record['score'])
+    page = (run / 'report.html').read_text()
+    assert 'Imagination' in page and 'data:image/png' in page
+    lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['phase'] for line in lines if line['step'] == 4] == [
+        'tokenizer',
+        'dynamics',
+        'finetune',
+        'imagine',
+        'bc',
+    ]
+    assert all(line['time/compilations'] == 1 for line in lines)  # none after the first step of a phase
+
+
+def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(run, data):
+    before = json.loads((run / 'scores.json').read_text())['score']['imagination']['per_seed']
+    checkpoints = sorted((run / 'checkpoints').iterdir())
+    done = reverie('eval', run, '--episodes', 4, '--max-steps', 40)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((run / 'scores.json').read_text())['score']['imagination']['per_seed'] == before
+    assert sorted((run / 'checkpoints').iterdir()) == checkpoints
+
+
+def test_killed_and_started_again_equals_never_interrupted(data, tmp_path):
+    """SIGKILL in the middle of training, then the same command: the same weights, bit for bit."""
+    from reverie.training import checkpoint
+
+    weights = {}
+    for name, kills in (('straight', 0), ('killed', 2)):
+        folder = tmp_path / name
+        args = ['train', 'dreamer4_debug', *options(data, folder), '--updates-per-call', 1, '--checkpoint-every-s', 0]
+        command = [sys.executable, '-m', 'reverie.cli', *map(str, args)]
+        for i in range(kills):
+            process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            saved = lambda folder=folder: (
+                len(list(folder.glob('checkpoints/*/manifest.json')))
+                and max(int(p.parent.name) for p in folder.glob('checkpoints/*/manifest.json'))
+            )
+            limit = time.monotonic() + 300
+            while saved() < (3, 9)[i] and process.poll() is None and time.monotonic() < limit:
+                time.sleep(0.02)
+            assert process.poll() is None, 'it ended before it could be killed'
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ('resuming' in done.stderr) == (kills > 0)
+        weights[name], meta = checkpoint.load(folder)
+        assert meta['complete'] and meta['phase'] == 'bc'
+    import jax
+
+    for a, b in zip(*map(jax.tree.leaves, weights.values()), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def fails(capsys, monkeypatch, *args: object) -> str:
+    """The one line that a mistaken command leaves on standard error."""
+    monkeypatch.setattr(sys, 'argv', ['reverie', *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (['trian'], ['trian', 'train']),
+        (['train'], ['preset', 'dreamer4']),
+        (['train', 'dreamer5', '--env', 'minatar/breakout'], ['dreamer5', 'dreamer4']),
+        (['train', 'dreamer4', '--env', 'minatar/breakout', '--lr', '3'], ['--lr']),
+        (['collect', '--env', 'minatar/pong'], ['minatar/pong', 'minatar/breakout']),
+        (['collect', '--env', 'minatar/breakout', '--kind', 'good'], ['good', 'mixed']),
+        (['collect', '--env', 'minatar/breakout', '--frames', '0.5'], ['0.5', 'whole']),
+        (['collect', '--env', 'minatar/breakout', '--env-options', 'sticky'], ['sticky', 'name=value']),
+        (['collect', '--env', 'minatar/breakout', '--env-options', 'glue=1'], ['glue', 'sticky']),
+        (['train', 'dreamer4', '--env', 'minatar/asterix'], ['no dataset', 'reverie collect']),
+        (['data', 'verify', 'nowhere'], ['nowhere']),
+        (['report', 'nowhere'], ['nowhere', 'config.json']),
+        (['eval', 'nowhere'], ['nowhere', 'config.json']),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_thing_and_the_expectation(capsys, monkeypatch, tmp_path, args, words):
+    monkeypatch.chdir(tmp_path)
+    error = fails(capsys, monkeypatch, *args)
+    assert all(word in error for word in words), error
+    assert not list(tmp_path.iterdir())  # nothing was made
+
+
+def test_a_dataset_of_another_game_or_action_count_is_refused(capsys, monkeypatch, data, tmp_path):
+    run = tmp_path / 'run'
+    train = ['train', 'dreamer4_debug', '--out', run, '--data', data, '--env']
+    assert 'minatar/asterix' in fails(capsys, monkeypatch, *train, 'minatar/asterix')
+    small = tmp_path / 'small'
+    collect.write_dataset(small, 'minatar/breakout', 'random', 200, options={'minimal_actions': True}, episodes=2)
+    assert Episodes(small).spec.actions.size == 3
+    manifest = json.loads((data / 'manifest.json').read_text())
+    assert manifest['provenance']['env']['name'] == 'minatar/breakout'
+    assert not run.exists()
+
+
+def test_a_truncated_dataset_is_refused_by_name(capsys, monkeypatch, data, tmp_path):
+    import shutil
+
+    copy = pathlib.Path(shutil.copytree(data, tmp_path / 'data'))
+    shard = next(copy.glob('*.array_record'))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    error = fails(
+        capsys, monkeypatch, 'train', 'dreamer4_debug', '--env', 'minatar/breakout', '--data', copy,
+        '--out', tmp_path / 'run',
+    )  # fmt: skip
+    assert shard.name in error and not (tmp_path / 'run').exists()
+
+
+def test_a_run_folder_of_another_config_is_refused_and_left_alone(capsys, monkeypatch, run, data):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+    error = fails(
+        capsys, monkeypatch, 'train', 'dreamer4_debug', *options(data, run), '--seeds', 2, '--config.horizon', 4
+    )
+    assert 'config.horizon' in error and '3' in error and '4' in error
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+
+
+def test_an_existing_dataset_is_not_overwritten(capsys, monkeypatch, data):
+    before = (data / 'manifest.json').read_bytes()
+    args = ['collect', '--env', 'minatar/breakout', '--kind', 'random', '--frames', '100', '--out', data]
+    assert str(data) in fails(capsys, monkeypatch, *args)
+    assert (data / 'manifest.json').read_bytes() == before
+
+
+def test_help_names_every_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['reverie', '--help'])
+    cli.main()
+    out = capsys.readouterr().out
+    assert all(f'  {name} ' in out for name in cli.COMMANDS)
+
+
+def test_inspect_and_verify_say_what_is_inside(data):
+    seen = reverie('data', 'inspect', data)
+    assert seen.returncode == 0 and all(word in seen.stdout for word in ('random', 'ppo25', 'ppo50', 'ppo100'))
+    assert 'all sound' in reverie('data', 'verify', data).stdout
