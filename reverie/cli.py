@@ -271,9 +271,10 @@ def dispatch(argv: Sequence[str]) -> None:
         raise UserError(f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}')
     preset, *rest = rest
     config = presets.get(preset)
-    typed = dataclasses.make_dataclass('Train', [('config', type(config), config)], bases=(Train,), frozen=True)
+    typed = dataclasses.make_dataclass('Train', [('config', type(config))], bases=(Train,), frozen=True)
     typed.__doc__ = Train.__doc__
-    function(parse(typed, rest, f'reverie train {preset}'), preset)
+    default = typed(config=config, env=tyro.MISSING)
+    function(parse(typed, rest, f'reverie train {preset}', default=default), preset)
 
 
 def main() -> None:

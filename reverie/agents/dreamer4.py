@@ -45,8 +45,9 @@ class PhaseConfig:
 class Dreamer4Config:
     """Everything about a Dreamer 4 agent but the environment. Values marked * are not from the paper.
 
-    even_channels*: divide the tokenizer's error by each channel's mean square in the batch, for symbolic grids where
-    one ball matters as much as thirty bricks. multi_token: L, the agent's token predicts L + 1 actions and rewards.
+    even_channels*: divide the tokenizer's error by the root of each channel's mean square in the batch, for symbolic
+    grids where one ball must not drown in thirty bricks.
+    multi_token: L, the agent's token predicts L + 1 actions and rewards.
     bins*: of the reward and value laws.
     bootstrap_fraction*: rows trained with coarse steps, after bootstrap_warmup* updates of flow alone.
     isolated: share of windows treated as separate images. horizon*: imagined steps per context. lam*: of the
@@ -245,7 +246,7 @@ class Dreamer4:
         error = jnp.square(output - image)
         if self.cfg.even_channels:
             share = jnp.square(image).mean((0, 1, 2, 3))
-            error = error * sg(share.mean() / (share + 0.1 * share.mean()))
+            error = error * sg(jnp.sqrt(share.mean() / (share + 0.01 * share.mean())))
         losses = dict(mse=error.mean((-3, -2, -1)))
         if self.cfg.perceptual is not None:
             losses['lpips'] = self.cfg.perceptual(output, image)

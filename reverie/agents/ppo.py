@@ -140,10 +140,12 @@ class PPO:
     def initial(self, params: Params, batch: int) -> State:
         return ()
 
-    def act(self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: bool) -> tuple[State, Array]:
+    def act(
+        self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: bool | Array
+    ) -> tuple[State, Array]:
         """-> ((), action index [N]): the likeliest action where `greedy`, else a sample."""
         logits, _ = self.bind(params)(step.obs)
-        return state, jnp.argmax(logits, -1) if greedy else jax.random.categorical(key, logits)
+        return state, jnp.where(greedy, jnp.argmax(logits, -1), jax.random.categorical(key, logits))
 
 
 def gae(

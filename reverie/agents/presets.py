@@ -81,7 +81,7 @@ def dreamer4_debug() -> Dreamer4Config:
         tokenizer=TokenizerConfig(patch=(5, 5), latents=2, bottleneck=4, max_mask_rate=0.5, transformer=tiny),
         dynamics=DynamicsConfig(pack=2, registers=1, k_max=4, transformer=tiny),
         head_units=16,
-        bins=15,
+        bins=63,
         multi_token=2,
         bootstrap_warmup=2,
         horizon=3,

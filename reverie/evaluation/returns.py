@@ -49,7 +49,9 @@ class RandomActor:
     def initial(self, params: Params, batch: int) -> tuple:
         return ()
 
-    def act(self, params: Params, state: tuple, step: Step, key: PRNGKeyArray, greedy: bool) -> tuple[tuple, jax.Array]:
+    def act(
+        self, params: Params, state: tuple, step: Step, key: PRNGKeyArray, greedy: bool | jax.Array
+    ) -> tuple[tuple, jax.Array]:
         n = step.reward.shape[0]
         if self.actions.kind == 'discrete':
             return state, jax.random.randint(key, (n,), 0, self.actions.size)
@@ -99,9 +101,9 @@ def _start(env: _Static, actor: _Static, params: Params, key: jax.Array, episode
     return jax.vmap(one)(params, key) if seeded else one(params, key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 6, 7, 8), donate_argnums=(3,))
+@functools.partial(jax.jit, static_argnums=(0, 1, 6, 8), donate_argnums=(3,))
 def _play(env: _Static, actor: _Static, params: Params, carry: _Carry, key: jax.Array, limit: jax.Array,
-          steps: int, greedy: bool, seeded: bool) -> tuple[_Carry, jax.Array]:  # fmt: skip
+          steps: int, greedy: jax.Array, seeded: bool) -> tuple[_Carry, jax.Array]:  # fmt: skip
     """`steps` more steps of every episode; -> (carry, [] bool: nothing left to play)."""
 
     def one(params: Params, carry: _Carry, key: jax.Array) -> _Carry:
@@ -127,7 +129,7 @@ def _evaluate(env: Env, actor: Actor, params: Params, key: jax.Array, episodes: 
     carry = _start(*statics, params, split[0], episodes, seeded)
     limit, over = jnp.int32(max_steps), False
     while not over:
-        carry, end = _play(*statics, params, carry, split[1], limit, chunk, greedy, seeded)
+        carry, end = _play(*statics, params, carry, split[1], limit, chunk, jnp.bool_(greedy), seeded)
         over = bool(end)
     return Scores(np.asarray(carry.ret), np.asarray(carry.length), ~np.asarray(carry.terminal))
 

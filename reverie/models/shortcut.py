@@ -70,7 +70,7 @@ class Dynamics(nnx.Module):
         self.stride = embedding(cfg.finest + 1, width // 2)
         self.slots = embedding(self.world + 1, width)
         angles = rope(np.arange(self.world + 1), cfg.transformer.head_dim, cfg.transformer.rope_base)
-        self.blocks = BlockCausal(cfg.transformer, np.asarray(angles), rngs=rngs)
+        self.blocks = BlockCausal(cfg.transformer, angles, rngs=rngs)
         self.readout = Linear(width, self.channels, rngs=rngs)
         self.cfg = cfg
 

@@ -46,8 +46,8 @@ def draw_mask(key: PRNGKeyArray, lead: tuple[int, int], patches: int, max_rate: 
 def _angles(cfg: TokenizerConfig, shape: tuple[int, int, int]) -> np.ndarray:
     """Latents turn by their number (1D), patches by row and column (axial 2D); not from the paper. -> [N + P, d/2]"""
     grid, dim, base = patch_grid(shape, cfg.patch), cfg.transformer.head_dim, cfg.transformer.rope_base
-    latents = np.asarray(rope(np.arange(cfg.latents), dim, base))
-    rows, columns = (np.asarray(rope(grid[:, i], dim // 2, base)) for i in (0, 1))
+    latents = rope(np.arange(cfg.latents), dim, base)
+    rows, columns = (rope(grid[:, i], dim // 2, base) for i in (0, 1))
     return np.concatenate([latents, np.concatenate([rows, columns], -1)])
 
 

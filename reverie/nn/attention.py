@@ -56,10 +56,10 @@ class Keys(NamedTuple):
     mask: Bool[Array, '#B #S #heads #Q K'] | None
 
 
-def rope(positions: Array | np.ndarray, head_dim: int, base: float) -> Float[Array, '*B half']:
-    """Rotation angles of one-dimensional positions [*B], for each pair of channels."""
+def rope(positions: Array | np.ndarray, head_dim: int, base: float) -> Array | np.ndarray:
+    """Rotation angles of one-dimensional positions [*B], for each pair of channels; NumPy in, NumPy out."""
     freqs = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    return jnp.asarray(positions, jnp.float32)[..., None] * freqs
+    return positions[..., None].astype(np.float32) * freqs
 
 
 def rotate(x: Float[Array, '*B d'], angles: Float[Array, '*#B half']) -> Float[Array, '*B d']:

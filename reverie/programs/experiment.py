@@ -110,7 +110,7 @@ class Experiment:
         known = self.episodes.provenance.get('scores') or {}
         key = jax.random.key(eval_seed)
         random = returns.evaluate(env, returns.RandomActor(env.spec.actions), {}, key, episodes=episodes)
-        scores['random'] = known.get('random', {}).get('returns') or random
+        scores['random'] = random
         kinds = self.episodes.returns()
         fewest = min(map(len, kinds.values()))
         if fewest:  # as many episodes of each kind, so that short ones do not outweigh the rest
@@ -126,7 +126,7 @@ class Experiment:
                 cut = f', {played.truncated.mean():.0%} cut at {max_steps} steps' if played.truncated.any() else ''
                 say(f'eval  {name:<12} {law:<8} {played.returns.mean():7.2f}{cut}')
         if 'ppo' in known:
-            scores['ppo'] = {'sampled': known['ppo']['returns'], 'greedy': known['ppo_greedy']['returns']}
+            scores['ppo'] = {law: played['returns'] for law, played in known['ppo'].items()}
         log = metrics.read(folder / 'metrics.jsonl')
         record = returns.record(
             preset=self.preset,

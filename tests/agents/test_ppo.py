@@ -26,7 +26,7 @@ class Counter:
     """obs = number of ones played so far, modulo 4, one-hot; the action that equals its parity earns 1."""
 
     length: int = 6
-    spec: EnvSpec = EnvSpec('counter', (4,), ActionSpace('discrete', 2))  # noqa: RUF009
+    spec: EnvSpec = EnvSpec('counter', (4,), ActionSpace('discrete', 2))
 
     def _step(self, state, prev_action, reward):
         return Step(
@@ -47,7 +47,7 @@ class Counter:
 class Bandit:
     """One step; action 1 earns 1, action 0 nothing."""
 
-    spec: EnvSpec = EnvSpec('bandit', (2,), ActionSpace('discrete', 2))  # noqa: RUF009
+    spec: EnvSpec = EnvSpec('bandit', (2,), ActionSpace('discrete', 2))
 
     def reset(self, key):
         off = jnp.zeros((), bool)

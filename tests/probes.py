@@ -1,0 +1,73 @@
+"""Probe environments: worlds so small that what a working learner must find is known."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from reverie.types import ActionSpace, Batch, EnvSpec, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """The observation is the sum of all actions (0 or 1) modulo `size`; arriving at the last number earns 1.
+
+    The number lights one quadrant of a 4x4 image. An off-by-one of actions makes the next frame a coin flip, one of
+    rewards makes them unpredictable. The best policy counts up and then waits, a reward at every step.
+    """
+
+    size: int = 2
+
+    @property
+    def spec(self) -> EnvSpec:
+        return EnvSpec(f'counter/{self.size}', (4, 4, 1), ActionSpace('discrete', 2, ('wait', 'count')))
+
+    def _step(self, number, prev_action, reward, is_first) -> Step:
+        quadrant = jnp.arange(4).reshape(2, 2).repeat(2, 0).repeat(2, 1) == number
+        no = jnp.asarray(False)
+        return Step(quadrant[..., None], prev_action, reward, is_first, no, no)
+
+    def reset(self, key):
+        number = jax.random.randint(key, (), 0, self.size)
+        return number, self._step(number, jnp.zeros(2), jnp.zeros(()), jnp.asarray(True))
+
+    def step(self, state, action, key):
+        number = (state + action) % self.size
+        reward = (number == self.size - 1).astype(jnp.float32)
+        return number, self._step(number, jax.nn.one_hot(action, 2), reward, jnp.asarray(False))
+
+    def best(self, number):
+        return (number != self.size - 1).astype(jnp.int32)
+
+
+class RandomPlay:
+    """A source that plays `env` at random, anew for every batch."""
+
+    def __init__(self, env):
+        self.env, self.data = env, {}
+
+    def load(self, updates, batch, length, seeds, relevant=0.0):
+        return None
+
+    def sample(self, data, loaded, key, batch, length, relevant=0.0) -> Batch:
+        key_reset, key_play = jax.random.split(key)
+
+        def play(key_reset, key_play):
+            state, first = self.env.reset(key_reset)
+
+            def step(state, key):
+                action = jax.random.randint(key, (), 0, self.env.spec.actions.size)
+                return self.env.step(state, action, key)
+
+            _, rest = jax.lax.scan(step, state, jax.random.split(key_play, length - 1))
+            return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+
+        steps = jax.vmap(play)(jax.random.split(key_reset, batch), jax.random.split(key_play, batch))
+        yes = jnp.ones(batch, bool)
+        return Batch(steps, yes, yes, jnp.arange(batch) < round(relevant * batch))
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        assert state == {}

@@ -1,0 +1,68 @@
+"""A whole Dreamer 4, trained by the runner on random play of a probe, must dream it right and act in it best."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reverie.agents import presets
+from reverie.evaluation.openloop import open_loop
+from reverie.evaluation.returns import evaluate
+from reverie.training import runner
+from tests.probes import Counter, RandomPlay
+
+
+def config():
+    debug = presets.dreamer4_debug()
+    phase = lambda p, steps, rate: dataclasses.replace(p, steps=steps, batch=32, length=8, learning_rate=rate)
+    wider = lambda t: dataclasses.replace(t, width=32, head_dim=16, context=8)
+    tokenizer = dataclasses.replace(debug.tokenizer, patch=(2, 2), transformer=wider(debug.tokenizer.transformer))
+    return dataclasses.replace(
+        debug,
+        tokenizer=tokenizer,
+        dynamics=dataclasses.replace(debug.dynamics, transformer=wider(debug.dynamics.transformer)),
+        bootstrap_warmup=100,
+        horizon=6,
+        discount=0.9,
+        tokenizer_phase=phase(debug.tokenizer_phase, 200, 5e-3),
+        dynamics_phase=phase(debug.dynamics_phase, 400, 5e-3),
+        finetune_phase=phase(debug.finetune_phase, 300, 5e-3),
+        imagine_phase=phase(debug.imagine_phase, 200, 5e-3),
+        bc_phase=phase(debug.bc_phase, 1, 5e-3),
+    )
+
+
+@pytest.fixture(scope='module', params=[2, 4], ids=['two states', 'counter'])
+def trained(request, tmp_path_factory):
+    env = Counter(request.param)
+    agent = presets.make(config(), env.spec)
+    params = runner.run(
+        agent, RandomPlay(env), tmp_path_factory.mktemp('run'), updates_per_call=100, checkpoint_every_s=1e9
+    )
+    return env, agent, jax.tree.map(lambda x: x[0], params)
+
+
+def test_dreamed_frames_and_rewards_are_those_of_the_world_under_the_same_actions(trained):
+    env, agent, params = trained
+    step = RandomPlay(env).sample({}, None, jax.random.key(7), 64, 12).step
+    dream = jax.jit(lambda p: open_loop(agent.model(p, images=True), step, 4, jax.random.key(0)))(params)
+    right = ((dream.image > 0.5) == step.obs).all((2, 3, 4))[:, 4:]
+    assert float(right.mean()) > 0.9  # a coin flip each step leaves about 1 / size
+    error = np.abs(np.asarray(dream.reward - step.reward))[:, 4:]
+    assert float((error < 0.25).mean()) > 0.9
+
+
+def test_the_policy_trained_in_imagination_finds_the_best_action_in_every_state(trained):
+    env, agent, params = trained
+    score = lambda name, greedy: float(
+        evaluate(
+            env, agent.readouts[name].actor, agent.readouts[name].params(params), jax.random.key(0),
+            episodes=32, max_steps=30, greedy=greedy,
+        ).returns.mean()
+    )  # fmt: skip
+    assert score('imagination', True) > 30 - env.size  # 29 or 30 of 30 in two states, at least 27 in four
+    assert score('imagination', False) > 24
+    assert score('wm_bc', False) < 20  # the data were random play
+    assert jnp.isfinite(jnp.asarray(score('bc', True)))
