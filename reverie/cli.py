@@ -140,8 +140,9 @@ def slug(env: str) -> str:
 
 
 def collect(args: Collect) -> None:
-    from reverie.agents import collect, ppo
+    from reverie.agents import ppo
     from reverie.data.summary import inspect, render
+    from reverie.programs import collect
 
     frames, ppo_frames = whole('frames', args.frames), whole('ppo-frames', args.ppo_frames)
     out = args.out or pathlib.Path('datasets') / f'{slug(args.env)}-{args.kind}'

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from reverie import cli
-from reverie.agents import collect
 from reverie.agents.ppo import PPOConfig
 from reverie.data import Episodes
+from reverie.programs import collect
 
 ENV = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(pathlib.Path(__file__).parent.parent / '.jax_cache')}
 PPO = PPOConfig(env_frames=4096, envs=16, rollout=16, minibatches=2, snapshots=4, width=16)

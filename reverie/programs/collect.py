@@ -1,7 +1,4 @@
-"""Recorded play: PPO is trained, its snapshots along the way play, and their episodes become a dataset.
-
-A program rather than an agent: the one module of `agents` that also reaches into `envs`, `data` and `evaluation`.
-"""
+"""Recorded play: PPO is trained, its snapshots along the way play, and their episodes become a dataset."""
 
 import dataclasses
 import functools
@@ -100,8 +97,8 @@ def play(env: Env, player: Player, frames: int, envs: int, key: PRNGKeyArray) ->
     vector, steps = Vector(env, envs), math.ceil(frames / envs)
     k_reset, key = jax.random.split(key)
     length = math.ceil(steps / math.ceil(steps / CHUNK))  # equal chunks: one compilation
-    carry = (*vector.reset(k_reset), key)
-    carry = (carry[0], player.actor.initial(player.params, envs), *carry[1:])
+    env_state, step = vector.reset(k_reset)
+    carry = (env_state, player.actor.initial(player.params, envs), step, key)
     for done in range(0, steps, length):
         carry, chunk = _chunk(vector, player.actor, player.params, carry, length)
         yield jax.tree.map(lambda x, n=steps - done: x[:n], jax.device_get(chunk))

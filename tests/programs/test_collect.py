@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from reverie.agents.collect import collect, nearest, play, players, streams_for, write_dataset
+from reverie.programs.collect import collect, nearest, play, players, streams_for, write_dataset
 from reverie.agents.ppo import PPOConfig, train
 from reverie.data.episodes import Episodes
 from reverie.envs.device import TimeLimit, make
@@ -72,7 +72,7 @@ def test_the_same_key_collects_the_same_episodes(game, run, mixed):
 def test_chunks_join_without_a_seam(game, monkeypatch):
     player = players('random', game, None)[0]
     whole = list(play(game, player, 300, 3, jax.random.key(2)))
-    monkeypatch.setattr('reverie.agents.collect.CHUNK', 30)
+    monkeypatch.setattr('reverie.programs.collect.CHUNK', 30)
     parts = list(play(game, player, 300, 3, jax.random.key(2)))
     assert [len(x.reward) for x in whole] == [100] and [len(x.reward) for x in parts] == [25] * 4
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -111,7 +111,7 @@ def test_a_dataset_on_disk_carries_scores_curve_and_players(tmp_path):
 
 
 def test_mistakes_are_refused_before_anything_is_trained(tmp_path, monkeypatch, game):
-    monkeypatch.setattr('reverie.agents.collect.train', lambda *_: pytest.fail('trained'))
+    monkeypatch.setattr('reverie.programs.collect.train', lambda *_: pytest.fail('trained'))
     write = lambda path, name, kind, frames: write_dataset(path, name, kind, frames, config=CONFIG, episodes=4)
     with pytest.raises(UserError, match="kind 'best' is unknown"):
         write(tmp_path / 'a', 'minatar/breakout', 'best', 1000)
