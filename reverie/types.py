@@ -17,7 +17,7 @@ with `is_last`, then one with `is_first`; truncation sets `is_last` and never `i
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import optax
@@ -80,7 +80,7 @@ class Prediction(NamedTuple):
     cont: Float[Array, ' N']  # 1 - P[terminal]
 
 
-State = PyTree
+State: TypeAlias = PyTree
 Policy = Callable[[State, Array, PRNGKeyArray], Array]  # (state, feat [N, F], key) -> action [N, A]
 
 
@@ -107,7 +107,8 @@ class WorldModel(Protocol):
 class Env(Protocol):
     """One pure-JAX environment; `envs.device.Vector` runs many. The key of `step` drives all its chance."""
 
-    spec: EnvSpec
+    @property
+    def spec(self) -> EnvSpec: ...
 
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Step]: ...
 

@@ -1,7 +1,7 @@
 """Dreamer 4: tokenizer, shortcut dynamics, agent finetuning, imagination training; arXiv 2509.24527, Algorithm 1."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -153,7 +153,7 @@ class Dreamer4:
         self.bind = {name: build(module)[1] for name, module in self._modules(nnx.Rngs(0)).items()}
         self.phases = self._phases()
         with_model = ShortcutActor(self._bind, cfg.dynamics.context_noise)
-        self.readouts = {
+        self.readouts: Mapping[str, ReadOut] = {
             'imagination': ReadOut(with_model, lambda p: {name: p[name] for name in ACTING}),
             'wm_bc': ReadOut(with_model, lambda p: {name: p[name] for name in ACTING} | {'policy': p['prior']}),
             'bc': ReadOut(ShortcutActor(self._bind, 0.0), lambda p: p['bc']),
@@ -170,9 +170,10 @@ class Dreamer4:
             width, cfg.head_units, cfg.head_layers, outputs, ahead, out_scale=scale, dtype=dtype, rngs=rngs
         )
         latents, bottleneck = cfg.tokenizer.latents, cfg.tokenizer.bottleneck
+        h, w, c = self.spec.obs_shape
         return dict(
-            encoder=Encoder(cfg.tokenizer, self.spec.obs_shape, rngs),
-            decoder=Decoder(cfg.tokenizer, self.spec.obs_shape, rngs),
+            encoder=Encoder(cfg.tokenizer, (h, w, c), rngs),
+            decoder=Decoder(cfg.tokenizer, (h, w, c), rngs),
             dynamics=Dynamics(cfg.dynamics, latents, bottleneck, actions, rngs),
             policy=head(actions, cfg.multi_token, 0.01),
             reward=head(cfg.bins, cfg.multi_token, 0.0),
@@ -343,11 +344,11 @@ class Dreamer4:
     def bc_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """Behaviour cloning from scratch: the same networks, trained on the actions alone, from clean frames."""
         encoder, dynamics = (self._bind(name, params['bc']) for name in ('encoder', 'dynamics'))
-        step, shape = batch.step, batch.step.is_first.shape
-        z, _ = encoder(step.obs.astype(jnp.float32), step.is_first)
+        seen, shape = batch.step, batch.step.is_first.shape
+        z, _ = encoder(seen.obs.astype(jnp.float32), seen.is_first)
         level, stride = jnp.full(shape, self.cfg.dynamics.k_max - 1), jnp.full(shape, self.cfg.dynamics.finest)
         labelled = jnp.broadcast_to(batch.has_action[:, None], shape)
-        _, feat, _ = dynamics(dynamics.packed(z), level, stride, step.prev_action, labelled, step.is_first)
+        _, feat, _ = dynamics(dynamics.packed(z), level, stride, seen.prev_action, labelled, seen.is_first)
         loss, accuracy = self._clone(params['bc'], feat, batch)
         return dict(policy=loss), {'bc/action_accuracy': accuracy}
 
@@ -372,4 +373,4 @@ class ShortcutActor:
         key_observe, key_act = jax.random.split(key)
         state, feat = self._model(params).observe(state, step, key_observe)
         law = Categorical(self.bind('policy', params)(feat)[0])
-        return state, jnp.where(greedy, law.logits.argmax(-1), law.index(key_act))
+        return state, jnp.where(greedy, law.logits.argmax(-1), law.sample_index(key_act))

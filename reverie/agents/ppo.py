@@ -247,7 +247,8 @@ def update(agent: PPO, vector: Vector, state: TrainState) -> TrainState:
     data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (rows, adv, adv + rows.value))
 
     def loss(params, batch):
-        terms = ppo_loss(*agent.bind(params)(batch[0].obs), *batch, config)
+        rows, adv, ret = batch
+        terms = ppo_loss(*agent.bind(params)(rows.obs), rows, adv, ret, config)
         return terms['policy'] + config.value_scale * terms['value'] + config.entropy_scale * terms['entropy']
 
     def minibatch(carry, rows):

@@ -167,12 +167,14 @@ class ShortcutModel:
         labelled = jnp.broadcast_to(has_action[:, None], (b, t))
         noisy = self.dynamics.noised(z, key)
         _, feat, written = self.dynamics(noisy, level, stride, step.prev_action, labelled, step.is_first)
+        assert feat is not None
         cache = self.dynamics.blocks.prefill(written, step.is_first)
         return ShortcutState(cache, z[:, -1], step.is_first[:, -1]), feat
 
     def observe(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> tuple[ShortcutState, Float[Array, 'N D']]:
         """Tokenize a real frame and commit it."""
         image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
+        assert self.encoder is not None, 'observing takes an encoder'
         z, encoder = self.encoder(image, is_first, None, state.encoder)
         decoder = self._shown(state)
         state = state._replace(encoder=encoder, decoder=decoder)
@@ -211,6 +213,7 @@ class ShortcutModel:
         return self._decode(state)[0][:, 0]
 
     def _decode(self, state):
+        assert self.decoder is not None, 'decoding takes a decoder'
         z = state.z.reshape(len(state.z), 1, self.decoder.cfg.latents, self.decoder.cfg.bottleneck)
         return self.decoder(z, state.first[:, None], state.decoder)
 
@@ -230,5 +233,6 @@ class ShortcutModel:
         noisy = self.dynamics.noised(z, key)[:, None]  # the model forgives its own small errors
         yes, is_first_t = jnp.ones((n, 1), bool), is_first[:, None]
         _, feat, written = self.dynamics(noisy, level, stride, action[:, None], yes, is_first_t, state.dynamics)
+        assert feat is not None
         cache = self.dynamics.blocks.commit(state.dynamics, written, is_first_t)
         return state._replace(dynamics=cache, z=z, first=is_first), feat[:, 0]

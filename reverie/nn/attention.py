@@ -7,7 +7,7 @@ against a cache of keys and values (acting, imagination); both give the same num
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from reverie.nn.core import Linear, RMSNorm
+
+Positions = TypeVar('Positions', Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Keys(NamedTuple):
     mask: Bool[Array, '#B #S #heads #Q K'] | None
 
 
-def rope(positions: Array | np.ndarray, head_dim: int, base: float) -> Array | np.ndarray:
+def rope(positions: Positions, head_dim: int, base: float) -> Positions:
     """Rotation angles of one-dimensional positions [*B], for each pair of channels; NumPy in, NumPy out."""
     freqs = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     return positions[..., None].astype(np.float32) * freqs
@@ -86,12 +88,12 @@ def attend(q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: 
         logits.append(x if keys.mask is None else jnp.where(keys.mask, x, -1e30))
     weights = jax.nn.softmax(jnp.concatenate(logits, -1), -1).astype(q.dtype)
     weights = weights.reshape(b, s, kv, heads // kv * n, -1)
-    out, first = 0.0, 0
+    parts, first = [], 0
     for keys in groups:
         last = first + keys.k.shape[3]
-        out = out + jnp.einsum('bshqk,bshkd->bshqd', weights[..., first:last], keys.v)
+        parts.append(jnp.einsum('bshqk,bshkd->bshqd', weights[..., first:last], keys.v))
         first = last
-    return out.reshape(b, s, heads, n, d)
+    return sum(parts[1:], parts[0]).reshape(b, s, heads, n, d)
 
 
 class Attention(nnx.Module):
@@ -199,7 +201,7 @@ class BlockCausal(nnx.Module):
             past_mask = ((held[:, None] >= oldest) & (held[:, None] >= 0))[:, None, None]
         angles = rope(number, self.cfg.head_dim, self.cfg.rope_base)[:, None, None]
         space_angles = jnp.asarray(self.space_angles, jnp.float32)[:s]
-        written = []
+        written: list[tuple[Array, Array]] = []
         for layer in self.layers:
             if not layer.along_time:
                 x = layer.space(x, mask, space_angles)

@@ -68,7 +68,7 @@ class Categorical(NamedTuple):
     def mode(self) -> Float[Array, '*B A']:
         return jax.nn.one_hot(jnp.argmax(self.logits, -1), self.logits.shape[-1])
 
-    def index(self, key: PRNGKeyArray) -> Int[Array, '*B']:
+    def sample_index(self, key: PRNGKeyArray) -> Int[Array, '*B']:
         return jax.random.categorical(key, self.logits)
 
     def log_prob(self, action: Float[Array, '*B A']) -> Float[Array, '*B']:

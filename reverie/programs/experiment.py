@@ -106,7 +106,8 @@ class Experiment:
         results: pathlib.Path | None = None,
     ) -> dict[str, Any]:
         """Score every read-out in the real environment beside random, the data and PPO; writes scores.json."""
-        agent, env, scores = presets.make(self.config, self.env.spec), self.env, {}
+        agent, env = presets.make(self.config, self.env.spec), self.env
+        scores: dict[str, Any] = {}
         known = self.episodes.provenance.get('scores') or {}
         key = jax.random.key(eval_seed)
         random = returns.evaluate(env, returns.RandomActor(env.spec.actions), {}, key, episodes=episodes)
@@ -157,7 +158,7 @@ class Experiment:
         first = jax.tree.map(lambda x: x[0], params)
         arrays = samples(agent, first, self.source, jax.random.key(self.seed))
         with open(folder / 'samples.npz', 'wb') as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for allow_pickle
         return report.write(folder)
 
 

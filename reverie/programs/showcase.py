@@ -21,7 +21,7 @@ def discounted_sum(reward: Float[Array, 'B T'], is_last, discount: float) -> np.
     return out
 
 
-def _reconstructions(agent: Dreamer4, params: Params, images: Array, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+def _reconstructions(agent: Dreamer4, params: Params, images: Array, key: PRNGKeyArray) -> dict[str, Array]:
     """Single frames [n, h, w, c] through the tokenizer at each masking rate."""
     encoder, decoder = (agent.bind[name](params[name]) for name in ('encoder', 'decoder'))
     frames, alone = images[:, None], jnp.ones((len(images), 1), bool)
@@ -35,7 +35,7 @@ def _reconstructions(agent: Dreamer4, params: Params, images: Array, key: PRNGKe
         masks.append(hidden.reshape(-1, rows, columns).repeat(ph, 1).repeat(pw, 2))
     return {
         'recon/truth': images,
-        'recon/mask_rates': np.array(MASK_RATES),
+        'recon/mask_rates': jnp.array(MASK_RATES),
         'recon/output': jnp.stack(outputs),
         'recon/mask': jnp.stack(masks),
     }

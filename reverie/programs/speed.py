@@ -25,7 +25,8 @@ class Noise:
     """Batches of random frames made on the device: what is measured is the agent, not the data."""
 
     def __init__(self, spec: EnvSpec):
-        self.spec, self.data = spec, {}
+        self.spec = spec
+        self.data: dict[str, Array] = {}
 
     def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> None:
         return None

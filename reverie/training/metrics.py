@@ -12,10 +12,13 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from reverie.training.checkpoint import warn
 from reverie.types import Phase, UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Record = dict[str, Any]
 COORDINATES = ('phase', 'step', 'gradient_steps', 'env_frames', 'seconds')
@@ -107,7 +110,7 @@ class Terminal:
         self.index = {phase.name: i for i, phase in enumerate(phases)}
         self.live = self.file.isatty() if live is None else live
         self.last: tuple[str, float] = ('', -math.inf)
-        self.progress = None
+        self.progress: Progress | None = None
 
     def left(self, record: Record) -> tuple[float, float]:
         """Seconds left in this phase, and in all."""
@@ -180,7 +183,7 @@ class TensorBoard:
         except ImportError as error:
             raise UserError("TensorBoard was asked for; install it with: pip install 'reverie[tensorboard]'") from error
         self.open = lambda step: SummaryWriter(str(folder), purge_step=step)
-        self.writer = None
+        self.writer: Any = None
 
     def write(self, record: Record) -> None:
         step = record['gradient_steps']

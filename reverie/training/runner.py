@@ -332,7 +332,7 @@ class _Loop:
         if train is not None:
             rest = train._asdict()
             rest.pop('params')
-        meta = dict(
+        meta: checkpoint.Meta = dict(
             phase=phase.name,
             phase_index=index,
             step=step,

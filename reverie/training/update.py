@@ -58,9 +58,10 @@ def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> 
     ok = jnp.isfinite(jnp.stack([total, grad_norm, update_norm, *means.values()])).all()
     trained = optax.apply_updates(trained, updates)
     ema = state.ema
-    if ema is not None:
+    decay = phase.ema_decay
+    if ema is not None and decay is not None:
         # In float32 accumulation the mean starts at the weights themselves, so it needs no bias correction.
-        ema = jax.tree.map(lambda m, x: m + (1 - phase.ema_decay) * (x - m), ema, trained)
+        ema = jax.tree.map(lambda m, x: m + (1 - decay) * (x - m), ema, trained)
     old = (trained_groups(state.params, phase), state.opt_state, state.rms, state.ema)
     trained, opt_state, rms, ema = select(ok, (trained, opt_state, rms, ema), old)
     state = TrainState(

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from reverie.programs.collect import collect, nearest, play, players, streams_for, write_dataset
 from reverie.agents.ppo import PPOConfig, train
 from reverie.data.episodes import Episodes
 from reverie.envs.device import TimeLimit, make
+from reverie.programs.collect import collect, nearest, play, players, streams_for, write_dataset
 from reverie.types import UserError
 
 CONFIG = PPOConfig(env_frames=8192, envs=16, rollout=32, minibatches=2, width=16, snapshots=4)

@@ -1,7 +1,7 @@
 """A MinAtar game as an environment: sticky actions, action sets and the two protocols of the literature."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from reverie.types import ActionSpace, EnvSpec, Step, UserError
 class Game(Protocol):
     """The rules of one game. All chance enters through `draw`, so that tests can replay somebody else's dice."""
 
-    name: str
-    channels: tuple[str, ...]
-    minimal: tuple[int, ...]  # the actions that do something in this game
+    name: ClassVar[str]
+    channels: ClassVar[tuple[str, ...]]
+    minimal: ClassVar[tuple[int, ...]]  # the actions that do something in this game
 
     def draw(self, key: PRNGKeyArray) -> PyTree: ...
 
