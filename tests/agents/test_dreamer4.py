@@ -25,7 +25,8 @@ def agent():
 def params(agent):
     params = jax.jit(agent.init)(jax.random.key(0))
     # output layers that start at zero would hide gradients
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    normal = lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32)
+    return jax.tree.map(lambda x: x + 0.05 * normal(x), params)
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +124,9 @@ def test_imagination_moves_policy_and_value_and_nothing_else(agent, params, batc
 
 def test_a_context_that_has_ended_teaches_nothing(agent, params, batch):
     over = batch.step._replace(is_last=batch.step.is_last.at[:, -1].set(True))
-    losses, _ = jax.jit(lambda p: agent.imagination_loss(p, batch._replace(step=over), jax.random.key(3), 0))(params)
+    losses, _ = jax.jit(
+        lambda p: agent.imagination_loss(p, batch._replace(step=over), jax.random.key(3), jnp.int32(0))
+    )(params)
     assert all(not np.asarray(x).any() for x in losses.values())
 
 

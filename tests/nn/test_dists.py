@@ -10,12 +10,13 @@ from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp, symexp_bins
 
 
 def test_symlog_equals_the_reference(golden):
-    np.testing.assert_allclose(symlog(golden['v3/symlog/x']), golden['v3/symlog/y'], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(symexp(golden['v3/symlog/y']), golden['v3/symlog/symexp_of_y'], rtol=1e-4, atol=1e-6)
+    x, y, symexp_of_y = (jnp.asarray(golden[f'v3/symlog/{name}']) for name in ('x', 'y', 'symexp_of_y'))
+    np.testing.assert_allclose(symlog(x), y, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(symexp(y), symexp_of_y, rtol=1e-4, atol=1e-6)
 
 
 def test_two_hot_equals_the_reference(golden):
-    g = {k.removeprefix('v3/twohot/'): v for k, v in golden.items() if k.startswith('v3/twohot/')}
+    g = {k.removeprefix('v3/twohot/'): jnp.asarray(v) for k, v in golden.items() if k.startswith('v3/twohot/')}
     np.testing.assert_allclose(symexp_bins(255), g['bins255'], rtol=1e-4)
     np.testing.assert_allclose(symexp_bins(4), g['bins4'], rtol=1e-4)
     law = lambda logits: TwoHot(logits, symexp_bins(255))
