@@ -23,7 +23,8 @@ def test_two_hot_equals_the_reference(golden):
     np.testing.assert_allclose(law(g['logits']).mean(), g['pred'], rtol=1e-4)
     loss = lambda logits: -law(logits).log_prob(g['target'])
     np.testing.assert_allclose(loss(g['logits']), g['loss'], rtol=1e-4)
-    np.testing.assert_allclose(jax.grad(lambda x: loss(x).sum())(g['logits']), g['grad'], rtol=1e-4, atol=1e-6)
+    # a target on a bin's edge may leave its neighbour a weight of one rounding of the bin, some 1e-5
+    np.testing.assert_allclose(jax.grad(lambda x: loss(x).sum())(g['logits']), g['grad'], rtol=1e-4, atol=1e-5)
     assert float(law(jnp.zeros(255)).mean()) == 0.0
 
 
