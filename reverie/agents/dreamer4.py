@@ -150,7 +150,8 @@ class Dreamer4:
             raise UserError(f'{spec.name} has observations of shape {spec.obs_shape}; dreamer4 takes images [h, w, c]')
         self.cfg, self.spec = cfg, spec
         self.bins = symexp_bins(cfg.bins)
-        self.bind = {name: build(module)[1] for name, module in self._modules(nnx.Rngs(0)).items()}
+        outlines = nnx.eval_shape(lambda: self._modules(nnx.Rngs(0)))  # no weights: seconds less at every start
+        self.bind = {name: build(module)[1] for name, module in outlines.items()}
         self.phases = self._phases()
         with_model = ShortcutActor(self._bind, cfg.dynamics.context_noise)
         self.readouts: Mapping[str, ReadOut] = {
