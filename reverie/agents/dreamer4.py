@@ -15,7 +15,7 @@ from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig, draw_mas
 from reverie.nn.core import MLP, build
 from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp_bins
 from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
-from reverie.objectives.flow import bootstrap_target, corrupt, draw_noise, shortcut_loss
+from reverie.objectives.flow import Noise, bootstrap_target, corrupt, draw_noise, shortcut_loss
 from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, ReadOut, Step, UserError, sg
 
 
@@ -50,9 +50,13 @@ class Dreamer4Config:
     multi_token: L, the agent's token predicts L + 1 actions and rewards.
     bins*: of the reward and value laws.
     bootstrap_fraction*: rows trained with coarse steps, after bootstrap_warmup* updates of flow alone.
-    isolated: share of windows treated as separate images. horizon*: imagined steps per context. lam*: of the
-    lambda-return. perceptual: [B, T] distance of two image batches added to the tokenizer's loss, off for symbolic
-    grids; with its weight 0.2 of the paper.
+    given_frames*: share of frames at exactly the context's noise, so that small runs see more often what sampling
+    sees, a frame to denoise after frames that are given.
+    relevant_at_context*: finetune relevant rows at the context's noise; the paper says only that inputs stay noisy.
+    isolated: share of windows treated as separate images.
+    horizon*: imagined steps per context. lam*: of the lambda-return.
+    perceptual: [B, T] distance of two image batches added to the tokenizer's loss with the paper's weight 0.2; off
+    for symbolic grids.
     """
 
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -64,6 +68,8 @@ class Dreamer4Config:
     multi_token: int = 8
     bootstrap_fraction: float = 0.25
     bootstrap_warmup: int = 1000
+    given_frames: float = 0.0
+    relevant_at_context: bool = False
     isolated: float = 0.3
     horizon: int = 15
     discount: float = 0.997
@@ -192,11 +198,11 @@ class Dreamer4:
         return params
 
     def _phases(self) -> tuple[Phase, ...]:
-        def phase(name, trains, loss, scales, begin=None):
+        def phase(name, trains, loss, scales, begin=None, rms_decay=self.cfg.rms_decay):
             c: PhaseConfig = getattr(self.cfg, f'{name}_phase')
             return Phase(
                 name, trains, loss, scales, optimiser(c), c.steps, c.batch, c.length,
-                relevant=c.relevant, rms_decay=self.cfg.rms_decay, ema_decay=c.ema_decay, begin=begin,
+                relevant=c.relevant, rms_decay=rms_decay, ema_decay=c.ema_decay, begin=begin,
             )  # fmt: skip
 
         tokenizer_scales = dict(mse=1.0) if self.cfg.perceptual is None else dict(mse=1.0, lpips=0.2)
@@ -210,6 +216,7 @@ class Dreamer4:
             phase(
                 'imagine', ('policy', 'value'), self.imagination_loss, dict(policy=1.0, prior=1.0, value=1.0),
                 begin=lambda params: {**params, 'prior': jax.tree.map(jnp.copy, params['policy'])},
+                rms_decay=None,  # beta KL starts at 0: dividing it by its own size would forbid every change
             ),
             phase('bc', ('bc',), self.bc_loss, dict(policy=1.0)),
         )  # fmt: skip
@@ -261,13 +268,22 @@ class Dreamer4:
         return is_first | jax.random.bernoulli(key, self.cfg.isolated, (len(is_first), 1))
 
     def _denoise(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array):
-        """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], metrics)"""
+        """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], metrics)
+
+        Bootstrap rows are the first ones. Relevant rows, which finetuning puts last, have no dynamics loss; with
+        `relevant_at_context` they are as noisy as the frames that the agent will act on.
+        """
         cfg, dynamics = self.cfg, self._bind('dynamics', params)
-        z1, k_max = self.encode(params, batch.step), cfg.dynamics.k_max
-        key_noise, key_z0, key_isolated = jax.random.split(key, 3)
+        z1, k_max, finest = self.encode(params, batch.step), cfg.dynamics.k_max, cfg.dynamics.finest
+        key_noise, key_given, key_z0, key_isolated = jax.random.split(key, 4)
         b, t = z1.shape[:2]
         rows = round(cfg.bootstrap_fraction * b) if k_max > 1 else 0
         noise = draw_noise(key_noise, (b, t), k_max, rows, step >= cfg.bootstrap_warmup)
+        at = jax.random.bernoulli(key_given, cfg.given_frames, (b, t))
+        if cfg.relevant_at_context:
+            at |= batch.relevant[:, None]
+        if cfg.given_frames or cfg.relevant_at_context:
+            noise = Noise(jnp.where(at, cfg.dynamics.context_level, noise.level), jnp.where(at, finest, noise.stride))
         z = corrupt(jax.random.normal(key_z0, z1.shape), z1, noise.level / k_max)
         is_first = self._isolate(batch.step.is_first, key_isolated)
         labelled = jnp.broadcast_to(batch.has_action[:, None], (b, t))
@@ -278,14 +294,11 @@ class Dreamer4:
             head = lambda tree: jax.tree.map(lambda a: a[:rows], tree)
             teacher = lambda z, level, stride: dynamics(z, level, stride, *head(context), agent=False)[0]
             coarse = bootstrap_target(teacher, head(z), head(noise), k_max)
-            is_coarse = (noise.stride[:rows] < cfg.dynamics.finest)[..., None, None]
+            is_coarse = (noise.stride[:rows] < finest)[..., None, None]
             target = target.at[:rows].set(jnp.where(is_coarse, coarse, z1[:rows]))
         loss = shortcut_loss(x, target, noise, k_max)
-        return (
-            loss,
-            feat,
-            {'dynamics/flow': loss[rows:].mean(), 'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0},
-        )
+        metrics = {'dynamics/flow': loss[rows:].mean(), 'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0}
+        return loss, feat, metrics
 
     def dynamics_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """Shortcut forcing; Dreamer 4 eq. 8."""
@@ -294,9 +307,7 @@ class Dreamer4:
 
     def finetune_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """Multi-token prediction of actions (relevant rows) and rewards, and shortcut forcing (other rows); eq. 9."""
-        # batches put relevant rows first; shuffled so that the bootstrap rows are not all of one sort
-        order = jax.random.permutation(jax.random.fold_in(key, 1), len(batch.relevant))
-        batch = jax.tree.map(lambda x: x[order], batch)
+        batch = jax.tree.map(lambda x: x[::-1], batch)  # relevant rows last: bootstrap rows come first
         shortcut, feat, metrics = self._denoise(params, batch, key, step + self.cfg.bootstrap_warmup)
         losses = dict(shortcut=jnp.where(batch.relevant[:, None], 0.0, shortcut))
         losses['policy'], accuracy = self._clone(params, feat, batch)

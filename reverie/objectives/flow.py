@@ -53,14 +53,15 @@ def bootstrap_target(
 
     b' = (f(z, tau, d/2) - z) / (1 - tau), z' = z + b' d/2, b'' = (f(z', tau + d/2, d/2) - z') / (1 - tau - d/2).
     (1 - tau)^2 |(x - z)/(1 - tau) - (b' + b'')/2|^2 = |x - (z + (1 - tau)(b' + b'')/2)|^2: the target is returned.
-    Frames whose stride already is the finest have no half step; what is returned for them has no meaning.
+    Frames whose stride already is the finest have no half step: they stay as they are for their neighbours to see, and
+    what is returned for them has no meaning.
     """
     finest = k_max.bit_length() - 1
     half = jnp.minimum(noise.stride + 1, finest)
     tau = (noise.level / k_max)[..., None, None]
     d = (2.0**-noise.stride)[..., None, None]
     b1 = (denoise(z, noise.level, half) - z) / (1 - tau)
-    z_half = z + b1 * d / 2
+    z_half = jnp.where((noise.stride < finest)[..., None, None], z + b1 * d / 2, z)
     level_half = jnp.minimum(noise.level + k_max // 2 ** (noise.stride + 1), k_max - 1)
     rest = jnp.maximum(1 - tau - d / 2, 1 / k_max)  # the bound acts on meaningless frames only
     b2 = (denoise(z_half, level_half, half) - z_half) / rest
