@@ -50,6 +50,7 @@ class Dreamer4Config:
     multi_token: L, the agent's token predicts L + 1 actions and rewards.
     bins*: of the reward and value laws.
     bootstrap_fraction*: rows trained with coarse steps, after bootstrap_warmup* updates of flow alone.
+    ramp_floor: w(0) of the ramp weight; 1 weighs pure noise as much as data, which few sampling steps live on.
     given_frames*: share of frames at exactly the context's noise, so that small runs see more often what sampling
     sees, a frame to denoise after frames that are given.
     relevant_at_context*: finetune relevant rows at the context's noise; the paper says only that inputs stay noisy.
@@ -68,6 +69,7 @@ class Dreamer4Config:
     multi_token: int = 8
     bootstrap_fraction: float = 0.25
     bootstrap_warmup: int = 1000
+    ramp_floor: float = 0.1
     given_frames: float = 0.0
     relevant_at_context: bool = False
     isolated: float = 0.3
@@ -296,7 +298,7 @@ class Dreamer4:
             coarse = bootstrap_target(teacher, head(z), head(noise), k_max)
             is_coarse = (noise.stride[:rows] < finest)[..., None, None]
             target = target.at[:rows].set(jnp.where(is_coarse, coarse, z1[:rows]))
-        loss = shortcut_loss(x, target, noise, k_max)
+        loss = shortcut_loss(x, target, noise, k_max, cfg.ramp_floor)
         metrics = {'dynamics/flow': loss[rows:].mean(), 'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0}
         return loss, feat, metrics
 

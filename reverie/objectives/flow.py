@@ -68,13 +68,13 @@ def bootstrap_target(
     return jax.lax.stop_gradient(z + (1 - tau) * (b1 + b2) / 2)
 
 
-def ramp(tau: Float[Array, '*B']) -> Float[Array, '*B']:
-    """w(tau) = 0.9 tau + 0.1; Dreamer 4 eq. 8."""
-    return 0.9 * tau + 0.1
+def ramp(tau: Float[Array, '*B'], floor: float = 0.1) -> Float[Array, '*B']:
+    """w(tau) = 0.9 tau + 0.1; Dreamer 4 eq. 8. A floor of 1 weighs all signal levels alike (not from the paper)."""
+    return (1 - floor) * tau + floor
 
 
 def shortcut_loss(
-    predicted: Float[Array, 'B T Z c'], target: Float[Array, 'B T Z c'], noise: Noise, k_max: int
+    predicted: Float[Array, 'B T Z c'], target: Float[Array, 'B T Z c'], noise: Noise, k_max: int, floor: float = 0.1
 ) -> Float[Array, 'B T']:
     """Ramp-weighted squared error, mean over a frame's numbers; `target` is z1 at d_min, else `bootstrap_target`."""
-    return ramp(noise.level / k_max) * jnp.square(predicted - target).mean((-2, -1))
+    return ramp(noise.level / k_max, floor) * jnp.square(predicted - target).mean((-2, -1))
