@@ -1,6 +1,7 @@
 # make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: all checks.
 # Both set themselves up in .venv; they need Python 3.11 or newer, make and git.
-PYTHON ?= $(firstword $(foreach v,python3.12 python3.11 python3.13 python3,$(shell command -v $(v) 2>/dev/null)))
+PYTHON ?= $(shell for v in python3 python3.12 python3.11 python3.13; do \
+  $$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$v && break; done)
 BIN := .venv/bin
 GAME ?= breakout
 RUN := runs/demo-$(GAME)
@@ -25,6 +26,7 @@ format: .venv/ready-dev
 	$(BIN)/ruff format .
 
 .venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or newer found; set PYTHON=/path/to/python3' >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .
