@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,8 +17,15 @@ from reverie import cli
 from reverie.agents.ppo import PPOConfig
 from reverie.data import Episodes
 from reverie.programs import collect
+from reverie.training import checkpoint
 
-ENV = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(pathlib.Path(__file__).parent.parent / '.jax_cache')}
+CACHE = pathlib.Path(__file__).parent.parent / '.jax_cache'
+ENV = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    'JAX_PLATFORMS': 'cpu',
+}
 PPO = PPOConfig(env_frames=4096, envs=16, rollout=16, minibatches=2, snapshots=4, width=16)
 
 
@@ -78,35 +87,31 @@ def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(ru
     assert sorted((run / 'checkpoints').iterdir()) == checkpoints
 
 
-def test_killed_and_started_again_equals_never_interrupted(data, tmp_path):
-    """SIGKILL in the middle of training, then the same command: the same weights, bit for bit."""
-    from reverie.training import checkpoint
+def newest(folder: pathlib.Path) -> int:
+    """Gradient step of the newest finished checkpoint, 0 if there is none."""
+    done = [int(p.parent.name) for p in folder.glob('checkpoints/*/manifest.json') if p.parent.name.isdigit()]
+    return max(done, default=0)
 
-    weights = {}
-    for name, kills in (('straight', 0), ('killed', 2)):
-        folder = tmp_path / name
-        args = ['train', 'dreamer4_debug', *options(data, folder), '--updates-per-call', 1, '--checkpoint-every-s', 0]
-        command = [sys.executable, '-m', 'reverie.cli', *map(str, args)]
-        for i in range(kills):
-            process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            saved = lambda folder=folder: (
-                len(list(folder.glob('checkpoints/*/manifest.json')))
-                and max(int(p.parent.name) for p in folder.glob('checkpoints/*/manifest.json'))
-            )
-            limit = time.monotonic() + 300
-            while saved() < (3, 9)[i] and process.poll() is None and time.monotonic() < limit:
-                time.sleep(0.02)
-            assert process.poll() is None, 'it ended before it could be killed'
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert ('resuming' in done.stderr) == (kills > 0)
-        weights[name], meta = checkpoint.load(folder)
-        assert meta['complete'] and meta['phase'] == 'bc'
-    import jax
 
-    for a, b in zip(*map(jax.tree.leaves, weights.values()), strict=True):
+def test_killed_and_started_again_equals_never_interrupted(run, data, tmp_path):
+    """SIGKILL twice in the middle of training, then the same command: the same weights, bit for bit."""
+    folder = tmp_path / 'killed'
+    args = ['train', 'dreamer4_debug', *options(data, folder), '--seeds', 2, '--updates-per-call', 2]
+    command = [sys.executable, '-m', 'reverie.cli', *map(str, args), '--checkpoint-every-s', '0']
+    for step in (2, 10):
+        process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 300
+        while newest(folder) < step and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert process.poll() is None, 'it ended before it could be killed'
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'resuming' in done.stderr
+    (ours, meta), (straight, _) = checkpoint.load(folder), checkpoint.load(run)
+    assert meta['complete'] and meta['phase'] == 'bc'
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(straight), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -159,8 +164,6 @@ def test_a_dataset_of_another_game_or_action_count_is_refused(capsys, monkeypatc
 
 
 def test_a_truncated_dataset_is_refused_by_name(capsys, monkeypatch, data, tmp_path):
-    import shutil
-
     copy = pathlib.Path(shutil.copytree(data, tmp_path / 'data'))
     shard = next(copy.glob('*.array_record'))
     shard.write_bytes(shard.read_bytes()[:-1000])

@@ -41,8 +41,8 @@ def test_both_branches_of_the_loss_equal_the_printed_equations():
     z, z1 = rng.normal(size=(2, 6, 9, 2, 3)).astype(np.float32)
     coarse = bootstrap_target(toy, jnp.asarray(z), noise, K_MAX)
     finest = (np.asarray(noise.stride) == 4)[..., None, None]
-    target = jnp.where(finest, z1, coarse)
-    loss = shortcut_loss(toy(z, *map(np.asarray, noise)), target, noise, K_MAX)
+    target = jnp.where(finest, jnp.asarray(z1), coarse)
+    loss = shortcut_loss(toy(jnp.asarray(z), *noise), target, noise, K_MAX)
     np.testing.assert_allclose(loss, numpy_loss(z, z1, *map(np.asarray, noise)), rtol=2e-4)
 
 
