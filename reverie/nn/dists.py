@@ -20,8 +20,9 @@ def symexp(x: Array) -> Array:
 
 def symexp_bins(count: int = 255, limit: float = 20.0) -> np.ndarray:
     """`count` bins symexp(linspace(-limit, limit)), exactly symmetric; Dreamer V3 eq. 10. -> [count] fp32."""
-    half = np.linspace(-limit, 0, (count - 1) // 2 + 1 if count % 2 else count // 2, dtype=np.float32)
-    half = np.sign(half) * np.expm1(np.abs(half))
+    # JAX's linspace and expm1, not NumPy's: they differ in the last digit, which moves targets that lie on a bin
+    with jax.ensure_compile_time_eval():
+        half = np.asarray(symexp(jnp.linspace(-limit, 0, (count + 1) // 2)))
     return np.concatenate([half, -half[:-1][::-1] if count % 2 else -half[::-1]]).astype(np.float32)
 
 

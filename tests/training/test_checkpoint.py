@@ -1,5 +1,6 @@
 """Checkpoints under damage: deleted, truncated and flipped files, full disks, interrupted saves."""
 
+import contextlib
 import json
 import os
 import resource
@@ -118,11 +119,9 @@ def test_orbax_alone_does_not_notice_a_flipped_bit_in_an_array(copy):
             whole = path.read_bytes()
             flip(path)
             assert checkpoint.fault_of(copy / '000000002') is not None
-            try:
+            with contextlib.suppress(Exception):  # counted is what Orbax does not notice
                 checkpoint._read_arrays(copy / '000000002' / 'params', target({})[0])
                 quiet += 1
-            except Exception:
-                assert checkpoint.fault_of(copy / '000000002') is not None
             path.write_bytes(whole)
     assert quiet > 0 and checkpoint.fault_of(copy / '000000002') is None
 
