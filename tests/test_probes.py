@@ -31,7 +31,7 @@ def config():
         horizon=6,
         discount=0.9,
         tokenizer_phase=phase(debug.tokenizer_phase, 200, 5e-3),
-        dynamics_phase=phase(debug.dynamics_phase, 400, 5e-3),
+        dynamics_phase=phase(debug.dynamics_phase, 600, 5e-3),
         finetune_phase=phase(debug.finetune_phase, 300, 5e-3),
         imagine_phase=phase(debug.imagine_phase, 200, 5e-3),
         bc_phase=phase(debug.bc_phase, 1, 5e-3),

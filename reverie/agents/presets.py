@@ -82,7 +82,7 @@ def dreamer4_demo() -> Dreamer4Config:
             500, 16, 16, relevant=0.5, learning_rate=4e-3, warmup_steps=20, decay=0.3, ema_decay=0.98
         ),
         imagine_phase=PhaseConfig(250, 64, 8, learning_rate=2e-3, warmup_steps=20, muon=False, decay=0.0),
-        bc_phase=PhaseConfig(300, 16, 16, relevant=1.0, learning_rate=4e-3, warmup_steps=20, decay=0.3),
+        bc_phase=PhaseConfig(500, 16, 16, relevant=1.0, learning_rate=4e-3, warmup_steps=20, decay=0.3),
     )
 
 
