@@ -20,12 +20,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 Params = dict[str, Any]
-Metrics = dict[str, Array]
 Losses = dict[str, Array]
+
+
+class Mean(NamedTuple):
+    """A mean over as many things as there happen to be, e.g. episodes that ended; divided only when it is logged."""
+
+    total: Array
+    count: Array
+
+
+Metrics = dict[str, Array | Mean]
 
 
 class UserError(ValueError):
@@ -70,6 +80,7 @@ class Batch(NamedTuple):
     has_action: Bool[Array, ' B']  # false for unlabelled video
     has_reward: Bool[Array, ' B']
     relevant: Bool[Array, ' B']  # drawn from the task's own data (behaviour cloning) rather than uniformly (dynamics)
+    context: PyTree = None  # [B, ...] what replay remembers of the step before each row, zeros if nothing yet
 
 
 class Prediction(NamedTuple):
@@ -112,8 +123,11 @@ class Env(Protocol):
 
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Step]: ...
 
-    def step(self, state: PyTree, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[PyTree, Step]:
-        """No auto-reset: what follows an `is_last` step is undefined until `reset`."""
+    def step(self, state: PyTree, action: Array, key: PRNGKeyArray) -> tuple[PyTree, Step]:
+        """`action`: index [] if discrete, vector [A] if continuous.
+
+        No auto-reset: what follows an `is_last` step is undefined until `reset`.
+        """
         ...
 
 
@@ -127,6 +141,15 @@ class Actor(Protocol):
         self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: Bool[Array, ''] | bool
     ) -> tuple[State, Array]:
         """-> (state, action index [N] if discrete, [N, A] if continuous). Handles `is_first` by itself."""
+        ...
+
+
+@runtime_checkable
+class Explorer(Actor, Protocol):
+    """An actor that collects data for replay: what it adds to the policy for exploration is its own affair."""
+
+    def memory(self, state: State) -> PyTree:
+        """What replay keeps with the step just acted on, [N, ...]: e.g. the latent state, or () for nothing."""
         ...
 
 
@@ -161,7 +184,88 @@ class Source(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-LossFn = Callable[[Params, Batch, PRNGKeyArray, Array], tuple[Losses, Metrics]]
+@runtime_checkable
+class Live(Protocol):
+    """A source that changes while training: environments and replay of one seed, on the device beside the weights.
+
+    Its state (`live`) is part of the train state: donated, vmapped over seeds, and checkpointed with the rest.
+    """
+
+    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
+        """Host side, before training: raises UserError if the numbers do not fit, or memory does not suffice.
+
+        params: shapes will do.
+        """
+        ...
+
+    def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> PyTree:
+        """Traced: `live` at the start of a phase: environments, and a ring prefilled with play."""
+        ...
+
+    def next(
+        self, live: PyTree, params: Params, key: PRNGKeyArray, batch: int, length: int
+    ) -> tuple[PyTree, Batch, Metrics]:
+        """Traced: collect, write, sample one batch."""
+        ...
+
+    def absorb(self, live: PyTree, memory: PyTree, ok: Bool[Array, '']) -> PyTree:
+        """Traced: memories [B, T, ...] of the batch just sampled go back into the ring, if `ok`."""
+        ...
+
+    def env_frames(self, updates: int, batch: int, length: int) -> int:
+        """Environment frames that one seed has played after `updates` of a phase, the prefill included."""
+        ...
+
+    def finish(self, live: PyTree) -> None:
+        """Host side, at the end of a phase; leaves are [seeds, ...]."""
+        ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class HostLive(Source, Protocol):
+    """A source that changes while training, on the host: `load` plays environments and draws from their replay."""
+
+    def check(self, params: Params, batch: int, length: int, seeds: int) -> None: ...
+
+    def follow(self, params: Params) -> None:
+        """The weights [seeds, ...] to act with from the next `load` on, in buffers of the source's own."""
+        ...
+
+    def absorb(self, memory: PyTree, ok: Bool[np.ndarray, 'updates seeds']) -> None:
+        """Memories [updates, seeds, B, T, ...] of the oldest `load` not yet answered; kept where `ok`."""
+        ...
+
+    def metrics(self) -> dict[str, Mean]:
+        """Of the play since the last call, fields [seeds]."""
+        ...
+
+    def env_frames(self, updates: int, batch: int, length: int) -> int: ...
+
+    def arrays(self) -> PyTree:
+        """The replay as NumPy arrays, for a checkpoint; also their shapes and dtypes to restore to."""
+        ...
+
+    def set_arrays(self, arrays: PyTree) -> None:
+        """Replay restored; environments start anew, so that open episodes get a synthetic is_last."""
+        ...
+
+    def finish(self, live: PyTree) -> None: ...
+
+
+class Outcome(NamedTuple):
+    """What a loss returns; one without memory and groups may return the first two as a plain tuple."""
+
+    losses: Losses  # {name: [B, T]}
+    metrics: Metrics  # {name: scalar}
+    memory: PyTree = None  # [B, T, ...] for replay to keep with the steps of the batch
+    groups: Params | None = None  # parameter groups that the loss replaces, e.g. running statistics; not trained ones
+
+
+LossFn = Callable[[Params, Batch, PRNGKeyArray, Array], Outcome | tuple[Losses, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +274,7 @@ class Phase:
 
     name: shown in progress and logs, unique in an agent.
     trains: top-level parameter groups that get gradients; every other group is frozen.
-    loss: (params, batch, key, step []) -> ({name: [B, T]}, metrics {name: scalar}).
+    loss: (params, batch, key, step []) -> Outcome, or just ({name: [B, T]}, metrics {name: scalar}).
     scales: weight of each loss term; its keys must equal the loss's keys.
     optimiser: applied to the trained groups.
     steps, batch, length: number of updates, rows and frames per row.
@@ -178,6 +282,8 @@ class Phase:
     rms_decay: if set, each term is divided by the root of a running mean of its square (Dreamer 4, section 3.2).
     ema_decay: if set, the phase leaves the running mean of its weights behind instead of the last ones.
     begin: params at the start of the phase, e.g. to copy a head; pure.
+    after: (params, step []) -> params after each gradient step, e.g. slow critics; skipped updates leave them alone.
+        step: updates before this one, 0 at the first.
     """
 
     name: str
@@ -192,6 +298,7 @@ class Phase:
     rms_decay: float | None = None
     ema_decay: float | None = None
     begin: Callable[[Params], Params] | None = None
+    after: Callable[[Params, Array], Params] | None = None
 
 
 @runtime_checkable
