@@ -1,11 +1,34 @@
-"""Laws: what a network's output means as a probability, with its log-probability, mean and divergences."""
+"""Laws: what a network's output means as a probability, with its log-probability, mean and divergences.
 
-from typing import NamedTuple
+A law is a pytree, so it passes through `jit`, `scan` and `stop_gradient`. A law factory is a frozen dataclass that says
+how many numbers a network must put out for an n-dimensional action, and makes the law of them.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+HALF_LOG_TAU = 0.5 * float(np.log(2 * np.pi))
+DRAWS = 100  # for what has no closed form
+
+
+def static(default: Any) -> Any:
+    """A field that is part of a law's structure rather than one of its arrays."""
+    return dataclasses.field(default=default, metadata={'static': True})
+
+
+def pytree(cls: type) -> Any:
+    """Frozen dataclass whose fields are arrays, save those marked `static`."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+def _total(x: Array, event: int) -> Array:
+    """Sum over the last `event` axes."""
+    return x.sum(tuple(range(-event, 0))) if event else x
 
 
 def symlog(x: Array) -> Array:
@@ -85,13 +108,267 @@ class Categorical(NamedTuple):
         return (jnp.exp(p) * (p - q)).sum(-1)
 
 
-class Bernoulli(NamedTuple):
-    """True or false."""
+def unimix(logits: Float[Array, '*B K'], share: float) -> Float[Array, '*B K']:
+    """ln((1 - share) softmax(logits) + share / K): no class is ever impossible; Dreamer V3 uses share 0.01."""
+    if not share:
+        return logits
+    return jnp.log((1 - share) * jax.nn.softmax(logits, -1) + share / logits.shape[-1])
 
-    logit: Float[Array, '*B']
 
-    def mean(self) -> Float[Array, '*B']:
+class OneHots(NamedTuple):
+    """G categoricals of K classes as one-hot vectors with straight-through gradients; Dreamer V2, Algorithm 1."""
+
+    logits: Float[Array, '*B G K']
+
+    def _straight_through(self, index: Int[Array, '*B G']) -> Float[Array, '*B G K']:
+        probs = jax.nn.softmax(self.logits, -1)
+        return jax.nn.one_hot(index, probs.shape[-1], dtype=probs.dtype) + (probs - jax.lax.stop_gradient(probs))
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, '*B G K']:
+        return self._straight_through(jax.random.categorical(key, self.logits))
+
+    def mode(self) -> Float[Array, '*B G K']:
+        return self._straight_through(jnp.argmax(self.logits, -1))
+
+    def log_prob(self, x: Float[Array, '*B G K']) -> Float[Array, '*B']:
+        return (jax.nn.log_softmax(self.logits, -1) * x).sum((-2, -1))
+
+    def entropy(self) -> Float[Array, '*B']:
+        log_probs = jax.nn.log_softmax(self.logits, -1)
+        return -(jnp.exp(log_probs) * log_probs).sum((-2, -1))
+
+    def kl(self, other: 'OneHots') -> Float[Array, '*B']:
+        """KL[self || other] in nats, summed over the G categoricals."""
+        p, q = jax.nn.log_softmax(self.logits, -1), jax.nn.log_softmax(other.logits, -1)
+        return (jnp.exp(p) * (p - q)).sum((-2, -1))
+
+
+@pytree
+class Bernoulli:
+    """True or false; the last `event` axes are summed in log_prob."""
+
+    logit: Any  # [*B, *event]
+    event: int = static(0)
+
+    def mean(self) -> Array:
         return jax.nn.sigmoid(self.logit)
 
-    def log_prob(self, target: Array) -> Float[Array, '*B']:
-        return -jnp.where(target, jax.nn.softplus(-self.logit), jax.nn.softplus(self.logit))
+    def mode(self) -> Array:
+        """Rounded to 0.0 or 1.0."""
+        return (self.logit > 0).astype(jnp.float32)
+
+    def log_prob(self, target: Array) -> Array:
+        """`target` is bool, or a probability in [0, 1]: then the expectation t ln p + (1 - t) ln(1 - p)."""
+        target = jnp.asarray(target)
+        yes, no = jax.nn.softplus(-self.logit), jax.nn.softplus(self.logit)
+        if target.dtype == bool:
+            return -_total(jnp.where(target, yes, no), self.event)
+        return -_total(target * yes + (1 - target) * no, self.event)
+
+
+@pytree
+class Normal:
+    """Diagonal Gaussian; the last `event` axes are one event: their log-probabilities, entropies and KLs are summed."""
+
+    mean: Any  # [*B, *event]
+    std: Any = 1.0  # broadcasts to mean
+    event: int = static(1)
+
+    def sample(self, key: PRNGKeyArray) -> Array:
+        """Reparametrised: mean + std * noise."""
+        return self.mean + self.std * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def mode(self) -> Array:
+        return self.mean
+
+    def log_prob(self, x: Array) -> Array:
+        return _total(-0.5 * jnp.square((x - self.mean) / self.std) - jnp.log(self.std) - HALF_LOG_TAU, self.event)
+
+    def entropy(self) -> Array:
+        return _total(jnp.broadcast_to(0.5 + HALF_LOG_TAU + jnp.log(self.std), self.mean.shape), self.event)
+
+    def kl(self, other: 'Normal') -> Array:
+        """KL[self || other] in nats."""
+        ratio, shift = jnp.square(self.std / other.std), jnp.square((self.mean - other.mean) / other.std)
+        return _total(0.5 * (ratio + shift - 1 - jnp.log(ratio)), self.event)
+
+
+@pytree
+class MSE:
+    """A squared error as if it were a log-probability, without the factor 1/2; Dreamer V3's image loss."""
+
+    mean: Any  # [*B, *event]
+    event: int = static(1)
+
+    def mode(self) -> Array:
+        return self.mean
+
+    def log_prob(self, x: Array) -> Array:
+        return -_total(jnp.square(self.mean - x), self.event)
+
+
+@pytree
+class SymlogMSE:
+    """Squared error against symlog(x); Dreamer V3's loss for vectors. `mean` lives in symlog space."""
+
+    mean: Any  # [*B, *event]
+    event: int = static(1)
+
+    def mode(self) -> Array:
+        return symexp(self.mean)
+
+    def log_prob(self, x: Array) -> Array:
+        return -_total(jnp.square(self.mean - symlog(x)), self.event)
+
+
+class Pixels(NamedTuple):
+    """A law on [0, 1] for images that may come as uint8 (0..255), bool or float (0..1)."""
+
+    law: Any
+
+    def mode(self) -> Array:
+        """In [0, 1]."""
+        return self.law.mode()
+
+    def log_prob(self, image: Array) -> Array:
+        return self.law.log_prob(unit_range(image))
+
+
+def unit_range(image: Array) -> Array:
+    """uint8 0..255 -> fp32 0..1; bool and floats are taken to be 0..1 already."""
+    if image.dtype == jnp.uint8:
+        return image.astype(jnp.float32) / 255
+    return image.astype(jnp.float32)
+
+
+class TanhNormal(NamedTuple):
+    """tanh of a Gaussian; `mean` and `std` are those before the tanh. Dreamer V1's actor.
+
+    It has neither a mode nor an entropy in closed form: both come from DRAWS draws with the same fixed noise each time.
+    """
+
+    mean: Float[Array, '*B A']
+    std: Float[Array, '*B A']
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, '*B A']:
+        return jnp.tanh(self.mean + self.std * jax.random.normal(key, self.mean.shape))
+
+    def _log_prob(self, before: Float[Array, '*B A']) -> Float[Array, '*B']:
+        """Of tanh(before)."""
+        slope = 2 * (np.log(2.0) - before - jax.nn.softplus(-2 * before))  # ln(1 - tanh^2), safe far out
+        return Normal(self.mean, self.std).log_prob(before) - slope.sum(-1)
+
+    def log_prob(self, x: Float[Array, '*B A']) -> Float[Array, '*B']:
+        return self._log_prob(jnp.arctanh(jnp.clip(x, -0.99999997, 0.99999997)))
+
+    def _draws(self) -> Float[Array, 'draws *B A']:
+        """Before the tanh."""
+        noise = jax.random.normal(jax.random.key(0), (DRAWS, *self.mean.shape))
+        return self.mean + self.std * noise
+
+    def mode(self) -> Float[Array, '*B A']:
+        """The likeliest of the draws."""
+        draws = self._draws()
+        best = jnp.argmax(self._log_prob(draws), 0)
+        return jnp.tanh(jnp.take_along_axis(draws, best[None, ..., None], 0)[0])
+
+    def entropy(self) -> Float[Array, '*B']:
+        return -self._log_prob(self._draws()).mean(0)
+
+
+class TruncNormal(NamedTuple):
+    """Gaussian cut to [-1, 1]; Dreamer V2's continuous actor."""
+
+    loc: Float[Array, '*B A']
+    std: Float[Array, '*B A']
+
+    def _parts(self) -> tuple[Array, Array, Array]:
+        """-> (lower end, upper end, mass between), ends in units of std."""
+        low, high = (-1 - self.loc) / self.std, (1 - self.loc) / self.std
+        return low, high, jax.scipy.stats.norm.cdf(high) - jax.scipy.stats.norm.cdf(low)
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, '*B A']:
+        """By the inverse of the distribution function, so gradients reach loc and std."""
+        low, _, mass = self._parts()
+        u = jax.random.uniform(key, self.loc.shape, minval=1e-6, maxval=1 - 1e-6)
+        x = self.loc + self.std * jax.scipy.stats.norm.ppf(jax.scipy.stats.norm.cdf(low) + u * mass)
+        return x + jax.lax.stop_gradient(jnp.clip(x, -1 + 1e-6, 1 - 1e-6) - x)
+
+    def mode(self) -> Float[Array, '*B A']:
+        return jnp.clip(self.loc, -1, 1)
+
+    def mean(self) -> Float[Array, '*B A']:
+        low, high, mass = self._parts()
+        pdf = jax.scipy.stats.norm.pdf
+        return self.loc + self.std * (pdf(low) - pdf(high)) / mass
+
+    def log_prob(self, x: Float[Array, '*B A']) -> Float[Array, '*B']:
+        """-inf outside of [-1, 1]."""
+        _, _, mass = self._parts()
+        inside = jax.scipy.stats.norm.logpdf(x, self.loc, self.std) - jnp.log(mass)
+        return jnp.where(jnp.abs(x) <= 1, inside, -jnp.inf).sum(-1)
+
+    def entropy(self) -> Float[Array, '*B']:
+        low, high, mass = self._parts()
+        pdf = jax.scipy.stats.norm.pdf
+        edges = (low * pdf(low) - high * pdf(high)) / (2 * mass)
+        return (0.5 + HALF_LOG_TAU + jnp.log(self.std * mass) + edges).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHotLaw:
+    """Discrete actions: n logits -> Categorical, mixed with the uniform law by `unimix`."""
+
+    unimix: float = 0.0
+
+    def size(self, n: int) -> int:
+        return n
+
+    def __call__(self, out: Float[Array, '*B n']) -> Categorical:
+        return Categorical(unimix(out, self.unimix))
+
+
+@dataclasses.dataclass(frozen=True)
+class TanhNormalLaw:
+    """Dreamer V1: mean 5 tanh(m / 5), std softplus(s + ln(e^5 - 1)) + 1e-4, then tanh."""
+
+    scale: float = 5.0
+    init_std: float = 5.0
+    min_std: float = 1e-4
+
+    def size(self, n: int) -> int:
+        return 2 * n
+
+    def __call__(self, out: Float[Array, '*B outs']) -> TanhNormal:
+        m, s = jnp.split(out, 2, -1)
+        std = jax.nn.softplus(s + float(np.log(np.expm1(self.init_std)))) + self.min_std
+        return TanhNormal(self.scale * jnp.tanh(m / self.scale), std)
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncNormalLaw:
+    """Dreamer V2: loc tanh(m), std 2 sigmoid(s / 2) + 0.1, cut to [-1, 1]."""
+
+    min_std: float = 0.1
+
+    def size(self, n: int) -> int:
+        return 2 * n
+
+    def __call__(self, out: Float[Array, '*B outs']) -> TruncNormal:
+        m, s = jnp.split(out, 2, -1)
+        return TruncNormal(jnp.tanh(m), 2 * jax.nn.sigmoid(s / 2) + self.min_std)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundedNormalLaw:
+    """Dreamer V3: a Gaussian with mean tanh(m) and std (hi - lo) sigmoid(s + 2) + lo; draws may leave [-1, 1]."""
+
+    min_std: float = 0.1
+    max_std: float = 1.0
+
+    def size(self, n: int) -> int:
+        return 2 * n
+
+    def __call__(self, out: Float[Array, '*B outs']) -> Normal:
+        m, s = jnp.split(out, 2, -1)
+        return Normal(jnp.tanh(m), (self.max_std - self.min_std) * jax.nn.sigmoid(s + 2) + self.min_std)
