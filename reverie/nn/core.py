@@ -1,11 +1,13 @@
 """Building blocks, and the boundary between modules and `jit`: NNX inside it, plain nested dicts across it."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -29,24 +31,84 @@ def build(module: nnx.Module) -> tuple[Params, Callable[[Params], Any]]:
     return nnx.to_pure_dict(state), bind
 
 
-class Linear(nnx.Module):
-    """x @ kernel + bias with fp32 parameters, computed in `dtype`.
+Init = Literal['trunc_normal', 'glorot_uniform', 'orthogonal']
 
-    Initialised truncated-normal with variance scale^2 / fan-in; scale 0 makes an output layer start at zero.
+
+def initial(init: Init, scale: float, rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int | None = None) -> Array:
+    """A kernel [.., I, O]; leading axes count as inputs. trunc_normal: variance scale^2 / fan-in, cut at 2 deviations.
+
+    scale 0 makes an output layer start at zero. `inputs` is the fan-in where it is not that of the shape.
     """
+    key = rngs.params()
+    if not scale:
+        return jnp.zeros(shape)
+    if init == 'glorot_uniform':
+        return scale * nnx.initializers.glorot_uniform()(key, shape, jnp.float32)
+    if init == 'orthogonal':
+        return nnx.initializers.orthogonal(scale)(key, shape, jnp.float32)
+    flat = shape if inputs is None else (inputs, int(np.prod(shape)) // inputs)
+    kernel = nnx.initializers.variance_scaling(scale**2, 'fan_in', 'truncated_normal')(key, flat, jnp.float32)
+    return kernel.reshape(shape)
 
-    def __init__(self, inputs: int, outputs: int, *, bias=True, scale=1.0, dtype=jnp.float32, rngs: nnx.Rngs):
-        if scale:
-            init = nnx.initializers.variance_scaling(scale**2, 'fan_in', 'truncated_normal')
-        else:
-            init = nnx.initializers.zeros
-        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+
+class Linear(nnx.Module):
+    """x @ kernel + bias with fp32 parameters, computed in `dtype`; see `initial` for how they start."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias=True,
+        scale=1.0,
+        dtype=jnp.float32,
+        init: Init = 'trunc_normal',
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(initial(init, scale, rngs, (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
-        self.dtype = dtype
+        self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
         y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def part(self, x: Float[Array, '*B i'], first: int, bias: bool = False) -> Float[Array, '*B O']:
+        """What the inputs first .. first + i contribute, in fp32; the parts of all inputs add up to the whole.
+
+        So a scan need not repeat what is known for all time steps at once.
+        """
+        kernel = self.kernel[...][first : first + x.shape[-1]].astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return y + self.bias[...] if bias and self.bias is not None else y
+
+
+class BlockLinear(nnx.Module):
+    """Block-diagonal x @ kernel + bias: block g of the outputs sees block g of the inputs; Dreamer V3's recurrence.
+
+    `shared` further inputs are seen by every block. kernel [G, I / G + shared, O / G], fan-in counted over all blocks.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, shared: int = 0, dtype=jnp.float32, rngs: nnx.Rngs):
+        shape = (blocks, inputs // blocks + shared, outputs // blocks)
+        self.kernel = nnx.Param(initial('trunc_normal', 1.0, rngs, shape, blocks * shape[1]))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.blocks, self.own, self.dtype = blocks, inputs // blocks, jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, '*B I'], shared: Float[Array, '*B O'] | None = None) -> Float[Array, '*B O']:
+        """`shared`: the sum of `part`s of the shared inputs. fp32 if it is given, else in `dtype`."""
+        kernel = self.kernel[...][:, : self.own].astype(self.dtype)
+        grouped = x.reshape(*x.shape[:-1], self.blocks, self.own).astype(self.dtype)
+        y = jnp.einsum('...gi,gio->...go', grouped, kernel, preferred_element_type=jnp.float32)
+        y = y.reshape(*y.shape[:-2], -1) + self.bias[...]
+        return y.astype(self.dtype) if shared is None else y + shared
+
+    def part(self, x: Float[Array, '*B i'], first: int) -> Float[Array, '*B O']:
+        """What the shared inputs first .. first + i contribute: one dense product instead of a copy per block. fp32."""
+        rows = slice(self.own + first, self.own + first + x.shape[-1])
+        kernel = self.kernel[...][:, rows].astype(self.dtype).swapaxes(0, 1)
+        kernel = kernel.reshape(kernel.shape[0], -1)
+        return jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
 
 
 class RMSNorm(nnx.Module):
@@ -62,19 +124,107 @@ class RMSNorm(nnx.Module):
         return (normed * self.scale[...]).astype(x.dtype)
 
 
-class MLP(nnx.Module):
-    """`layers` times Linear, RMSNorm, SiLU, then an fp32 output layer; input [*B, I] -> [*B, O]."""
+class LayerNorm(nnx.Module):
+    """(x - mean) / std * scale + shift over the last axis, computed in fp32 and returned in the dtype of x."""
 
-    def __init__(self, inputs: int, units: int, layers: int, outputs: int, *, out_scale=1.0, dtype, rngs: nnx.Rngs):
-        widths = [inputs] + [units] * layers
-        self.hidden = nnx.List(Linear(i, o, bias=False, dtype=dtype, rngs=rngs) for i, o in itertools.pairwise(widths))
-        self.norms = nnx.List(RMSNorm(units) for _ in range(layers))
-        self.out = Linear(widths[-1], outputs, scale=out_scale, rngs=rngs)
+    def __init__(self, width: int, eps: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.shift = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - x32.mean(-1, keepdims=True)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)
+        return (normed * self.scale[...] + self.shift[...]).astype(x.dtype)
+
+
+class Identity(nnx.Module):
+    """Where a network has no norm."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What every layer of a network has in common: act(norm(linear(x))). The default is Dreamer V3's in fp32.
+
+    dtype: of the products; parameters and norms are fp32.
+    """
+
+    act: Literal['silu', 'elu', 'relu'] = 'silu'
+    norm: Literal['rms', 'layer', 'none'] = 'rms'
+    eps: float = 1e-4
+    bias: bool = True
+    init: Init = 'trunc_normal'
+    dtype: str = 'float32'
+
+    def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> Linear:
+        return Linear(inputs, outputs, bias=self.bias, init=self.init, dtype=self.dtype, rngs=rngs)
+
+    def normaliser(self, width: int) -> nnx.Module:
+        return {'rms': RMSNorm, 'layer': LayerNorm, 'none': lambda *_: Identity()}[self.norm](width, self.eps)
+
+    def activate(self, x: Array) -> Array:
+        return {'silu': jax.nn.silu, 'elu': jax.nn.elu, 'relu': jax.nn.relu}[self.act](x)
+
+
+class Dense(nnx.Module):
+    """One layer of a `Style`: act(norm(linear(x)))."""
+
+    def __init__(self, inputs: int, outputs: int, style: Style, rngs: nnx.Rngs):
+        self.linear = style.linear(inputs, outputs, rngs)
+        self.norm = style.normaliser(outputs)
+        self.style = style
 
     def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
-        for linear, norm in zip(self.hidden, self.norms, strict=True):
-            x = jax.nn.silu(norm(linear(x)))
-        return self.out(x.astype(jnp.float32))
+        return self.finish(self.linear(x))
+
+    def finish(self, y: Float[Array, '*B O']) -> Float[Array, '*B O']:
+        """What follows the linear map."""
+        return self.style.activate(self.norm(y.astype(self.style.dtype)))
+
+
+class MLP(nnx.Module):
+    """`layers` times act(norm(linear(x))), then an fp32 output layer; [*B, I] -> [*B, O], or [*B, units] if O is None.
+
+    By default: SiLU, RMSNorm with eps 1e-6, no biases. A `dtype` overrides that of the style.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        layers: int,
+        outputs: int | None,
+        *,
+        out_scale=1.0,
+        style: Style = Style(bias=False, eps=1e-6),
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        if dtype is not None:
+            style = dataclasses.replace(style, dtype=jnp.dtype(dtype).name)
+        widths = [inputs] + [units] * layers
+        self.hidden = nnx.List(style.linear(i, o, rngs) for i, o in itertools.pairwise(widths))
+        self.norms = nnx.List(style.normaliser(units) for _ in range(layers))
+        if outputs is None:
+            self.out = None
+        else:
+            self.out = Linear(widths[-1], outputs, scale=out_scale, init=style.init, rngs=rngs)
+        self.style = style
+        self.width = widths[-1] if outputs is None else outputs
+
+    def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
+        return self.finish(self.hidden[0](x)) if len(self.hidden) else self.finish(x)
+
+    def finish(self, y: Float[Array, '*B U']) -> Float[Array, '*B O']:
+        """What follows the first linear map."""
+        x = y.astype(self.style.dtype) if len(self.hidden) else y
+        for i, norm in enumerate(self.norms):
+            x = self.style.activate(norm(self.hidden[i](x) if i else x))
+        return x if self.out is None else self.out(x.astype(jnp.float32))
 
 
 def count(params: Params) -> int:
