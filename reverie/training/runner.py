@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -14,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from reverie.training import checkpoint, state
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.state import TrainState
 from reverie.training.update import Program, call_size, make_program
-from reverie.types import Agent, Params, Phase, Source, UserError
+from reverie.types import Agent, HostLive, Live, Mean, Metrics, Params, Phase, Source, UserError
 
 CADENCE = ('checkpoint_every_s', 'log_every_s')
 EXIT = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75: try again later (sysexits), so a scheduler requeues
@@ -28,7 +29,7 @@ EXIT = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75: try again later (sysexits
 
 def run(
     agent: Agent,
-    source: Source,
+    source: Source | Live,
     folder: str | pathlib.Path,
     *,
     seed: int = 0,
@@ -46,7 +47,10 @@ def run(
 ) -> Params:
     """Train every phase of `agent` for `seeds` seeds at once; -> params, each leaf [seeds, ...].
 
-    folder: holds config.json, metrics.jsonl and checkpoints/; the same call again continues where it was, exactly.
+    source: a dataset (`Source`), or environments with their replay, on the device (`Live`) or the host (`HostLive`).
+        Each phase begins with new environments and an empty replay.
+    folder: holds config.json, metrics.jsonl and checkpoints/; the same call again continues where it was, exactly
+        (but for environments on the host, which start anew).
     seed: seed i of the run trains with `seed + i`, just as it would alone.
     updates_per_call: gradient steps between two looks at the clock and at signals.
     sinks: besides metrics.jsonl, which is always written. They are closed at the end.
@@ -157,6 +161,10 @@ class _Call:
     metrics: Mapping[str, Array]
     streak: Array  # [seeds, updates]
     trace: Mapping[str, Array]
+    memory: PyTree  # [seeds, updates, B, T, ...] for a replay on the host, else None
+
+
+_copy = jax.jit(state.own_buffers)
 
 
 @dataclasses.dataclass
@@ -164,7 +172,7 @@ class _Loop:
     """The state of a run on the host."""
 
     agent: Agent
-    source: Source
+    source: Source | Live
     keys: Array  # [seeds, 2]: for initialisation, for training
     config: dict[str, Any]
     keeper: checkpoint.Keeper
@@ -180,6 +188,7 @@ class _Loop:
         """Restore, then every phase that is left."""
         self.signals, self.started, self.seconds_before = signals, time.monotonic(), 0.0
         self.saved_at = self.started
+        self._check_source()
         first, resumed, params = 0, None, None
         found = checkpoint.restore_latest(self.keeper.folder, self._target)
         if found is not None:
@@ -187,6 +196,8 @@ class _Loop:
             first, self.seconds_before = meta['phase_index'] + meta['complete'], meta['seconds']
             self.source.set_state(meta['source'])
             if train is not None:
+                if isinstance(self.source, HostLive):
+                    self.source.set_arrays(train.pop('host'))
                 resumed = TrainState(params, **train)
             done = first == len(self.agent.phases)
             checkpoint.warn(
@@ -221,35 +232,66 @@ class _Loop:
             return state.own_buffers(state.create(phase.begin(params) if phase.begin else params, phase))
 
         train = jax.jit(jax.vmap(begin))(params)
-        return train if self.mesh is None else jax.device_put(train, state.param_sharding(self.mesh, train))
+        if isinstance(self.source, Live):
+            live = jax.jit(jax.vmap(functools.partial(self._begin_live, phase)))(train.params, self._phase_keys(index))
+            train = train._replace(live=live)
+        return train if self.mesh is None else jax.device_put(train, state.train_sharding(self.mesh, train))
+
+    def _begin_live(self, phase: Phase, params: Params, key: PRNGKeyArray) -> PyTree:
+        """Environments and replay of one seed; updates take the keys from 0 on, this the last one."""
+        return self.source.begin(params, jax.random.fold_in(key, 2**32 - 1), phase.batch, phase.length)
+
+    def _phase_keys(self, index: int) -> Array:
+        """[seeds]"""
+        return jax.vmap(lambda key: jax.random.fold_in(key, index))(self.keys[:, 1])
+
+    def _shapes(self, index: int) -> TrainState:
+        """Shapes of one seed's train state in a phase, without `live`."""
+        params = jax.eval_shape(self.agent.init, self.keys[0, 0])
+        for phase in self.agent.phases[: index + 1]:
+            train = jax.eval_shape(lambda p, f=phase: state.create(f.begin(p) if f.begin else p, f), params)
+            params = train.params
+        return train
+
+    def _check_source(self) -> None:
+        """Raises UserError before anything is trained if the environments and replay of a phase cannot be."""
+        if isinstance(self.source, Live | HostLive):
+            for index, phase in enumerate(self.agent.phases):
+                self.source.check(self._shapes(index).params, phase.batch, phase.length, self.keys.shape[0])
 
     def _target(self, meta: checkpoint.Meta) -> tuple[PyTree, PyTree]:
         """Shapes and shardings of a checkpoint of this run."""
-        seeds = self.keys.shape[0]
-        params = jax.eval_shape(self.agent.init, self.keys[0, 0])
-        for phase in self.agent.phases[: meta['phase_index'] + 1]:
-            train = jax.eval_shape(lambda p, f=phase: state.create(f.begin(p) if f.begin else p, f), params)
-            params = train.params
+        seeds, phase = self.keys.shape[0], self.agent.phases[meta['phase_index']]
+        train = self._shapes(meta['phase_index'])
+        if isinstance(self.source, Live):
+            live = jax.eval_shape(functools.partial(self._begin_live, phase), train.params, self.keys[0, 0])
+            train = train._replace(live=live)
         train = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), train)
         if self.mesh is None:
             one = SingleDeviceSharding(jax.devices()[0])
             shardings = jax.tree.map(lambda x: one, train)
         else:
-            shardings = state.param_sharding(self.mesh, train)
+            shardings = state.train_sharding(self.mesh, train)
         train = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), train, shardings)
         rest = train._asdict()
-        return rest.pop('params'), rest
+        params = rest.pop('params')
+        if isinstance(self.source, HostLive):
+            rest['host'] = self.source.arrays()  # NumPy, so that they are read into NumPy
+        return params, rest
 
     def _phase(self, index: int, train: TrainState) -> Params:
         """Run one phase to its end; -> its parameters."""
         phase = self.agent.phases[index]
         step = int(train.step[0])
-        shardings = None if self.mesh is None else state.param_sharding(self.mesh, train)
+        shardings = None if self.mesh is None else state.train_sharding(self.mesh, train)
         program = make_program(phase, self.source, self.mesh, shardings)
         size = call_size(phase.steps, self.updates_per_call)
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(self.keys[:, 1])
+        keys = self._phase_keys(index)
+        if isinstance(self.source, HostLive):
+            self.source.follow(_copy(train.params))
         pending: _Call | None = None
         self.logged_at, self.logged_step, self.looks = time.monotonic(), step, 0
+        self.played: Metrics = {}
         while step < phase.steps:
             updates = min(size, phase.steps - step)
             train, call = self._dispatch(program, phase, train, keys, step, updates)
@@ -266,6 +308,8 @@ class _Loop:
         if pending is not None:
             self._look(index, pending, program, last=True)
         params = train.params if train.ema is None else {**train.params, **train.ema}
+        if isinstance(self.source, Live | HostLive):
+            self.source.finish(train.live)
         self._save(index, params, None, phase.steps)
         self._stop_if_asked(index, phase.steps)
         return params
@@ -273,12 +317,19 @@ class _Loop:
     def _dispatch(
         self, program: Program, phase: Phase, train: TrainState, keys: Array, step: int, updates: int
     ) -> tuple[TrainState, _Call]:
-        loaded = self.source.load(updates, phase.batch, phase.length, keys.shape[0], phase.relevant)
-        data = self.source.data
+        data = loaded = None
+        played: Metrics = {}
+        if not isinstance(self.source, Live):
+            loaded = self.source.load(updates, phase.batch, phase.length, keys.shape[0], phase.relevant)
+            data = self.source.data
+        if isinstance(self.source, HostLive):
+            # The call takes the weights' buffers, so the next `load`, which runs beside it, acts with a copy of them.
+            self.source.follow(_copy(train.params))
+            played = self.source.metrics()
         if self.mesh is not None:
             data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))
-        train, metrics, streak, trace = program.call(train, data, loaded, keys, updates=updates)
-        return train, _Call(step + updates, updates, metrics, streak, trace)
+        train, metrics, streak, trace, memory = program.call(train, data, loaded, keys, updates=updates)
+        return train, _Call(step + updates, updates, {**metrics, **played}, streak, trace, memory)
 
     def _look(self, index: int, call: _Call, program: Program, last: bool = False) -> None:
         """Wait for a call; stop if too much of it was not finite; log it if it is time."""
@@ -286,6 +337,11 @@ class _Loop:
         streak = np.asarray(call.streak)
         if streak.max() >= self.max_streak:
             raise UserError(describe_fault(phase, call.step - call.updates, streak, call.trace, self.max_streak))
+        if isinstance(self.source, HostLive) and call.memory is not None:
+            self.source.absorb(jax.device_get(call.memory), streak == 0)
+        metrics = dict(jax.device_get(dict(call.metrics)))
+        for name in [name for name, x in metrics.items() if isinstance(x, Mean)]:  # over all calls since the last line
+            self.played[name] = jax.tree.map(np.add, metrics.pop(name), self.played.get(name, Mean(0.0, 0.0)))
         now = time.monotonic()
         self.looks += 1
         first = self.looks == 1
@@ -300,13 +356,13 @@ class _Loop:
             env_frames=self._env_frames(index, call.step),
             seconds=self.seconds,
         )
-        for name, values in jax.device_get(dict(call.metrics)).items():
-            record[name] = float(values.mean())
-            if values.shape[0] > 1:
-                record[f'{name}/seeds'] = [float(x) for x in values]
+        record |= self._values(metrics)
         if last or not first:  # the first call of a phase spends its time compiling
             record['time/updates_per_s'] = rate
             record['time/frames_per_s'] = rate * phase.batch * phase.length * self.keys.shape[0]
+            if isinstance(self.source, Live | HostLive):
+                played = self._phase_frames(phase, call.step) - self._phase_frames(phase, call.step - call.updates)
+                record['time/env_frames_per_s'] = rate * played / call.updates * self.keys.shape[0]
         record['time/seconds'] = self.seconds
         record['time/compilations'] = len(program.traces)
         for sink in self.sinks:
@@ -315,13 +371,32 @@ class _Loop:
     def _gradient_steps(self, index: int, step: int) -> int:
         return sum(phase.steps for phase in self.agent.phases[:index]) + step
 
+    def _values(self, metrics: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Metrics [seeds], and what was played since the last line, as a record's entries; NaN for the mean of none."""
+        values: dict[str, Any] = {}
+        for name, x in metrics.items():
+            values[name] = float(x.mean())
+            if x.shape[0] > 1:
+                values[f'{name}/seeds'] = [float(v) for v in x]
+        for name, (total, count) in self.played.items():
+            each = [float(t / n) if n else float('nan') for t, n in zip(total, count, strict=True)]
+            some = [x for x in each if not np.isnan(x)]
+            values[name] = float(np.mean(some)) if some else float('nan')
+            if len(each) > 1:
+                values[f'{name}/seeds'] = each
+        self.played = {}
+        return values
+
+    def _phase_frames(self, phase: Phase, step: int) -> int:
+        """Frames that one seed has played, or of a dataset: been trained on, after `step` updates of a phase."""
+        if isinstance(self.source, Live | HostLive):
+            return self.source.env_frames(step, phase.batch, phase.length)
+        return step * phase.batch * phase.length
+
     def _env_frames(self, index: int, step: int) -> int:
-        """Dataset frames that one seed has been trained on."""
-        phases = self.agent.phases
-        return (
-            sum(p.steps * p.batch * p.length for p in phases[:index])
-            + step * phases[index].batch * phases[index].length
-        )
+        """The same, of this phase and those before it."""
+        before = sum(self._phase_frames(phase, phase.steps) for phase in self.agent.phases[:index])
+        return before + self._phase_frames(self.agent.phases[index], step)
 
     def _save(self, index: int, params: Params, train: TrainState | None, step: int) -> None:
         """Checkpoint a step; `train` is None at the end of a phase."""
@@ -332,6 +407,8 @@ class _Loop:
         if train is not None:
             rest = train._asdict()
             rest.pop('params')
+            if isinstance(self.source, HostLive):
+                rest['host'] = self.source.arrays()
         meta: checkpoint.Meta = dict(
             phase=phase.name,
             phase_index=index,

@@ -1,5 +1,6 @@
 """What the optimiser carries from update to update, and how it is laid out over devices."""
 
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ class TrainState(NamedTuple):
     step: Int[Array, '']  # updates of this phase, skipped ones included
     skipped: Int[Array, '']  # updates of this phase left out because something was not finite
     streak: Int[Array, '']  # skipped updates in a row up to now
+    live: PyTree = ()  # environments and replay of a `Live` source
 
 
 def create(params: Params, phase: Phase) -> TrainState:
@@ -113,6 +115,27 @@ def param_sharding(mesh: Mesh, tree: PyTree, leading: int = 1) -> PyTree:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'fsdp'))
 
     return jax.tree.map(rule, tree)
+
+
+def train_sharding(mesh: Mesh, train: TrainState) -> TrainState:
+    """`param_sharding` of the whole train state; `live` is the same on every device."""
+    rest = param_sharding(mesh, train._replace(live=()))
+    return rest._replace(live=jax.tree.map(lambda x: replicated(mesh), train.live))
+
+
+def available_bytes(device: jax.Device | None = None) -> int | None:
+    """Memory left on an accelerator, or of the host (None, or a CPU device); None where nobody says."""
+    if device is not None and device.platform != 'cpu':
+        stats = device.memory_stats() or {}
+        return stats['bytes_limit'] - stats.get('bytes_in_use', 0) if 'bytes_limit' in stats else None
+    free = []
+    meminfo = pathlib.Path('/proc/meminfo')
+    if meminfo.exists():
+        free += [int(line.split()[1]) << 10 for line in meminfo.read_text().splitlines() if 'MemAvailable' in line]
+    limit, used = (pathlib.Path(f'/sys/fs/cgroup/memory.{name}') for name in ('max', 'current'))
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():  # a container's own limit
+        free.append(int(limit.read_text()) - int(used.read_text()))
+    return min(free, default=None)
 
 
 def global_norm(tree: PyTree) -> Float[Array, '']:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from reverie.training.state import TrainState, batch_sharding, global_norm, select, trained_groups
-from reverie.types import Batch, Losses, Metrics, Phase, Source, UserError, sg
+from reverie.types import Batch, HostLive, Live, Losses, Mean, Metrics, Outcome, Params, Phase, Source, UserError, sg
 
 
 def check_losses(phase: Phase, losses: Losses) -> None:
@@ -38,20 +38,33 @@ def normalise(
     return {name: x / jnp.where(rms[name] > 1e-8, rms[name], 1.0) for name, x in means.items()}, square
 
 
-def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
-    """One gradient step of one seed. Non-finite losses, gradients or updates change nothing but counters."""
+def check_groups(phase: Phase, params: Params, groups: Params) -> None:
+    """Raise UserError if a loss replaces groups that are trained, or that the agent does not have."""
+    trained, unknown = sorted(set(groups) & set(phase.trains)), sorted(set(groups) - set(params))
+    if trained or unknown:
+        raise UserError(f'phase {phase.name}: the loss replaces groups it trains {trained} or does not know {unknown}')
+
+
+def learn(
+    phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray
+) -> tuple[TrainState, Metrics, PyTree, Bool[Array, '']]:
+    """One gradient step of one seed -> (state, metrics, memory for replay or None, ok).
+
+    Where losses, gradients or updates are not finite, ok is false and nothing changes but counters.
+    """
     trained = trained_groups(state.params, phase)
 
     def objective(trained):
-        losses, metrics = phase.loss({**state.params, **trained}, batch, key, state.step)
-        check_losses(phase, losses)
-        means = {name: x.astype(jnp.float32).mean() for name, x in losses.items()}
+        outcome = Outcome(*phase.loss({**state.params, **trained}, batch, key, state.step))
+        check_losses(phase, outcome.losses)
+        check_groups(phase, state.params, outcome.groups or {})
+        means = {name: x.astype(jnp.float32).mean() for name, x in outcome.losses.items()}
         terms, rms = means, state.rms
         if phase.rms_decay is not None:
             terms, rms = normalise(means, state.rms, phase.rms_decay, state.step - state.skipped)
-        return sum(phase.scales[name] * x for name, x in terms.items()), (means, metrics, rms)
+        return sum(phase.scales[name] * x for name, x in terms.items()), (means, outcome, rms)
 
-    (total, (means, metrics, rms)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+    (total, (means, outcome, rms)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
     updates, opt_state = phase.optimiser.update(grads, state.opt_state, trained)
     grad_norm, update_norm = global_norm(grads), global_norm(updates)
     # Every mean is checked, not just their sum: a term of scale 0 that is NaN is a fault too.
@@ -62,10 +75,13 @@ def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> 
     if ema is not None and decay is not None:
         # In float32 accumulation the mean starts at the weights themselves, so it needs no bias correction.
         ema = jax.tree.map(lambda m, x: m + (1 - decay) * (x - m), ema, trained)
-    old = (trained_groups(state.params, phase), state.opt_state, state.rms, state.ema)
-    trained, opt_state, rms, ema = select(ok, (trained, opt_state, rms, ema), old)
-    state = TrainState(
-        params={**state.params, **trained},
+    params = {**state.params, **trained, **sg(outcome.groups or {})}
+    if phase.after is not None:
+        params = phase.after(params, state.step)
+    old = (state.params, state.opt_state, state.rms, state.ema)
+    params, opt_state, rms, ema = select(ok, (params, opt_state, rms, ema), old)
+    state = state._replace(
+        params=params,
         opt_state=opt_state,
         rms=rms,
         ema=ema,
@@ -73,9 +89,15 @@ def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> 
         skipped=state.skipped + ~ok,
         streak=jnp.where(ok, 0, state.streak + 1),
     )
-    metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+    metrics = {name: jnp.asarray(x, jnp.float32) for name, x in outcome.metrics.items()}
     losses = {f'loss/{name}': x for name, x in means.items()}
-    return state, {**metrics, **losses, 'opt/grad_norm': grad_norm, 'opt/update_norm': update_norm}
+    metrics = {**metrics, **losses, 'opt/grad_norm': grad_norm, 'opt/update_norm': update_norm}
+    return state, metrics, sg(outcome.memory), ok
+
+
+def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+    """One gradient step of one seed, see `learn`."""
+    return learn(phase, state, batch, key)[:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +105,12 @@ class Program:
     """The compiled update of a phase.
 
     call: (state, data, loaded, keys [seeds], updates) -> (state, metrics {name: [seeds]}, streak [seeds, updates],
-        trace {name: [seeds, updates]} of the losses and norms); donates state.
+        trace {name: [seeds, updates]} of the losses and norms, memory [seeds, updates, B, T, ...] for a replay on the
+        host, else None); donates state.
     traces: one entry per compilation, the number of updates of a call.
     """
 
-    call: Callable[..., tuple[TrainState, Metrics, Array, Losses]]
+    call: Callable[..., tuple[TrainState, Metrics, Array, Losses, PyTree]]
     traces: list[int]
 
 
@@ -97,24 +120,43 @@ def finite_mean(x: Float[Array, ' updates']) -> Float[Array, '']:
     return jnp.where(finite, x, 0).sum() / finite.sum()
 
 
-def make_program(phase: Phase, source: Source, mesh: Mesh | None = None, shardings: PyTree = None) -> Program:
-    """The program of `phase`. `source.data` is an argument of it: a constant would be folded into the executable."""
+def over_updates(metrics: Metrics) -> Metrics:
+    """Of a call: the mean of each metric [updates] over the updates where it is finite; a `Mean` is added up."""
+    return {
+        name: jax.tree.map(lambda x: x.sum(0), x) if isinstance(x, Mean) else finite_mean(x)
+        for name, x in metrics.items()
+    }
+
+
+def make_program(phase: Phase, source: Source | Live, mesh: Mesh | None = None, shardings: PyTree = None) -> Program:
+    """The program of `phase`. `source.data` is an argument of it: a constant would be folded into the executable.
+
+    With a `Live` source, data and loaded are None: collecting, drawing and learning are one program.
+    """
     rows = None if mesh is None else batch_sharding(mesh, phase.batch)
     traces: list[int] = []
+
+    def draw(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Batch, Metrics]:
+        if not isinstance(source, Live):
+            return state, source.sample(data, loaded, key, phase.batch, phase.length, phase.relevant), {}
+        live, batch, played = source.next(state.live, state.params, key, phase.batch, phase.length)
+        return state._replace(live=live), batch, played
 
     def one_seed(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int) -> Any:
         def body(state, loaded):
             sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-            batch = source.sample(data, loaded, sample_key, phase.batch, phase.length, phase.relevant)
+            state, batch, played = draw(state, data, loaded, sample_key)
             if rows is not None:
                 batch = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
-            state, metrics = update(phase, state, batch, loss_key)
-            return state, (metrics, state.streak)
+            state, metrics, memory, ok = learn(phase, state, batch, loss_key)
+            if isinstance(source, Live) and memory is not None:
+                state = state._replace(live=source.absorb(state.live, memory, ok))
+            return state, ({**metrics, **played}, state.streak, memory if isinstance(source, HostLive) else None)
 
-        state, (metrics, streak) = jax.lax.scan(body, state, loaded, length=updates)
+        state, (metrics, streak, memory) = jax.lax.scan(body, state, loaded, length=updates)
         trace = {name: x for name, x in metrics.items() if name.startswith(('loss/', 'opt/'))}
-        metrics = {name: finite_mean(x) for name, x in metrics.items()}
-        return state, {**metrics, 'opt/skipped': state.skipped.astype(jnp.float32)}, streak, trace
+        metrics = {**over_updates(metrics), 'opt/skipped': state.skipped.astype(jnp.float32)}
+        return state, metrics, streak, trace, memory
 
     def call(state: TrainState, data: PyTree, loaded: PyTree, keys: Key[Array, ' seeds'], updates: int) -> Any:
         traces.append(updates)
@@ -125,7 +167,7 @@ def make_program(phase: Phase, source: Source, mesh: Mesh | None = None, shardin
         over_seeds = jax.vmap(lambda s, l, k: one_seed(s, data, l, k, updates), in_axes=(0, 1, 0))
         return over_seeds(state, loaded, keys)
 
-    out = None if shardings is None else (shardings, None, None, None)
+    out = None if shardings is None else (shardings, None, None, None, None)
     return Program(jax.jit(call, static_argnames='updates', donate_argnums=0, out_shardings=out), traces)
 
 

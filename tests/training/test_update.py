@@ -154,12 +154,12 @@ def test_one_call_of_a_program_equals_single_updates(first_phase):
     train = jax.tree.map(lambda x: jnp.array(x)[None], states[0])
     train = state.own_buffers(train)
     source = Table()
-    train, means, streak, trace = program.call(train, source.data, None, jax.random.key(5)[None], updates=7)
+    train, means, streak, trace, memory = program.call(train, source.data, None, jax.random.key(5)[None], updates=7)
     for a, b in zip(leaves(train), leaves(states[-1]), strict=True):
         np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(means['loss/fit'][0], np.mean([m['loss/fit'] for m in metrics]), rtol=1e-5)
     np.testing.assert_allclose(trace['loss/fit'][0], [m['loss/fit'] for m in metrics], rtol=1e-5)
-    assert streak.shape == (1, 7) and program.traces == [7]
+    assert streak.shape == (1, 7) and program.traces == [7] and memory is None
 
 
 def test_the_mean_of_a_call_leaves_out_what_is_not_finite():
@@ -167,7 +167,7 @@ def test_the_mean_of_a_call_leaves_out_what_is_not_finite():
     program, source = make_program(agent.phases[0], Table()), Table()
     train = state.create(agent.init(jax.random.key(0)), agent.phases[0])
     train = state.own_buffers(jax.tree.map(lambda x: x[None], train))
-    _, means, _, trace = program.call(train, source.data, None, jax.random.key(5)[None], updates=3)
+    _, means, _, trace, _ = program.call(train, source.data, None, jax.random.key(5)[None], updates=3)
     np.testing.assert_allclose(means['loss/size'][0], np.asarray(trace['loss/size'])[0, [0, 2]].mean(), rtol=1e-6)
     assert float(means['opt/skipped'][0]) == 1
 

@@ -1,0 +1,315 @@
+"""Replay: streams of environment steps in a ring, from which windows are drawn. On the device or on the host.
+
+Each of N environments has its own stream of L slots, so a window is contiguous in time; every vector step fills one
+slot of all streams. Slots hold the stored form (`Stored`): bits for boolean observations, indices for discrete actions,
+and the memory that an agent keeps with a step (e.g. its latent state), in its own dtype.
+
+Time counts vector steps since the ring was empty: time t lives in slot t % L. A window [start, start + T) lies wholly
+in what the ring holds, so it never crosses the write head; it may cross episode ends, which `is_first` marks.
+
+The device ring is a pytree with pure functions, to be used under `jit`, `vmap` and `scan`; `HostRing` has the same
+schema in NumPy.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+
+from reverie.data.records import FIRST, LAST, TERMINAL
+from reverie.data.writing import Writer, split_stream
+from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
+
+
+class Stored(NamedTuple):
+    """Steps in stored form. Leading dims [N] when written, [N, L] in a ring, [B, T] in windows."""
+
+    obs: PyTree  # uint8 bits of what is boolean, else as it comes
+    action: Any  # index (-1: none) if discrete, [A] float32 if continuous
+    reward: Any  # float32
+    flags: Any  # uint8, bits FIRST, LAST, TERMINAL
+    memory: PyTree  # what the agent keeps with the step; () for nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What turns stored form back into steps. obs: shape and dtype of one observation, a tree of ShapeDtypeStruct."""
+
+    obs: PyTree
+    actions: ActionSpace
+
+    @classmethod
+    def of(cls, step: Step, actions: ActionSpace) -> 'Layout':
+        """step: [N], arrays or shapes. Raises UserError if its actions are not those of `actions`."""
+        if tuple(step.prev_action.shape[1:]) != (actions.size,):
+            raise UserError(f'prev_action is {list(step.prev_action.shape[1:])}, expected [{actions.size}]')
+        return cls(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), step.obs), actions)
+
+
+def _is_packed(shape: Sequence[int], dtype: Any) -> bool:
+    return np.dtype(dtype) == np.bool_ and len(shape) > 0
+
+
+def to_stored(step: Step, memory: PyTree, actions: ActionSpace, xp: ModuleType = jnp) -> Stored:
+    """Steps [N] in stored form. xp: jnp in traced code, np on the host."""
+    n = step.reward.shape[0]
+
+    def observation(x: Any) -> Any:
+        return xp.packbits(x.reshape(n, -1), axis=-1) if _is_packed(x.shape[1:], x.dtype) else x
+
+    action = step.prev_action
+    if actions.kind == 'discrete':
+        dtype = np.int8 if actions.size <= 127 else np.int16 if actions.size <= 32767 else np.int32
+        known = (action != 0).any(-1) & ~step.is_first
+        action = xp.where(known, action.argmax(-1), -1).astype(dtype)
+    else:
+        action = xp.where(step.is_first[:, None], 0, action).astype(np.float32)
+    flags = step.is_first * np.uint8(FIRST) | step.is_last * np.uint8(LAST) | step.is_terminal * np.uint8(TERMINAL)
+    reward = step.reward.astype(np.float32)
+    return Stored(jax.tree.map(observation, step.obs), action, reward, flags.astype(np.uint8), memory)
+
+
+def to_step(stored: Stored, layout: Layout, xp: ModuleType = jnp) -> Step:
+    """Inverse of `to_stored`, for any leading dims."""
+    lead = stored.flags.shape
+
+    def observation(x: Any, like: Any) -> Any:
+        if not _is_packed(like.shape, like.dtype):
+            return x
+        bits = xp.unpackbits(x, axis=-1, count=math.prod(like.shape))
+        return bits.reshape(*lead, *like.shape).astype(bool)
+
+    action = stored.action
+    if layout.actions.kind == 'discrete':
+        action = (action[..., None] == xp.arange(layout.actions.size, dtype=action.dtype)).astype(np.float32)
+    first, last, terminal = ((stored.flags & bit) > 0 for bit in (FIRST, LAST, TERMINAL))
+    return Step(jax.tree.map(observation, stored.obs, layout.obs), action, stored.reward, first, last, terminal)
+
+
+def to_batch(windows: Stored, context: PyTree, layout: Layout) -> Batch:
+    """Traced: windows [B, T] as a Batch. Everything in a replay is the task's own, so every row is relevant."""
+    yes = jnp.ones(windows.flags.shape[0], bool)
+    return Batch(to_step(windows, layout), yes, yes, yes, context)
+
+
+def bytes_per_step(stored: Stored) -> int:
+    """Of one step of one environment; `stored` is [N, ...], arrays or shapes."""
+    return sum(math.prod(x.shape[1:]) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(stored))
+
+
+# ------------------------------------------------------------------------------------ which windows
+
+
+def earliest(count: Any, slots: int, xp: ModuleType = jnp) -> Any:
+    """First time a window may start at: the oldest but one, for which the step before is held too."""
+    return xp.maximum(count - slots + 1, 0)
+
+
+def queued(
+    count: Any, seen: Any, envs: int, slots: int, batch: int, length: int, xp: ModuleType = jnp
+) -> tuple[Any, Any, Any, Any]:
+    """The online queue of DreamerV3: streams are cut into windows end to end; each is handed out once, oldest first.
+
+    seen: windows handed out, lost ones included; window q is the (q // N)-th of stream q % N.
+    -> (seen, env [B], start [B], use [B]: whether the queue had something for that row).
+    """
+    ready = count // length * envs
+    oldest = -(-earliest(count, slots, xp) // length) * envs
+    seen = xp.maximum(seen, oldest)
+    window = seen + xp.arange(batch)
+    use = window < ready
+    return seen + use.sum(), window % envs, window // envs * length, use
+
+
+def winners(env: Any, start: Any, length: int, xp: ModuleType = jnp) -> Any:
+    """Of steps that several rows [B] contain, the one in the last such row: [B, T] bool. Keeps writes deterministic."""
+    time = start[:, None] + xp.arange(length)
+    row = xp.arange(env.shape[0])
+    later = (row[None, :] > row[:, None]) & (env[None, :] == env[:, None])  # [B, B']
+    inside = (time[..., None] >= start) & (time[..., None] < start + length)  # [B, T, B']
+    return ~(inside & later[:, None, :]).any(-1)
+
+
+# ------------------------------------------------------------------------------------ on the device
+
+
+class Ring(NamedTuple):
+    """A replay on the device, one seed's."""
+
+    data: Stored  # [N, L, ...]
+    count: Int[Array, '']  # vector steps written so far
+    seen: Int[Array, '']  # windows that left the online queue
+    env: Int[Array, ' B']  # rows of the last batch, for `absorb`
+    start: Int[Array, ' B']
+
+    @property
+    def slots(self) -> int:
+        return self.data.flags.shape[1]
+
+
+def empty(like: Stored, slots: int, batch: int) -> Ring:
+    """A ring of `slots` per stream for steps like `like`, [N, ...] arrays or shapes."""
+    data = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like)
+    rows = jnp.zeros(batch, jnp.int32)
+    return Ring(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), rows, jnp.zeros(batch, jnp.int32))
+
+
+def write(ring: Ring, stored: Stored) -> Ring:
+    """One vector step [N, ...] over the oldest one."""
+    slot = ring.count % ring.slots
+    put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), slot, 1)
+    return ring._replace(data=jax.tree.map(put, ring.data, stored), count=ring.count + 1)
+
+
+def choose(ring: Ring, key: PRNGKeyArray, length: int, online: bool = True) -> Ring:
+    """The rows of the next batch: from the online queue as far as it goes, the rest uniform over all windows.
+
+    The ring must hold at least `length` + 1 slots and that many steps less one.
+    """
+    (envs, slots), (batch,) = ring.data.flags.shape, ring.env.shape
+    env_key, start_key = jax.random.split(key)
+    env = jax.random.randint(env_key, (batch,), 0, envs)
+    start = jax.random.randint(start_key, (batch,), earliest(ring.count, slots), ring.count - length + 1)
+    if not online:
+        return ring._replace(env=env, start=start)
+    seen, new_env, new_start, use = queued(ring.count, ring.seen, envs, slots, batch, length)
+    return ring._replace(seen=seen, env=jnp.where(use, new_env, env), start=jnp.where(use, new_start, start))
+
+
+def windows(ring: Ring, length: int) -> tuple[Stored, PyTree]:
+    """-> (the chosen rows [B, T, ...], memory of the step before each [B, ...]).
+
+    The memory is zeros before time 0, and None if none is kept.
+    """
+    slot = (ring.start[:, None] + jnp.arange(length)) % ring.slots
+    rows = jax.tree.map(lambda x: x[ring.env[:, None], slot], ring.data)
+    before = jax.tree.map(lambda x: x[ring.env, (ring.start - 1) % ring.slots], ring.data.memory)
+    before = jax.tree.map(lambda x: jnp.where(_like(ring.start > 0, x), x, 0), before)
+    return rows, before if jax.tree.leaves(before) else None
+
+
+def _like(mask: Any, x: Any) -> Any:
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+
+
+def absorb(ring: Ring, memory: PyTree, ok: Bool[Array, '']) -> Ring:
+    """New memories [B, T, ...] of the chosen rows over the old ones, if `ok`."""
+    length = jax.tree.leaves(memory)[0].shape[1]
+    slot = (ring.start[:, None] + jnp.arange(length)) % ring.slots
+    wins = winners(ring.env, ring.start, length) & ok
+    env = jnp.where(wins, ring.env[:, None], ring.data.flags.shape[0])  # out of bounds: dropped
+    put = lambda x, new: x.at[env, slot].set(new.astype(x.dtype), mode='drop')
+    return ring._replace(data=ring.data._replace(memory=jax.tree.map(put, ring.data.memory, memory)))
+
+
+# ------------------------------------------------------------------------------------ on the host
+
+
+class Rows(NamedTuple):
+    """Where a batch was drawn from, NumPy."""
+
+    env: Int[np.ndarray, ' B']
+    start: Int[np.ndarray, ' B']
+
+
+class HostRing:
+    """The ring of one seed in host memory, the schema and the rules of `Ring`; changes in place."""
+
+    def __init__(self, like: Stored, slots: int):
+        self.data = jax.tree.map(lambda x: np.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like)
+        self.envs, self.slots = self.data.flags.shape
+        self.count = self.seen = 0
+
+    def write(self, stored: Stored) -> None:
+        """One vector step [N, ...] over the oldest one."""
+        slot = self.count % self.slots
+        for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(stored), strict=True):
+            x[:, slot] = new
+        self.count += 1
+
+    def choose(self, rng: np.random.Generator, batch: int, length: int, online: bool = True) -> Rows:
+        """The rows of the next batch, see `choose`."""
+        env = rng.integers(0, self.envs, batch)
+        start = rng.integers(earliest(self.count, self.slots, np), self.count - length + 1, batch)
+        if online:
+            seen, new_env, new_start, use = queued(self.count, self.seen, self.envs, self.slots, batch, length, np)
+            self.seen = int(seen)
+            env, start = np.where(use, new_env, env), np.where(use, new_start, start)
+        return Rows(env, start)
+
+    def windows(self, rows: Rows, length: int) -> tuple[Stored, PyTree]:
+        """-> (the rows [B, T, ...], memory of the step before each or None), copies."""
+        slot = (rows.start[:, None] + np.arange(length)) % self.slots
+        found = jax.tree.map(lambda x: x[rows.env[:, None], slot], self.data)
+        before = jax.tree.map(lambda x: x[rows.env, (rows.start - 1) % self.slots], self.data.memory)
+        before = jax.tree.map(lambda x: np.where(_like(rows.start > 0, x), x, np.zeros((), x.dtype)), before)
+        return found, before if jax.tree.leaves(before) else None
+
+    def absorb(self, rows: Rows, memory: PyTree) -> None:
+        """New memories [B, T, ...] of rows drawn earlier; steps that were overwritten since are left out."""
+        length = jax.tree.leaves(memory)[0].shape[1]
+        time = rows.start[:, None] + np.arange(length)
+        keep = winners(rows.env, rows.start, length, np) & (time > self.count - 1 - self.slots)
+        env = np.broadcast_to(rows.env[:, None], keep.shape)[keep]
+        for x, new in zip(jax.tree.leaves(self.data.memory), jax.tree.leaves(memory), strict=True):
+            x[env, time[keep] % self.slots] = np.asarray(new)[keep]
+
+    def cut(self) -> None:
+        """Mark the newest step of every stream as the last of its episode: the environments are gone."""
+        if self.count:
+            self.data.flags[:, (self.count - 1) % self.slots] |= LAST
+
+    def arrays(self) -> dict[str, Any]:
+        """Everything in it, for a checkpoint; not copied."""
+        return {'data': self.data, 'count': np.array(self.count), 'seen': np.array(self.seen)}
+
+    def set_arrays(self, arrays: dict[str, Any]) -> None:
+        """Inverse of `arrays`."""
+        for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(arrays['data']), strict=True):
+            x[...] = new
+        self.count, self.seen = int(arrays['count']), int(arrays['seen'])
+
+
+# ------------------------------------------------------------------------------------ as a dataset
+
+
+def episodes(data: Stored, count: int, layout: Layout) -> Iterator[tuple[Step, bool]]:
+    """(episode [T], complete) of a ring's data [N, L, ...], stream by stream, oldest first.
+
+    What is left of an episode whose beginning was overwritten is left out; the open ones come as not complete.
+    """
+    envs, slots = data.flags.shape
+    held = np.arange(max(count - slots, 0), count) % slots
+    for env in range(envs):
+        stored = jax.tree.map(lambda x, env=env: np.asarray(x[env])[held], data._replace(memory=()))
+        first = np.flatnonzero(stored.flags & FIRST)
+        if len(first):
+            stream = jax.tree.map(lambda x, begin=first[0]: x[begin:, None], stored)
+            yield from split_stream(to_step(stream, layout, np))
+
+
+def export(
+    path: str | os.PathLike,
+    rings: Sequence[tuple[Stored, int]],
+    layout: Layout,
+    spec: EnvSpec,
+    provenance: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """The rings (data [N, L, ...], count) of all seeds as one native dataset; seed i's episodes have kind 'seed<i>'.
+
+    Raises UserError for a path in use, or observations that are not one array.
+    """
+    if not isinstance(layout.obs, jax.ShapeDtypeStruct):
+        raise UserError(f'{path}: a dataset holds one array per observation, the replay has a tree of them')
+    with Writer(path, spec, provenance, overwrite=overwrite) as writer:
+        for seed, (data, count) in enumerate(rings):
+            for episode, complete in episodes(data, count, layout):
+                writer.add(f'seed{seed}', episode, complete)
