@@ -46,7 +46,7 @@ class Process:
     """The process of one copy. `due` is when it must have answered; `met`: it has told what it built."""
 
     def __init__(self, setup: bytes, memory: int):
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self.pipe, theirs = multiprocessing.connection.Pipe()
         env = os.environ | {'PYTHONPATH': os.pathsep.join(p or os.getcwd() for p in sys.path), 'JAX_PLATFORMS': 'cpu'}
         env |= {name: os.environ.get(name, '1') for name in ONE_THREAD}
@@ -187,7 +187,10 @@ class HostVector:
         return self.receive()
 
     def step(self, action: Any) -> Step:
-        """`action` [n] choices, or [n, A] numbers in [-1, 1] -> Step [n] of NumPy arrays. Waits for the slowest copy."""
+        """`action` [n] choices, or [n, A] numbers in [-1, 1] -> Step [n] of NumPy arrays.
+
+        Waits for the slowest copy. Numbers beyond [-1, 1] are clipped for the environment, not in prev_action.
+        """
         self.send(action)
         return self.receive()
 
@@ -201,11 +204,10 @@ class HostVector:
         shape = (self.n,) if discrete else (self.n, space.size)
         if action.shape != shape:
             raise UserError(f'{self.name}: actions {action.shape} given; expected {shape}')
-        if discrete and not (np.issubdtype(action.dtype, np.integer) and (0 <= action).all() and
-                             (action < space.size).all()):  # fmt: skip
-            raise UserError(
-                f'{self.name}: actions {action.tolist()} given; expected integers from 0 to {space.size - 1}'
-            )
+        if discrete and not np.issubdtype(action.dtype, np.integer):
+            raise UserError(f'{self.name}: actions of type {action.dtype} given; expected integers')
+        if discrete and not ((action >= 0) & (action < space.size)).all():
+            raise UserError(f'{self.name}: actions {action.tolist()} given; expected 0 to {space.size - 1}')
         if not np.isfinite(action).all():
             raise UserError(f'{self.name}: actions {action.tolist()} given; expected finite numbers')
         self._records['action'] = action
@@ -250,13 +252,12 @@ class HostVector:
             ready = multiprocessing.connection.wait(list(pipes), max(0.0, soonest - time.monotonic()))
             now = time.monotonic()
             for i in [pipes[pipe] for pipe in ready] or self._waiting.copy():
+                process = self._processes[i]
                 try:
                     if ready:
                         self._hear(i)
-                    elif self._processes[i].due <= now:
-                        raise Failure(
-                            f'it did not answer within {self.timeout_s if self._processes[i].met else START_S:g} s'
-                        )
+                    elif process.due <= now:
+                        raise Failure(f'no answer within {self.timeout_s if process.met else START_S:g} s')
                 except Failure as failure:
                     self._replace(i, str(failure))
 

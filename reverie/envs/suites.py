@@ -1,11 +1,11 @@
 """Host environments by name: adapters of optional packages to the Gymnasium interface. Never imports JAX.
 
-| name                   | package    | observations                         | customary                                 |
-|------------------------|------------|--------------------------------------|-------------------------------------------|
-| atari/<game>           | ale-py     | RGB frames                           | 4 frames per action, sticky 0.25, 108,000 |
-| dmc/<domain>_<task>    | dm_control | state (sorted keys), or RGB frames   | 2 control steps per action, 1,000         |
-| crafter/reward         | crafter    | RGB frames                           | 10,000 steps                              |
-| gym/<Id>               | gymnasium  | what it has, or rendered RGB frames  | what it has                               |
+| name                | package    | observations                        | customary                                 |
+|---------------------|------------|-------------------------------------|-------------------------------------------|
+| atari/<game>        | ale-py     | RGB frames                          | 4 frames per action, sticky 0.25, 108,000 |
+| dmc/<domain>_<task> | dm_control | state (sorted keys), or RGB frames  | 2 control steps per action, 1,000         |
+| crafter/reward      | crafter    | RGB frames                          | 10,000 steps                              |
+| gym/<Id>            | gymnasium  | what it has, or rendered RGB frames | what it has                               |
 """
 
 import difflib
@@ -179,7 +179,7 @@ def camera(env: Any, name: str) -> Any:
 
 
 def viewer(space: Any, obs: str | None, size: tuple[int, int] | None, name: str) -> View | None:
-    """How observations of `space` are seen as 'image' [h, w, c] uint8, as 'state' (float32), or as what they are (None).
+    """How to see observations of `space`: as 'image' [h, w, c] uint8, as 'state' (float32), or as what they are (None).
 
     Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted; a grid up to 16 x 16
     stays a grid. -> None if an image is asked for and there is none. Raises Refused for what has no array form.
@@ -219,7 +219,7 @@ def _image(shape: tuple[int, ...], size: tuple[int, int] | None, pick: Callable[
 
 
 def area_resizer(source: tuple[int, int], target: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Area interpolation [h, w, c] uint8 -> [*target, c]: a pixel is the mean of what it covers, parts by their share."""
+    """Area interpolation [h, w, c] uint8 -> [*target, c]: a pixel is the mean of what it covers."""
     if source == target:
         return lambda image: image
     rows, columns = _shares(source[0], target[0]), _shares(source[1], target[1])
