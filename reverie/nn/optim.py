@@ -27,7 +27,7 @@ def clip_by_tensor_norm(clip: float = 0.3, floor: float = 1e-3) -> optax.Gradien
 class Moment(NamedTuple):
     """Running mean of a power of the updates, and how many entered it."""
 
-    count: Int[Array, '']
+    updates: Int[Array, '']
     mean: PyTree[Array]
 
 
@@ -38,7 +38,7 @@ def _running(decay: float, power: int, use: Callable[[Array, Array], Array]) -> 
         return Moment(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
     def update(updates, state, params=None):
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.updates)
         mean = jax.tree.map(lambda m, u: decay * m + (1 - decay) * u**power, state.mean, updates)
         correction = 1 - decay ** count.astype(jnp.float32)
         return jax.tree.map(lambda u, m: use(u, m / correction), updates, mean), Moment(count, mean)

@@ -112,7 +112,8 @@ class InclusiveReturn:
     """R_t = r_t + discount c_t ((1 - lam) v_{t+1} + lam R_{t+1}): a state's value counts its own reward; V1, V2 eq. 4.
 
     root: the sequence begins with the observed state (V2), else with the first imagined one (V1).
-    discount: 1 where the head that predicts `cont` has it in its target. The weight of the first state is 1.
+    discount: 1 where the head that predicts `cont` has it in its target, as V2's has; V2 puts the recorded value into
+    row 0 of `cont`. The weight of the first state is 1.
     """
 
     discount: float = 1.0
@@ -133,7 +134,7 @@ class InclusiveReturn:
 
 @dataclasses.dataclass(frozen=True)
 class ExclusiveReturn:
-    """R_t = r_{t+1} + discount c_{t+1} ((1 - lam) v_{t+1} + lam R_{t+1}): the value of what comes after; V3 eq. 7.
+    """R_t = r_{t+1} + discount c_{t+1} ((1 - lam) v_{t+1} + lam R_{t+1}): the value of what comes after; V3.
 
     weight_t = c_0 prod_{i=1..t} discount c_i, so a root that ended its episode counts for nothing.
     """
@@ -199,7 +200,7 @@ class Backprop(ActorObjective):
 
 @dataclasses.dataclass(frozen=True)
 class Reinforce(ActorObjective):
-    """ln pi(sg a) sg((R - v) / scale); V2 for games, V3 eq. 11 for discrete and continuous actions."""
+    """ln pi(sg a) sg((R - v) / scale); V2 for games, V3 for discrete and continuous actions."""
 
     entropy: float = 3e-4
 
@@ -221,8 +222,8 @@ class Mixed(ActorObjective):
     entropy: float = 1e-3
 
     def objective(self, policy, action, targets, value, scale):
-        score, metrics = Reinforce.objective(self, policy, action, targets, value, scale)
-        path, _ = Backprop.objective(self, policy, action, targets, value, scale)
+        score, metrics = Reinforce().objective(policy, action, targets, value, scale)
+        path, _ = Backprop().objective(policy, action, targets, value, scale)
         return self.rho * score + (1 - self.rho) * path, metrics
 
 
@@ -251,7 +252,8 @@ class ReplayCritic:
 
     R_t = r_{t+1} + discount (1 - terminal_{t+1}) ((1 - l) b_{t+1} + l R_{t+1}), l = lam, 0 where t + 1 ends its
     episode, and R of the last step is b. Steps that end an episode weigh nothing.
-    discount: the environment's, 1 - 1/333 in the release; `terminal` here is recorded, not predicted.
+    discount: here in full, since `terminal` is recorded, not predicted by a head that has learnt it.
+    slow: as in `Critic`.
     """
 
     discount: float = 1 - 1 / 333
@@ -303,7 +305,7 @@ Running = dict[str, Float[Array, '']]
 
 @dataclasses.dataclass(frozen=True)
 class PercentileScale:
-    """max(limit, P_high - P_low) of running percentiles; V3's return scale, eq. 11.
+    """max(limit, P_high - P_low) of running percentiles; V3's return scale.
 
     The state is a dict of scalars, so that it can be a parameter group. debias divides out the zero it starts from,
     which V3's return scale does not.

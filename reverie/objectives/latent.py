@@ -69,7 +69,7 @@ class BalancedKL:
 
 @dataclasses.dataclass(frozen=True)
 class TwoSidedKL:
-    """dyn max(free, KL[sg(q), p]) trains the prior, rep max(free, KL[q, sg(p)]) the posterior; Dreamer V3 eq. 5."""
+    """dyn max(free, KL[sg(q), p]) trains the prior, rep max(free, KL[q, sg(p)]) the posterior; V3."""
 
     dyn: float = 1.0
     rep: float = 0.1

@@ -291,7 +291,7 @@ def test_the_slow_copy_follows_at_the_first_update_and_every_third():
 
 
 def test_rows_of_an_imagined_loss_stay_with_their_window():
-    h, batch, t = 2, 2, 3
-    starts = jnp.arange(6.0)  # start i belongs to window i // t
+    h, batch = 2, 2
+    starts = jnp.arange(6.0)  # start i belongs to window i // 3
     rows = by_row(with_root(starts, jnp.stack([starts] * (h - 1))), batch)
     assert rows.tolist() == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
