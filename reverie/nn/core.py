@@ -79,7 +79,7 @@ class Linear(nnx.Module):
         So a scan need not repeat what is known for all time steps at once.
         """
         kernel = self.kernel[...][first : first + x.shape[-1]].astype(self.dtype)
-        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        y = (x.astype(self.dtype) @ kernel).astype(jnp.float32)
         return y + self.bias[...] if bias and self.bias is not None else y
 
 
@@ -99,7 +99,7 @@ class BlockLinear(nnx.Module):
         """`shared`: the sum of `part`s of the shared inputs. fp32 if it is given, else in `dtype`."""
         kernel = self.kernel[...][:, : self.own].astype(self.dtype)
         grouped = x.reshape(*x.shape[:-1], self.blocks, self.own).astype(self.dtype)
-        y = jnp.einsum('...gi,gio->...go', grouped, kernel, preferred_element_type=jnp.float32)
+        y = jnp.einsum('...gi,gio->...go', grouped, kernel).astype(jnp.float32)
         y = y.reshape(*y.shape[:-2], -1) + self.bias[...]
         return y.astype(self.dtype) if shared is None else y + shared
 
@@ -108,7 +108,7 @@ class BlockLinear(nnx.Module):
         rows = slice(self.own + first, self.own + first + x.shape[-1])
         kernel = self.kernel[...][:, rows].astype(self.dtype).swapaxes(0, 1)
         kernel = kernel.reshape(kernel.shape[0], -1)
-        return jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return (x.astype(self.dtype) @ kernel).astype(jnp.float32)
 
 
 class RMSNorm(nnx.Module):
