@@ -378,6 +378,8 @@ class _Loop:
             values[name] = float(x.mean())
             if x.shape[0] > 1:
                 values[f'{name}/seeds'] = [float(v) for v in x]
+        if 'env/return' in self.played:
+            values['env/episodes'] = float(self.played['env/return'].count.sum())
         for name, (total, count) in self.played.items():
             each = [float(t / n) if n else float('nan') for t, n in zip(total, count, strict=True)]
             some = [x for x in each if not np.isnan(x)]

@@ -1,0 +1,245 @@
+"""Sources that play while they train: `Online` for environments on the device, `OnlineHost` for those on the host.
+
+Both keep streams of steps in a ring (`data.replay`) and play as many frames per update as the train ratio says:
+frames = batch * length / ratio, in whole vector steps. An explorer acts; what it remembers of a step (say, its latent
+state) may be kept in the ring, handed to the loss as `Batch.context`, and be replaced by what the loss returns.
+"""
+
+import dataclasses
+import math
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from reverie.data import replay
+from reverie.data.replay import Layout, Ring, Stored
+from reverie.envs.device import Vector
+from reverie.training.state import available_bytes, own_buffers
+from reverie.types import ActionSpace, Batch, Env, Explorer, Mean, Metrics, Params, State, Step, UserError
+
+
+def vector_steps(ratio: float | int, batch: int, length: int, envs: int) -> int:
+    """Steps of all environments per update. Raises UserError unless that is a whole number."""
+    frames = batch * length / ratio if ratio > 0 else math.nan
+    steps = frames / envs
+    if not (steps >= 1 and abs(steps - round(steps)) < 1e-6):
+        raise UserError(
+            f'train ratio {ratio:g} with a batch of {batch} x {length} steps makes {frames:g} frames per update, '
+            f'{steps:g} of each of {envs} environments; expected a whole number, at least 1'
+        )
+    return round(steps)
+
+
+def check_memory(what: str, needed: int, available: int | None) -> None:
+    """Raises UserError if a replay does not fit."""
+    if available is not None and needed > available:
+        raise UserError(
+            f'{what} takes {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB are free; expected a smaller capacity'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """How much is played and kept, for one seed.
+
+    envs: environments side by side.
+    capacity: steps that replay holds, of all of them together.
+    ratio: train ratio, replayed steps per frame played.
+    prefill: frames played before the first update; at least what makes one window.
+    random_prefill: the prefill is uniformly random instead of the explorer's.
+    online: each new window is trained on once as soon as it is complete (the online queue of DreamerV3).
+    """
+
+    envs: int
+    capacity: int
+    ratio: float | int
+    prefill: int = 0
+    random_prefill: bool = True
+    online: bool = True
+
+    def __post_init__(self):
+        if self.envs < 1 or self.prefill < 0:
+            raise UserError(f'{self.envs} environments and prefill {self.prefill}; expected at least 1 and 0')
+
+    @property
+    def slots(self) -> int:
+        """Of each environment's stream."""
+        return self.capacity // self.envs
+
+    def check(self, batch: int, length: int) -> None:
+        """Raises UserError, naming the numbers, if updates of batch x length cannot be fed."""
+        vector_steps(self.ratio, batch, length, self.envs)
+        if self.slots < length + 1:
+            raise UserError(
+                f'a capacity of {self.capacity} steps is {self.slots} of each of {self.envs} environments; '
+                f'expected at least {length + 1}, a window of {length} and the step before it'
+            )
+
+    def prefill_steps(self, length: int) -> int:
+        """Vector steps before the first update, a window's worth at least."""
+        return max(math.ceil(self.prefill / self.envs), length)
+
+    def env_frames(self, updates: int, batch: int, length: int) -> int:
+        """Frames played after `updates`, the prefill included."""
+        steps = self.prefill_steps(length) + updates * vector_steps(self.ratio, batch, length, self.envs)
+        return steps * self.envs
+
+
+def random_actions(actions: ActionSpace, key: PRNGKeyArray, n: int) -> Array:
+    """Uniform: index [n] if discrete, [n, A] in [-1, 1] if continuous."""
+    if actions.kind == 'discrete':
+        return jax.random.randint(key, (n,), 0, actions.size)
+    return jax.random.uniform(key, (n, actions.size), minval=-1.0, maxval=1.0)
+
+
+class Scores(NamedTuple):
+    """Of the episode that each environment is in."""
+
+    ret: Float[Any, ' N']
+    length: Int[Any, ' N']  # steps after the reset
+
+
+def score(scores: Scores, step: Step, xp: Any = jnp) -> tuple[Scores, Metrics]:
+    """A step [N] arrived: -> (scores, sums over the episodes that ended with it)."""
+    ret = xp.where(step.is_first, 0, scores.ret + step.reward).astype(np.float32)
+    length = xp.where(step.is_first, 0, scores.length + 1).astype(np.int32)
+    ended = step.is_last.sum().astype(np.float32)
+    total = lambda x: xp.where(step.is_last, x, 0).sum().astype(np.float32)
+    return Scores(ret, length), {'env/return': Mean(total(ret), ended), 'env/length': Mean(total(length), ended)}
+
+
+class Playing(NamedTuple):
+    """`live` of one seed: everything that changes while it plays."""
+
+    env: PyTree
+    step: Step  # [N] arrived, not yet acted on, not yet in the ring
+    actor: State
+    scores: Scores
+    ring: Ring
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+    """Environments and replay on the device: collecting and learning are one program, vmapped over seeds.
+
+    env: one pure-JAX environment; play.envs copies run.
+    explorer: acts with the agent's parameters.
+    play: how much is played and kept, by each seed.
+    dataset: where the replay of all seeds is left as a native dataset at the end of training, if anywhere.
+    """
+
+    env: Env
+    explorer: Explorer
+    play: Play
+    dataset: str | os.PathLike | None = None
+
+    @property
+    def vector(self) -> Vector:
+        return Vector(self.env, self.play.envs)
+
+    @property
+    def actions(self) -> ActionSpace:
+        return self.env.spec.actions
+
+    @property
+    def layout(self) -> Layout:
+        _, step = jax.eval_shape(self.vector.reset, jax.random.key(0))
+        return Layout.of(step, self.actions)
+
+    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
+        """Raises UserError if ratio, capacity or memory do not fit; `params` may be shapes."""
+        self.play.check(batch, length)
+        like = jax.eval_shape(self._first_stored, params, jax.random.key(0))
+        each = replay.bytes_per_step(like)
+        needed = each * self.play.envs * self.play.slots * seeds
+        what = f'replay of {self.play.capacity} steps of {each} bytes for {seeds} seeds'
+        check_memory(what, needed, available_bytes(jax.devices()[0]))
+
+    def _start(self, params: Params, key: PRNGKeyArray, batch: int, slots: int) -> Playing:
+        """Traced: environments reset, nothing in the ring."""
+        n = self.play.envs
+        env, step = self.vector.reset(key)
+        actor = self.explorer.initial(params, n)
+        stored = replay.to_stored(step, self.explorer.memory(actor), self.actions)
+        scores = Scores(jnp.zeros(n), jnp.zeros(n, jnp.int32))
+        return Playing(env, step, actor, scores, replay.empty(stored, slots, batch))
+
+    def _first_stored(self, params: Params, key: PRNGKeyArray) -> Stored:
+        return jax.tree.map(lambda x: x[:, 0], self._start(params, key, 1, 1).ring.data)
+
+    def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> Playing:
+        """Traced: the prefill is played. Every leaf has its own buffer."""
+        self.play.check(batch, length)
+        reset_key, key = jax.random.split(key)
+        live = self._start(params, reset_key, batch, self.play.slots)
+        live, _ = self._collect(live, params, key, self.play.prefill_steps(length), self.play.random_prefill)
+        # The ring was written to, so its buffers are its own; copied like the rest, it would take its memory twice.
+        rest = own_buffers(live._replace(ring=live.ring._replace(data=())))
+        return rest._replace(ring=rest.ring._replace(data=live.ring.data))
+
+    def next(
+        self, live: Playing, params: Params, key: PRNGKeyArray, batch: int, length: int
+    ) -> tuple[Playing, Batch, Metrics]:
+        """Traced: plays, writes, and draws a batch."""
+        play_key, draw_key = jax.random.split(key)
+        steps = vector_steps(self.play.ratio, batch, length, self.play.envs)
+        live, metrics = self._collect(live, params, play_key, steps, False)
+        ring = replay.choose(live.ring, draw_key, length, self.play.online)
+        rows, context = replay.windows(ring, length)
+        return live._replace(ring=ring), replay.to_batch(rows, context, self.layout), metrics
+
+    def absorb(self, live: Playing, memory: PyTree, ok: Bool[Array, '']) -> Playing:
+        """Traced: new memories [B, T, ...] of the last batch into the ring."""
+        return live._replace(ring=replay.absorb(live.ring, memory, ok))
+
+    def _collect(
+        self, live: Playing, params: Params, key: PRNGKeyArray, steps: int, random: bool
+    ) -> tuple[Playing, Metrics]:
+        """Plays and writes `steps` vector steps -> (live, sums over the episodes that ended)."""
+
+        def frame(live: Playing, key: PRNGKeyArray) -> tuple[Playing, Metrics]:
+            act_key, env_key = jax.random.split(key)
+            actor = live.actor
+            if random:
+                action = random_actions(self.actions, act_key, self.play.envs)
+            else:
+                actor, action = self.explorer.act(params, actor, live.step, act_key, False)
+            stored = replay.to_stored(live.step, self.explorer.memory(actor), self.actions)
+            ring = replay.write(live.ring, stored)
+            env, step = self.vector.step(live.env, action, env_key)
+            scores, ended = score(live.scores, step)
+            return Playing(env, step, actor, scores, ring), ended
+
+        live, ended = jax.lax.scan(frame, live, jax.random.split(key, steps))
+        return live, jax.tree.map(lambda x: x.sum(0), ended)
+
+    def env_frames(self, updates: int, batch: int, length: int) -> int:
+        """Frames that one seed has played after `updates`, the prefill included."""
+        return self.play.env_frames(updates, batch, length)
+
+    def finish(self, live: Playing) -> None:
+        """Leaves the replay behind as a dataset, if asked to."""
+        if self.dataset is None:
+            return
+        data, counts = jax.device_get((live.ring.data._replace(memory=()), live.ring.count))
+        rings = [(jax.tree.map(lambda x, i=i: x[i], data), int(count)) for i, count in enumerate(counts)]
+        facts = {'source': 'replay', 'env': self.env.spec.name}
+        replay.export(self.dataset, rings, self.layout, self.env.spec, facts, overwrite=True)
+
+    def get_state(self) -> dict[str, Any]:
+        """What must be the same when a run continues; all that changes is in `live`."""
+        return {'source': 'online', 'env': self.env.spec.name, **dataclasses.asdict(self.play)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Raises UserError naming what differs from the saved run."""
+        _check_same(state, self.get_state())
+
+
+def _check_same(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    differing = [f'{k}: saved {saved.get(k)!r}, given {x!r}' for k, x in given.items() if saved.get(k) != x]
+    if differing:
+        raise UserError(f'the run was made with another source; {"; ".join(differing)}')
