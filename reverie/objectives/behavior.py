@@ -11,7 +11,7 @@ to state t + 1; reward and cont of row t arrive with state t. In shapes, H1 is H
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -155,9 +155,11 @@ class ActorObjective:
     """-weight_t (objective_t + entropy H[pi_t]) for each learnt action t; subclasses say what the objective is.
 
     entropy: rate of the bonus, in the unit of the objective; at 0 the law's entropy is not asked for.
+    through_model: the gradient passes from returns to actions, so rollouts must keep their backward pass.
     """
 
     entropy: float
+    through_model: ClassVar[bool]
 
     def objective(
         self, policy: PolicyLaw, action: Array, targets: Targets, value: Array, scale: Array | float
@@ -193,6 +195,7 @@ class Backprop(ActorObjective):
     """
 
     entropy: float = 0.0
+    through_model: ClassVar[bool] = True
 
     def objective(self, policy, action, targets, value, scale):
         return targets.acted / sg(scale), {}
@@ -203,6 +206,7 @@ class Reinforce(ActorObjective):
     """ln pi(sg a) sg((R - v) / scale); V2 for games, V3 for discrete and continuous actions."""
 
     entropy: float = 3e-4
+    through_model: ClassVar[bool] = False
 
     def objective(self, policy, action, targets, value, scale):
         steps = len(targets.acted)
@@ -220,6 +224,7 @@ class Mixed(ActorObjective):
 
     rho: float = 0.9
     entropy: float = 1e-3
+    through_model: ClassVar[bool] = True
 
     def objective(self, policy, action, targets, value, scale):
         score, metrics = Reinforce().objective(policy, action, targets, value, scale)

@@ -248,6 +248,7 @@ def test_reinforce_is_blind_to_how_the_action_was_made_and_backprop_sees_nothing
     path = jax.grad(lambda m: loss(Backprop(0.0), m))(mean)
     assert path[..., 0].any() and not path[..., 1].any()
     close(jax.grad(lambda m: loss(Mixed(0.7, 0.0), m))(mean), 0.3 * path)
+    assert (Reinforce.through_model, Backprop.through_model, Mixed.through_model) == (False, True, True)
 
 
 # ---------------------------------------------------------------- running statistics and slow copies
