@@ -59,3 +59,54 @@ def rssm_from_v3(flat: dict[str, np.ndarray]) -> dict:
     prior = _mlp(flat, 'dyn/prior{}', 'dyn/prior{}norm', 2, 'dyn/priorlogit')
     post = _mlp(flat, 'dyn/obs{}', 'dyn/obs{}norm', 1, 'dyn/obslogit')
     return dict(core=core, prior=prior, post=post)
+
+
+def _convs(flat: dict, convs: list[str]) -> dict:
+    return dict(
+        convs={i: _leaves(flat, name) for i, name in enumerate(convs)},
+        norms={i: _leaves(flat, f'{name}norm') for i, name in enumerate(convs)},
+    )
+
+
+def encoder_from_v3(flat: dict[str, np.ndarray]) -> dict:
+    """Our `Encoder`'s weights (vectors and images) from V3's, whose names start with 'enc/'."""
+    return dict(flat=_mlp(flat, 'enc/mlp{}', 'enc/mlp{}norm', 3), image=_convs(flat, [f'enc/cnn{i}' for i in range(4)]))
+
+
+def decoder_from_v3(flat: dict[str, np.ndarray]) -> dict:
+    """Our `Decoder`'s weights (vectors and images) from V3's, whose names start with 'dec/'."""
+    keys = sorted(k.split('/')[2] for k in flat if k.startswith('dec/vec/') and k.endswith('kernel'))
+    image = dict(
+        from_h=_leaves(flat, 'dec/sp0'),
+        from_z=dict(linear=_leaves(flat, 'dec/sp1'), norm=_leaves(flat, 'dec/sp1norm')),
+        from_z_out=_leaves(flat, 'dec/sp2'),
+        norm=_leaves(flat, 'dec/spnorm'),
+        out=_leaves(flat, 'dec/imgout'),
+        **_convs(flat, ['dec/conv2', 'dec/conv1', 'dec/conv0']),
+    )
+    heads = {key: _leaves(flat, f'dec/vec/{key}/pred') for key in keys}
+    return dict(flat=_mlp(flat, 'dec/mlp/linear{}', 'dec/mlp/norm{}', 3), heads=heads, image=image)
+
+
+def head_from_v3(flat: dict[str, np.ndarray], name: str) -> dict:
+    """Our `MLP`'s weights from V3's head: 'rew', 'con', 'pol', 'val' or 'slowval'.
+
+    A continuous policy has two output layers there, mean and deviation; here they lie side by side in one.
+    """
+    layers = sum(k.startswith(f'{name}/mlp/linear') and k.endswith('kernel') for k in flat)
+    outs = sorted({k.rsplit('/', 1)[0] for k in flat if k.startswith(f'{name}/head/')})  # mean before stddev
+    out = {leaf: np.concatenate([flat[f'{o}/{leaf}'] for o in outs], -1) for leaf in ('kernel', 'bias')}
+    return dict(_mlp(flat, f'{name}/mlp/linear{{}}', f'{name}/mlp/norm{{}}', layers), out=out)
+
+
+def ours_from_v3(flat: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Weights of a whole agent, golden('v3/full_disc/params'), by module: encoder, rssm, decoder and four MLP heads."""
+    return dict(
+        encoder=encoder_from_v3(flat),
+        rssm=rssm_from_v3(flat),
+        decoder=decoder_from_v3(flat),
+        reward=head_from_v3(flat, 'rew'),
+        cont=head_from_v3(flat, 'con'),
+        actor=head_from_v3(flat, 'pol'),
+        critic=head_from_v3(flat, 'val'),
+    )

@@ -1,7 +1,19 @@
-"""Images as patches."""
+"""Images: as patches, and through the convolutions of PlaNet and Dreamer V1 to V3."""
 
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from reverie.nn.core import BlockLinear, Dense, Style, initial
+from reverie.nn.dists import MSE, Normal
+from reverie.types import UserError
 
 
 def patchify(image: Float[Array, '*B h w c'], size: tuple[int, int]) -> Float[Array, '*B P p']:
@@ -30,3 +42,197 @@ def patch_grid(shape: tuple[int, int, int], size: tuple[int, int]) -> np.ndarray
     """Row and column of every patch. -> [P, 2]"""
     rows, columns = shape[0] // size[0], shape[1] // size[1]
     return np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij'), -1).reshape(-1, 2)
+
+
+class Conv(nnx.Module):
+    """Convolution with fp32 parameters, computed in `dtype`; kernel [k, k, I, O], images [*B, h, w, c]."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride=1, padding='SAME', style: Style, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(initial(style.init, 1.0, rngs, (size, size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(style.dtype)
+
+    def __call__(self, x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c2']:
+        return self._run(x, window_strides=(self.stride,) * 2, padding=self.padding)
+
+    def _run(self, x: Array, **kwargs: Any) -> Array:
+        flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
+        y = jax.lax.conv_general_dilated(flat, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **kwargs)
+        return y.reshape(*x.shape[:-3], *y.shape[1:]) + self.bias[...].astype(self.dtype)
+
+
+class Deconv(Conv):
+    """Transposed convolution: pixels set `stride` apart, then a convolution.
+
+    n pixels become (n - 1) stride + k with padding VALID and n stride with SAME. A kernel of Keras' Conv2DTranspose
+    [k, k, O, I] is ours turned by half a circle: `kernel[::-1, ::-1].swapaxes(2, 3)`.
+    """
+
+    def __call__(self, x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c2']:
+        k, s = self.kernel.shape[0], self.stride
+        low, high = (k - 1, k - 1) if self.padding == 'VALID' else ((k - 1) // 2 + s - 1, k - 1 - (k - 1) // 2)
+        return self._run(x, window_strides=(1, 1), padding=[(low, high)] * 2, lhs_dilation=(s, s))
+
+
+def max_pool(x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c']:
+    """Largest of each 2 x 2."""
+    *lead, h, w, c = x.shape
+    return x.reshape(*lead, h // 2, 2, w // 2, 2, c).max((-4, -2))
+
+
+def enlarge(x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c']:
+    """Each pixel becomes 2 x 2."""
+    return x.repeat(2, -2).repeat(2, -3)
+
+
+def reduce_bits(image: Array, key: PRNGKeyArray | None = None, bits: int = 5) -> Float[Array, '*B h w c']:
+    """uint8 image -> [0, 1) in 2^bits steps, with uniform noise within a step if there is a key; PlaNet's input.
+
+    Noise makes the density of the Gaussian image law finite (Kingma and Dhariwal 2018, "Glow").
+    """
+    x = jnp.floor(image.astype(jnp.float32) / 2 ** (8 - bits)) / 2**bits
+    return x if key is None else x + jax.random.uniform(key, x.shape) / 2**bits
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledConv:
+    """Dreamer V3's images: four convolutions, each followed by a 2 x 2 maximum; back by enlarging, MSE on [0, 1].
+
+    depth x mults channels. The last grid must measure 3 to 16. `blocks`: h enters the decoder through a block-diagonal
+    layer.
+    """
+
+    depth: int = 64
+    mults: tuple[int, ...] = (2, 3, 4, 4)
+    kernel: int = 5
+    blocks: int = 8
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return tuple(self.depth * m for m in self.mults)
+
+    def grid(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Shape of the last, smallest feature map."""
+        h, w, factor = *shape[:2], 2 ** len(self.mults)
+        if h % factor or w % factor or not all(3 <= n // factor <= 16 for n in (h, w)):
+            raise UserError(
+                f'image {h}x{w}: expected sides that are multiples of {factor}, {3 * factor} to {16 * factor}'
+            )
+        return h // factor, w // factor, self.depths[-1]
+
+    def encoder(self, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs) -> 'PooledEncoder':
+        return PooledEncoder(self, shape, style, rngs)
+
+    def decoder(self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs) -> 'PooledDecoder':
+        return PooledDecoder(self, shape, inputs, units, style, rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class StridedConv:
+    """The 64 x 64 images of PlaNet, Dreamer V1 (depth 32) and V2 (48): kernel 4, stride 2, no padding; N(mean, 1).
+
+    Backwards one linear layer, then transposed convolutions with kernels 5, 5, 6, 6.
+    """
+
+    depth: int = 32
+
+    def encoder(self, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs) -> 'StridedEncoder':
+        return StridedEncoder(self, shape, style, rngs)
+
+    def decoder(self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs) -> 'StridedDecoder':
+        return StridedDecoder(self, shape, inputs, style, rngs)
+
+
+class PooledEncoder(nnx.Module):
+    """[*B, h, w, c] in [-0.5, 0.5] -> [*B, E]."""
+
+    def __init__(self, cfg: PooledConv, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs):
+        widths = (shape[-1], *cfg.depths)
+        pairs = itertools.pairwise(widths)
+        self.convs = nnx.List(Conv(i, o, cfg.kernel, style=style, rngs=rngs) for i, o in pairs)
+        self.norms = nnx.List(style.normaliser(n) for n in cfg.depths)
+        self.style, self.width = style, math.prod(cfg.grid(shape))
+
+    def __call__(self, x: Float[Array, '*B h w c']) -> Float[Array, '*B E']:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.style.activate(norm(max_pool(conv(x))))
+        return x.reshape(*x.shape[:-3], -1)
+
+
+class PooledDecoder(nnx.Module):
+    """h [*B, D], z [*B, Z] -> `MSE` of an image in [0, 1]."""
+
+    def __init__(
+        self, cfg: PooledConv, shape: tuple[int, int, int], inputs: tuple[int, int], units: int, style: Style, rngs
+    ):
+        self.grid = cfg.grid(shape)
+        flat, (deter, latent) = math.prod(self.grid), inputs
+        if flat % cfg.blocks or deter % cfg.blocks or self.grid[-1] % cfg.blocks:
+            raise UserError(f'deter={deter}, {self.grid[-1]} channels: expected multiples of blocks={cfg.blocks}')
+        self.from_h = BlockLinear(deter, flat, cfg.blocks, dtype=style.dtype, rngs=rngs)
+        self.from_z = Dense(latent, 2 * units, style, rngs)
+        self.from_z_out = style.linear(2 * units, flat, rngs)
+        self.norm = style.normaliser(self.grid[-1])
+        widths = tuple(reversed(cfg.depths))
+        pairs = itertools.pairwise(widths)
+        self.convs = nnx.List(Conv(i, o, cfg.kernel, style=style, rngs=rngs) for i, o in pairs)
+        self.norms = nnx.List(style.normaliser(n) for n in widths[1:])
+        self.out = Conv(widths[-1], shape[-1], cfg.kernel, style=style, rngs=rngs)
+        self.style, self.blocks = style, cfg.blocks
+
+    def __call__(self, h: Float[Array, '*B D'], z: Float[Array, '*B Z']) -> MSE:
+        rows, columns, c = self.grid
+        x = self.from_h(h)  # each block paints its own channels of the grid
+        x = x.reshape(*x.shape[:-1], self.blocks, rows, columns, c // self.blocks)
+        x = jnp.moveaxis(x, -4, -2).reshape(*h.shape[:-1], *self.grid)
+        x = x + self.from_z_out(self.from_z(z)).reshape(x.shape)
+        x = self.style.activate(self.norm(x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.style.activate(norm(conv(enlarge(x))))
+        return MSE(jax.nn.sigmoid(self.out(enlarge(x)).astype(jnp.float32)), event=3)
+
+
+class StridedEncoder(nnx.Module):
+    """[*B, 64, 64, c] in [-0.5, 0.5] -> [*B, 32 depth]."""
+
+    def __init__(self, cfg: StridedConv, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs):
+        if tuple(shape[:2]) != (64, 64):
+            raise UserError(f'image {shape[0]}x{shape[1]}: StridedConv expects 64x64')
+        depths = tuple(cfg.depth * m for m in (1, 2, 4, 8))
+        pairs = itertools.pairwise((shape[-1], *depths))
+        conv = lambda i, o: Conv(i, o, 4, stride=2, padding='VALID', style=style, rngs=rngs)
+        self.convs = nnx.List(conv(i, o) for i, o in pairs)
+        self.norms = nnx.List(style.normaliser(n) for n in depths)
+        self.style, self.width = style, 4 * depths[-1]
+
+    def __call__(self, x: Float[Array, '*B h w c']) -> Float[Array, '*B E']:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.style.activate(norm(conv(x)))
+        return x.reshape(*x.shape[:-3], -1)
+
+
+class StridedDecoder(nnx.Module):
+    """h [*B, D], z [*B, Z] -> N(mean, 1) of an image in [0, 1]; reads [z, h]. The network's own zero is mid-grey."""
+
+    def __init__(
+        self, cfg: StridedConv, shape: tuple[int, int, int], inputs: tuple[int, int], style: Style, rngs: nnx.Rngs
+    ):
+        if tuple(shape[:2]) != (64, 64):
+            raise UserError(f'image {shape[0]}x{shape[1]}: StridedConv expects 64x64')
+        depths = tuple(cfg.depth * m for m in (4, 2, 1))
+        self.input = style.linear(sum(inputs), 32 * cfg.depth, rngs)
+        widths = zip((32 * cfg.depth, *depths), (*depths, shape[-1]), (5, 5, 6, 6), strict=True)
+        deconv = lambda i, o, k: Deconv(i, o, k, stride=2, padding='VALID', style=style, rngs=rngs)
+        self.deconvs = nnx.List(deconv(*w) for w in widths)
+        self.norms = nnx.List(style.normaliser(n) for n in depths)
+        self.style = style
+
+    def __call__(self, h: Float[Array, '*B D'], z: Float[Array, '*B Z']) -> Normal:
+        x = self.input(jnp.concatenate([z, h], -1))
+        x = x.reshape(*x.shape[:-1], 1, 1, -1)
+        for i, deconv in enumerate(self.deconvs):
+            x = deconv(x)
+            if i < len(self.norms):
+                x = self.style.activate(self.norms[i](x))
+        return Normal(x.astype(jnp.float32) + 0.5, event=3)
