@@ -20,7 +20,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -134,11 +134,11 @@ class HostVector:
     """
 
     def __init__(self, env: str | Factory | Sequence[Factory], n: int | None = None, *,
-                 action_repeat: int | None = None, size: tuple[int, int] | int | None = (64, 64),
-                 time_limit: int | None = None, obs: Literal['image', 'state'] | None = None, seed: int = 0,
-                 timeout_s: float = 60.0, max_restarts: int = 5):  # fmt: skip
+                 action_repeat: int | None = None, size: tuple[int, ...] | int | None = (64, 64),
+                 time_limit: int | None = None, obs: str | None = None, seed: int = 0,
+                 timeout_s: float | int = 60.0, max_restarts: int = 5):  # fmt: skip
         size = (size, size) if isinstance(size, int) else size
-        _check(n=n, action_repeat=action_repeat, time_limit=time_limit, obs=obs, size=size, timeout_s=timeout_s)
+        _check(obs, size, timeout_s, max_restarts, n=n, action_repeat=action_repeat, time_limit=time_limit)
         factories = _factories(env, n)
         self.n, self.name = len(factories), env if isinstance(env, str) else _name(factories[0])
         self.restarts, self.max_restarts, self.timeout_s = 0, max_restarts, timeout_s
@@ -235,7 +235,7 @@ class HostVector:
         self._obs, self._done = obs, last
         for i in np.flatnonzero(last & ~broken):
             self._strikes[i] = 0
-        return Step(
+        fields: dict[str, Any] = dict(
             obs=obs.copy(),
             prev_action=np.where(first[:, None], np.float32(0), self._action),
             reward=np.where(first | broken, np.float32(0), records['reward']),
@@ -243,11 +243,12 @@ class HostVector:
             is_last=last.copy(),
             is_terminal=terminal,
         )
+        return Step(**fields)
 
     def _gather(self) -> None:
         """Waits until every copy has answered or has been replaced; may be interrupted and called again."""
         while self._waiting:
-            pipes = {self._processes[i].pipe: i for i in self._waiting}
+            pipes: dict[Any, int] = {self._processes[i].pipe: i for i in self._waiting}
             soonest = min(self._processes[i].due for i in self._waiting)
             ready = multiprocessing.connection.wait(list(pipes), max(0.0, soonest - time.monotonic()))
             now = time.monotonic()
@@ -327,9 +328,9 @@ class HostVector:
         self.close()
 
 
-def _check(*, n: int | None, action_repeat: int | None, time_limit: int | None, obs: str | None,
-           size: tuple[int, int] | None, timeout_s: float) -> None:  # fmt: skip
-    for what, value in dict(n=n, action_repeat=action_repeat, time_limit=time_limit).items():
+def _check(obs: str | None, size: tuple[int, ...] | None, timeout_s: float | int, max_restarts: int,
+           **counts: int | None) -> None:  # fmt: skip
+    for what, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f'{what}={value} given for host environments; expected at least 1')
     if obs not in (None, 'image', 'state'):
@@ -338,9 +339,11 @@ def _check(*, n: int | None, action_repeat: int | None, time_limit: int | None, 
         raise UserError(f'size={size} given for host environments; expected (height, width)')
     if timeout_s <= 0:
         raise UserError(f'timeout_s={timeout_s} given for host environments; expected more than 0')
+    if max_restarts < 0:
+        raise UserError(f'max_restarts={max_restarts} given for host environments; expected at least 0')
 
 
-def _factories(env: str | Factory | Sequence[Factory], n: int | None) -> list[Factory | None]:
+def _factories(env: str | Factory | Sequence[Factory], n: int | None) -> list[Any]:
     if isinstance(env, str):
         return [None] * (n or 1)
     if callable(env):

@@ -42,7 +42,7 @@ class View(NamedTuple):
     see: Callable[[Any], np.ndarray]
 
 
-def build(name: str, obs: str | None = None, size: tuple[int, int] | None = IMAGE_SIZE) -> Built:
+def build(name: str, obs: str | None = None, size: tuple[int, ...] | None = IMAGE_SIZE) -> Built:
     """The environment called `name`; `obs` and `size` matter to suites that render themselves.
 
     Raises Refused for an unknown name and for a missing package, with the command that installs it.
@@ -71,7 +71,7 @@ def _choose(name: str, task: str, known: list[str]) -> str:
     return task
 
 
-def _atari(name: str, task: str, obs: str | None, size: tuple[int, int] | None) -> Built:
+def _atari(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
     """Machado et al. 2018: sticky actions 0.25, all 18 actions, no life signals, 30 minutes of play."""
     _need(name, 'gymnasium', 'atari')
     _need(name, 'ale_py', 'atari')
@@ -85,9 +85,12 @@ def _atari(name: str, task: str, obs: str | None, size: tuple[int, int] | None) 
     return Built(play, action_repeat=4, time_limit=108_000, pool=True, meanings=meanings)
 
 
-def _crafter(name: str, task: str, obs: str | None, size: tuple[int, int] | None) -> Built:
-    gymnasium = _need(name, 'gymnasium', 'crafter')
-    crafter = _need(name, 'crafter', 'crafter')
+def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
+    _need(name, 'gymnasium', 'crafter')
+    _need(name, 'crafter', 'crafter')
+    import crafter
+    import gymnasium
+
     _choose(name, task, ['reward', 'noreward'])
     if obs == 'state':
         raise Refused(f"{name} was asked for obs='state'; expected 'image'")
@@ -112,11 +115,12 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, int] | None
     return Built(env, meanings=meanings)
 
 
-def _dmc(name: str, task: str, obs: str | None, size: tuple[int, int] | None) -> Built:
-    gymnasium = _need(name, 'gymnasium', 'dmc')
+def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
+    _need(name, 'gymnasium', 'dmc')
     if obs == 'image' and 'DISPLAY' not in os.environ:
         os.environ.setdefault('MUJOCO_GL', 'egl')  # dm_control would choose GLFW, which needs a display
     _need(name, 'dm_control', 'dmc')
+    import gymnasium
     from dm_control import suite
 
     known = {f'{domain}_{what}': (domain, what) for domain, what in suite.ALL_TASKS}
@@ -156,7 +160,7 @@ def _dmc(name: str, task: str, obs: str | None, size: tuple[int, int] | None) ->
     return Built(env, action_repeat=2)
 
 
-def _gym(name: str, task: str, obs: str | None, size: tuple[int, int] | None) -> Built:
+def _gym(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
     gymnasium = _need(name, 'gymnasium', 'gymnasium')
     try:
         env = gymnasium.make(task, disable_env_checker=True)
@@ -178,7 +182,7 @@ def camera(env: Any, name: str) -> Any:
     return AddRenderObservation(env, render_only=True)
 
 
-def viewer(space: Any, obs: str | None, size: tuple[int, int] | None, name: str) -> View | None:
+def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str) -> View | None:
     """How to see observations of `space`: as 'image' [h, w, c] uint8, as 'state' (float32), or as what they are (None).
 
     Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted; a grid up to 16 x 16
@@ -198,21 +202,20 @@ def viewer(space: Any, obs: str | None, size: tuple[int, int] | None, name: str)
         return View(space.shape, dtype, lambda x: np.asarray(x, dtype))
     if not space.is_np_flattenable:
         raise Refused(f'{name} has observations {space}; expected arrays of a fixed size')
-    return View(
-        spaces.flatten_space(space).shape, np.float32, lambda x: np.asarray(spaces.flatten(space, x), np.float32)
-    )
+    shape = spaces.flatten_space(space).shape or ()
+    return View(shape, np.float32, lambda x: np.asarray(spaces.flatten(space, x), np.float32))
 
 
 def _is_image(space: Any) -> bool:
-    shape = getattr(space, 'shape', None) or ()
+    shape: tuple[int, ...] = getattr(space, 'shape', None) or ()
     plain = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
     return plain and space.dtype == np.uint8 and min(shape[:2]) >= SMALLEST_IMAGE
 
 
-def _image(shape: tuple[int, ...], size: tuple[int, int] | None, pick: Callable[[Any], np.ndarray]) -> View:
+def _image(shape: tuple[int, ...], size: tuple[int, ...] | None, pick: Callable[[Any], np.ndarray]) -> View:
     height, width = size or shape[:2]
     channels = shape[2] if len(shape) == 3 else 1
-    resize = area_resizer(shape[:2], (height, width))
+    resize = area_resizer((shape[0], shape[1]), (height, width))
     return View(
         (height, width, channels), np.uint8, lambda x: resize(np.asarray(pick(x)).reshape(*shape[:2], channels))
     )

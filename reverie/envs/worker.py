@@ -28,9 +28,9 @@ class Setup(NamedTuple):
     """What a worker is told first."""
 
     name: str | None  # of a suite's environment,
-    factory: Callable[[], Any] | None  # or who makes a Gymnasium environment
+    factory: Callable[[], Any]  # or who makes a Gymnasium environment
     obs: str | None
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     action_repeat: int | None
     time_limit: int | None
     seed: int
@@ -52,17 +52,20 @@ class Player:
     """
 
     def __init__(self, setup: Setup):
+        who = setup.name or 'the environment'
         built = suites.build(setup.name, setup.obs, setup.size) if setup.name else suites.Built(setup.factory())
-        self.env = built.env
-        self.view = suites.viewer(self.env.observation_space, setup.obs, setup.size, setup.name or 'the environment')
-        if setup.obs == 'image' and self.view is None:
-            self.env = suites.camera(self.env, setup.name or 'the environment')
-            self.view = suites.viewer(self.env.observation_space, 'image', setup.size, setup.name or 'the camera')
+        self.env, view = built.env, suites.viewer(built.env.observation_space, setup.obs, setup.size, who)
+        if view is None:
+            self.env = suites.camera(self.env, who)
+            view = suites.viewer(self.env.observation_space, 'image', setup.size, who)
+        if view is None:
+            raise suites.Refused(f'{who} draws {self.env.observation_space}; expected images [h, w, 3] of uint8')
+        self.view: suites.View = view
         self.repeat = setup.action_repeat or built.action_repeat
         self.limit = built.time_limit if setup.time_limit is None else setup.time_limit
         self.pool, self.meanings = built.pool, built.meanings
         self.seed: int | None = setup.seed
-        self.kind, self.size, self.convert = converter(self.env.action_space, setup.name or 'the environment')
+        self.kind, self.size, self.convert = converter(self.env.action_space, who)
         self.time = 0
 
     @property
@@ -77,7 +80,7 @@ class Player:
         self.seed, self.time = None, 0  # later episodes draw on
         return self._see(obs)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+    def step(self, action: np.ndarray | np.generic) -> tuple[np.ndarray, float, bool, bool]:
         """-> (obs, summed reward, last, terminal)."""
         converted, total, obs = self.convert(action), 0.0, None
         for _ in range(self.repeat):
@@ -103,7 +106,7 @@ class Player:
         return seen
 
 
-def converter(space: Any, who: str) -> tuple[str, int, Callable[[np.ndarray], Any]]:
+def converter(space: Any, who: str) -> tuple[str, int, Callable[[Any], Any]]:
     """-> (kind, size, action in the convention of `ActionSpace` -> action of the environment)."""
     from gymnasium import spaces
 
@@ -116,6 +119,7 @@ def converter(space: Any, who: str) -> tuple[str, int, Callable[[np.ndarray], An
     low, high = np.where(scaled, low, -1.0), np.where(scaled, high, 1.0)
 
     def convert(action: np.ndarray) -> np.ndarray:
+        action = action.astype(np.float64)
         inside = low + (np.clip(action, -1.0, 1.0) + 1.0) / 2.0 * (high - low)
         return np.where(scaled, inside, action).reshape(space.shape).astype(space.dtype)
 
@@ -133,7 +137,8 @@ def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
         return
     layout = player.layout
     pipe.send_bytes(json.dumps(layout).encode())
-    record_type, mine = record(layout), None
+    record_type = record(layout)
+    mine = np.zeros(1, record_type)
     try:
         while True:
             order = pipe.recv_bytes()
