@@ -90,10 +90,14 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
     _need(name, 'crafter', 'crafter')
     import crafter
     import gymnasium
+    from crafter.objects import Object
 
     _choose(name, task, ['reward', 'noreward'])
     if obs == 'state':
         raise Refused(f"{name} was asked for obs='state'; expected 'image'")
+    # Crafter draws creatures from sets, whose order is that of memory addresses: one seed, many games. Their place in
+    # the list of things serves as well.
+    Object.__hash__ = lambda thing: thing.__dict__.setdefault('order_of_birth', len(thing.world._objects))
     frame = size or IMAGE_SIZE
 
     class Crafter(gymnasium.Env):

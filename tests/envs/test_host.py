@@ -341,6 +341,15 @@ def test_dmc_draws_pictures_where_there_is_a_renderer():
     assert obs.shape == (1, 48, 64, 3) and obs.dtype == np.uint8 and obs.std() > 5
 
 
+def test_crafter_plays_the_same_game_in_every_process():
+    pytest.importorskip('crafter', reason='crafter/* is not installed')
+    with HostVector(toys.crafter, 2) as envs:  # each process has its own memory addresses
+        rng = np.random.default_rng(0)
+        seen = [envs.reset()] + [envs.step(np.full(2, rng.integers(17))) for _ in range(300)]
+    for step in seen:
+        np.testing.assert_array_equal(step.obs[0], step.obs[1])
+
+
 def test_crafter_ends_by_death_or_by_its_clock():
     crafter = pytest.importorskip('crafter', reason='crafter/* is not installed')
     player = worker.Player(setup('crafter/reward'))
