@@ -193,7 +193,11 @@ class Online:
         return live._replace(ring=ring), replay.to_batch(rows, context, self.layout), metrics
 
     def absorb(self, live: Playing, memory: PyTree, ok: Bool[Array, '']) -> Playing:
-        """Traced: new memories [B, T, ...] of the last batch into the ring."""
+        """Traced: new memories [B, T, ...] of the last batch into the ring.
+
+        In place if they depend on the batch's context, as latent states do; else XLA may read the context after the
+        write, for which it copies the stored memories at each update.
+        """
         return live._replace(ring=replay.absorb(live.ring, memory, ok))
 
     def _collect(

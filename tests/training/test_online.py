@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,10 @@ import pytest
 from test_runner import leaves, same
 
 from reverie.data import Episodes
-from reverie.training import checkpoint, metrics, online
+from reverie.training import checkpoint, metrics, online, state
 from reverie.training.online import Online, Play, vector_steps
 from reverie.training.runner import run
+from reverie.training.update import make_program
 from reverie.types import ActionSpace, EnvSpec, Live, Outcome, Phase, Step, UserError
 
 B, T, N = 4, 6, 3
@@ -87,7 +89,7 @@ def toy_loss(params, batch, key, step):
         absorbed=(context >= 100).mean(),
         lag=(params['slow']['w'] - params['policy']['w']).max(),
     )
-    memory = {'time': time + 101}
+    memory = {'time': time + 101 + jnp.minimum(context, 0)[:, None]}  # depends on the context, as latent states do
     return Outcome(dict(fit=jnp.pad(fit, ((0, 0), (0, 1)))), facts, memory, dict(seen=seen))
 
 
@@ -155,6 +157,21 @@ def test_steady_state_compiles_nothing(whole):
     assert metrics.read(whole[0] / 'metrics.jsonl')[-1]['time/compilations'] == 1
 
 
+@pytest.mark.parametrize('seeds', [1, 2])
+def test_an_update_never_copies_the_ring(seeds):
+    live, agent = source(dataclasses.replace(PLAY, capacity=N * 4567)), Toy()
+    phase, keys = agent.phases[0], jax.random.split(jax.random.key(0), seeds)
+
+    def begin(key):
+        train = state.create(agent.init(key), phase)
+        return train._replace(live=live.begin(train.params, key, B, T))
+
+    train = jax.eval_shape(jax.vmap(begin), keys)
+    text = make_program(phase, live).call.lower(train, None, None, keys, updates=3).compile().as_text()
+    assert re.search(r'\b4567\b', text)
+    assert not re.findall(r'= \w+\[[\d,]*\b4567\b[\d,]*\]\S* (?:copy|select|concatenate)\(.*', text)
+
+
 def test_context_is_the_memory_of_the_step_before_and_absorbed_memories_come_back(whole):
     records = metrics.read(whole[0] / 'metrics.jsonl')
     assert all(r['right'] == 1 for r in records)
@@ -171,7 +188,7 @@ def test_a_skipped_update_leaves_groups_slow_weights_and_memories_alone(tmp_path
         outcome = toy_loss(params, batch, key, step)
         return outcome._replace(losses=jax.tree.map(lambda x: x + jnp.nan, outcome.losses))
 
-    agent = Toy(steps=5, loss=poisoned)
+    agent = Toy(steps=4, loss=poisoned)
     params = train(tmp_path, agent)
     start = jax.jit(agent.init)(jax.random.split(jax.random.key(0))[0])
     assert same(jax.tree.map(lambda x: x[0], params), start)
