@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from reverie.nn.cells import LayerNormGRU, ResetAfterGRU, ResetBeforeGRU, gate
-from reverie.nn.core import MLP, BlockLinear, Dense, Linear, Style
+from reverie.nn.core import MLP, BlockLinear, Dense, Linear, Style, blocked, unblocked
 from reverie.nn.dists import Normal, OneHots, unimix
 from reverie.types import UserError, sg
 
@@ -116,6 +116,10 @@ class RSSMConfig:
         """Width F of the features."""
         return self.deter + self.latent.size
 
+    def build(self, embed: int, actions: int, rngs: nnx.Rngs) -> 'RSSM':
+        """The model, for embeddings and action vectors of these widths."""
+        return RSSM(self, embed, actions, rngs=rngs)
+
 
 class Size(NamedTuple):
     """What one dial sets; Dreamer V3's table of model sizes."""
@@ -190,10 +194,9 @@ class BlockGRUCore(nnx.Module):
     def __call__(self, state: RSSMState, prepared: Float[Array, '*B D']) -> Float[Array, '*B D']:
         x = jnp.concatenate([self.from_h(state.h), self.from_z(state.z)], -1)
         x = self.hidden(state.h, self.hidden.part(x, 0) + prepared).astype(self.cfg.style.dtype)
-        y = self.gates(self.cfg.style.activate(self.norm(x))).astype(jnp.float32)
-        y = y.reshape(*y.shape[:-1], self.blocks, -1)  # the three gates lie side by side within each block
-        r, c, u = (part.reshape(*part.shape[:-2], -1) for part in jnp.split(y, 3, -1))
-        return gate(r, c, u, state.h)
+        x = blocked(self.cfg.style.activate(self.norm(x)), self.blocks)
+        r, c, u = jnp.split(self.gates.of_blocks(x), 3, -1)  # the three gates lie side by side within each block
+        return unblocked(gate(r, c, u, blocked(state.h, self.blocks)))
 
 
 class GRUCore(nnx.Module):

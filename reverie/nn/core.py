@@ -83,6 +83,17 @@ class Linear(nnx.Module):
         return y + self.bias[...] if bias and self.bias is not None else y
 
 
+def blocked(x: Float[Array, '*B D'], blocks: int) -> Float[Array, 'G *B d']:
+    """The blocks that make up the last axis, in front."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], blocks, -1), -2, 0)
+
+
+def unblocked(x: Float[Array, 'G *B d']) -> Float[Array, '*B D']:
+    """Inverse of `blocked`."""
+    x = jnp.moveaxis(x, 0, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
 class BlockLinear(nnx.Module):
     """Block-diagonal x @ kernel + bias: block g of the outputs sees block g of the inputs; Dreamer V3's recurrence.
 
@@ -97,11 +108,15 @@ class BlockLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, '*B I'], shared: Float[Array, '*B O'] | None = None) -> Float[Array, '*B O']:
         """`shared`: the sum of `part`s of the shared inputs. fp32 if it is given, else in `dtype`."""
-        kernel = self.kernel[...][:, : self.own].astype(self.dtype)
-        grouped = x.reshape(*x.shape[:-1], self.blocks, self.own).astype(self.dtype)
-        y = jnp.einsum('...gi,gio->...go', grouped, kernel).astype(jnp.float32)
-        y = y.reshape(*y.shape[:-2], -1) + self.bias[...]
+        y = unblocked(self.of_blocks(blocked(x, self.blocks)))
         return y.astype(self.dtype) if shared is None else y + shared
+
+    def of_blocks(self, x: Float[Array, 'G *B i']) -> Float[Array, 'G *B o']:
+        """Blocks in, blocks out, in fp32. Leading blocks make it one batched product without transpositions."""
+        kernel = self.kernel[...][:, : self.own].astype(self.dtype)
+        flat = x.reshape(self.blocks, -1, self.own).astype(self.dtype)
+        y = jnp.einsum('gni,gio->gno', flat, kernel).astype(jnp.float32)
+        return (y + self.bias[...].reshape(self.blocks, 1, -1)).reshape(*x.shape[:-1], -1)
 
     def part(self, x: Float[Array, '*B i'], first: int) -> Float[Array, '*B O']:
         """What the shared inputs first .. first + i contribute: one dense product instead of a copy per block. fp32."""
