@@ -235,8 +235,8 @@ class HostLive(Source, Protocol):
         """The weights [seeds, ...] to act with from the next `load` on, in buffers of the source's own."""
         ...
 
-    def absorb(self, memory: PyTree, ok: Bool[np.ndarray, 'updates seeds']) -> None:
-        """Memories [updates, seeds, B, T, ...] of the oldest `load` not yet answered; kept where `ok`."""
+    def absorb(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
+        """Memories [seeds, updates, B, T, ...] of the oldest `load` not yet answered; kept where `ok`."""
         ...
 
     def metrics(self) -> dict[str, Mean]:
