@@ -43,16 +43,16 @@ class Collect:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train an agent on a dataset, score it in the real environment, write the report. The same command continues."""
+    """Train an agent, score it in the real environment, write the report. The same command continues."""
 
     config: Any
     """The experiment; every field can be changed, e.g. --config.dynamics-phase.steps 5000."""
     env: str
     """Environment, e.g. minatar/breakout."""
-    data: pathlib.Path | None = None
-    """Dataset; datasets/<env>-mixed if not given."""
     out: pathlib.Path | None = None
     """Run folder; runs/<preset>-<env> if not given."""
+    size: str | None = None
+    """Of presets that have sizes, e.g. 12m; the default is the preset's own."""
     seed: int = 0
     seeds: int = 1
     """Agents trained in one program, with seeds seed, seed + 1, .."""
@@ -64,13 +64,33 @@ class Train:
     """Gradient steps between two looks at the clock."""
     checkpoint_every_s: float = 120.0
     log_every_s: float = 5.0
-    label_fraction: float = 1.0
-    """Share of the episodes whose actions are used; the others count as unlabelled video."""
     tensorboard: bool = False
     wandb: str | None = None
     """W&B project to log to as well; WANDB_MODE=offline needs no account."""
     results: pathlib.Path | None = None
     """Also write the scores as a results file, e.g. results/dreamer4/minatar_breakout.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRecorded(Train):
+    __doc__ = Train.__doc__
+
+    data: pathlib.Path | None = None
+    """Dataset; datasets/<env>-mixed if not given."""
+    label_fraction: float = 1.0
+    """Share of the episodes whose actions are used; the others count as unlabelled video."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPlayed(Train):
+    __doc__ = Train.__doc__
+
+    frames: float = 100_000
+    """Frames that each seed plays, with those before the first update."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment as name=value, e.g. sticky=0.0 action_repeat=2."""
+    export: pathlib.Path | None = None
+    """Leave the replay of all seeds as a dataset here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +177,20 @@ def collect(args: Collect) -> None:
 
 
 def train(args: Train, preset: str) -> None:
-    from reverie.programs.experiment import Experiment
+    from reverie.programs.experiment import Experiment, Played, Recorded
 
     run = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
-    data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'
-    if not data.exists():
-        raise UserError(f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}')
-    experiment = Experiment(preset, args.config, args.env, data, args.seed, args.seeds, args.label_fraction, command())
+    fields = (preset, args.config, args.env, args.seed, args.seeds, command())
+    experiment: Experiment
+    if isinstance(args, TrainPlayed):
+        options, frames = options_of(args.env_options), whole('frames', args.frames)
+        experiment = Played(*fields, options=options, env_frames=frames, export=args.export)
+    else:
+        assert isinstance(args, TrainRecorded)
+        data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'
+        if not data.exists():
+            raise UserError(f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}')
+        experiment = Recorded(*fields, data=data, label_fraction=args.label_fraction)
     params = experiment.train(
         run, updates_per_call=args.updates_per_call,
         checkpoint_every_s=args.checkpoint_every_s, log_every_s=args.log_every_s,
@@ -233,7 +260,7 @@ def command() -> str:
 COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
     'collect': (Collect, collect),
     'data': (Data, data),
-    'train': (Train, train),
+    'train': (Train, train),  # parsed by `parse_train`
     'eval': (Eval, evaluate),
     'report': (Report, report),
     'bench': (Bench, bench),
@@ -266,16 +293,24 @@ def dispatch(argv: Sequence[str]) -> None:
     if name != 'train':
         function(parse(kind, rest, f'reverie {name}'))
         return
+    if not rest or rest[0].startswith('-'):
+        from reverie.agents import presets
+
+        raise UserError(f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}')
+    train(parse_train(*rest), rest[0])
+
+
+def parse_train(preset: str, *rest: str) -> Train:
+    """The options of `reverie train`; those of the preset's own configuration among them."""
     from reverie.agents import presets
 
-    if not rest or rest[0].startswith('-'):
-        raise UserError(f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}')
-    preset, *rest = rest
-    config = presets.get(preset)
-    typed = dataclasses.make_dataclass('Train', [('config', type(config))], bases=(Train,), frozen=True)
+    sizes = [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == '--size']
+    config = presets.get(preset, sizes[-1] if sizes else None)
+    kind = TrainPlayed if hasattr(config, 'replay') else TrainRecorded
+    typed = dataclasses.make_dataclass('Train', [('config', type(config))], bases=(kind,), frozen=True)
     typed.__doc__ = Train.__doc__
     default = typed(config=config, env=tyro.MISSING)
-    function(parse(typed, rest, f'reverie train {preset}', default=default), preset)
+    return parse(typed, rest, f'reverie train {preset}', default=default, config=(tyro.conf.AvoidSubcommands,))
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ class EnvSpec:
     """What an agent must know of an environment before it is built."""
 
     name: str
-    obs_shape: tuple[int, ...]
+    obs_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]  # a mapping where an observation is a dictionary
     actions: ActionSpace
     max_return: float | None = None
     channels: tuple[str, ...] = ()

@@ -41,23 +41,27 @@ class Counter:
 
 
 class RandomPlay:
-    """A source that plays `env` at random, anew for every batch."""
+    """A source that plays a `Counter` at random, anew for every batch.
 
-    def __init__(self, env):
-        self.env, self.data = env, {}
+    The counter's size is data, so that agents which differ in nothing else share their compiled programs.
+    """
+
+    def __init__(self, env: Counter):
+        self.actions, self.data = env.spec.actions.size, {'size': jnp.asarray(env.size)}
 
     def load(self, updates, batch, length, seeds, relevant=0.0):
         return None
 
     def sample(self, data, loaded, key, batch, length, relevant=0.0) -> Batch:
+        env = Counter(data['size'])
         key_reset, key_play = jax.random.split(key)
 
         def play(key_reset, key_play):
-            state, first = self.env.reset(key_reset)
+            state, first = env.reset(key_reset)
 
             def step(state, key):
-                action = jax.random.randint(key, (), 0, self.env.spec.actions.size)
-                return self.env.step(state, action, key)
+                action = jax.random.randint(key, (), 0, self.actions)
+                return env.step(state, action, key)
 
             _, rest = jax.lax.scan(step, state, jax.random.split(key_play, length - 1))
             return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)

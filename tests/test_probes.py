@@ -52,7 +52,8 @@ def trained(request, tmp_path_factory):
 
 def test_dreamed_frames_and_rewards_are_those_of_the_world_under_the_same_actions(trained):
     env, agent, params = trained
-    step = RandomPlay(env).sample({}, None, jax.random.key(7), 64, 12).step
+    play = RandomPlay(env)
+    step = play.sample(play.data, None, jax.random.key(7), 64, 12).step
     dream = jax.jit(lambda p: open_loop(agent.model(p, images=True), step, 4, jax.random.key(0)))(params)
     right = ((dream.image > 0.5) == step.obs).all((2, 3, 4))[:, 4:]
     # After each of eight dreamed steps; an action or a reward off by one leaves at most a half.

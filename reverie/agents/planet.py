@@ -1,13 +1,19 @@
 """PlaNet: a latent model learnt from images, and planning in it by the cross-entropy method; arXiv 1811.04551."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from reverie.types import WorldModel
+from reverie.agents.world import ReplayConfig, World, WorldConfig
+from reverie.models.latent import LatentModel
+from reverie.nn.optim import clipped_adam
+from reverie.objectives.latent import LatentOvershooting
+from reverie.types import Batch, EnvSpec, Outcome, Params, Phase, ReadOut, State, Step, UserError, WorldModel
 
 
 class Belief(NamedTuple):
@@ -81,3 +87,94 @@ class CEM:
 
         keys = jax.random.split(key, self.horizon)
         return jax.lax.scan(step, state, (plans.swapaxes(0, 1), keys))[1].sum(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanetConfig:
+    """Everything about a PlaNet but the environment.
+
+    overshooting: a further term of the loss, None as in the released experiments; weighed by overshooting_scale.
+    noise: standard deviation of what play adds to the planned action.
+    steps: updates.
+    """
+
+    world: WorldConfig
+    plan: CEM = CEM()
+    overshooting: LatentOvershooting | None = None
+    overshooting_scale: float = 1.0
+    noise: float = 0.3
+    learning_rate: float = 1e-3
+    eps: float = 1e-4
+    clip_norm: float = 1000.0
+    replay: ReplayConfig = ReplayConfig(envs=1, capacity=1_000_000, prefill=1250, ratio=1000.0, batch=50, length=50)
+    steps: int = 10_000
+
+
+class Planet:
+    """The agent as the runner sees it. Parameter groups: encoder, dynamics, decoder, reward."""
+
+    discount = 1.0  # of the sum that plans maximise
+
+    def __init__(self, cfg: PlanetConfig, spec: EnvSpec):
+        if spec.actions.kind != 'continuous':
+            raise UserError(f'{spec.name} has {spec.actions.kind} actions; planet takes continuous ones')
+        self.cfg, self.spec = cfg, spec
+        self.world = World(cfg.world, spec)
+        scales = self.world.scales
+        if cfg.overshooting is not None:
+            scales['overshooting'] = cfg.overshooting_scale
+        optimiser = clipped_adam(cfg.learning_rate, cfg.clip_norm, cfg.eps)
+        self.phases = (
+            Phase(
+                'online', self.world.groups, self.loss, scales, optimiser, cfg.steps, cfg.replay.batch,
+                cfg.replay.length,
+            ),
+        )  # fmt: skip
+        self.explorer = Planner(self, cfg.noise)
+        acting = ('encoder', 'dynamics', 'reward')
+        self.readouts: Mapping[str, ReadOut] = {
+            'agent': ReadOut(Planner(self, 0.0), lambda params: {name: params[name] for name in acting})
+        }
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        return self.world.init(nnx.Rngs(key))
+
+    def model(self, params: Params) -> LatentModel:
+        return self.world.model(params)
+
+    def expected_return(self, params: Params, feat: Float[Array, '*B F']) -> None:
+        """PlaNet has no critic."""
+        return None
+
+    def loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> Outcome:
+        """PlaNet eq. 3, and eq. 7 where it is asked for."""
+        key_world, key_over = jax.random.split(key)
+        losses, metrics, unrolled = self.world.loss(params, batch, key_world)
+        if self.cfg.overshooting is not None:
+            imagine, s = self.model(params).dynamics.imagine, batch.step
+            losses |= self.cfg.overshooting(imagine, unrolled.state, unrolled.post, s.prev_action, s.is_first, key_over)
+        return Outcome(losses, metrics)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Planner:
+    """Acts by planning in the latent model. Parameters: encoder, dynamics, reward."""
+
+    agent: Planet
+    noise: float
+
+    def initial(self, params: Params, batch: int) -> State:
+        return self.agent.model(params).initial(batch)
+
+    def act(self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: Array | bool):
+        """-> (state, action [N, A]); plans are drawn anew whether `greedy` or not."""
+        key_observe, key_plan, key_noise = jax.random.split(key, 3)
+        model = self.agent.model(params)
+        state, _ = model.observe(state, step, key_observe)
+        action = self.agent.cfg.plan.plan(model, state, key_plan, self.agent.spec.actions.size)
+        action = action + self.noise * jax.random.normal(key_noise, action.shape)
+        return state, jnp.clip(action, -1, 1)
+
+    def memory(self, state: State) -> Any:
+        """Replay keeps nothing but the steps."""
+        return ()

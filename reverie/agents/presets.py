@@ -1,13 +1,39 @@
 """Experiments by name. A preset is a value: print it, change it from the command line, save it with the weights."""
 
+import dataclasses
+import inspect
 from collections.abc import Callable
+from typing import TypeAlias, overload
 
+from reverie.agents.dreamer import Acting, Adams, Dreamer, DreamerConfig, LaProp, Noise, ReplayConfig, Sampling
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config, PhaseConfig
+from reverie.agents.planet import Planet, PlanetConfig
+from reverie.agents.world import HeadConfig, NormalNumber, WorldConfig
+from reverie.models import rssm
+from reverie.models.encoders import ObsConfig
+from reverie.models.rssm import GRU, BlockGRU, CategoricalLatent, GaussianLatent, RSSMConfig
 from reverie.models.shortcut import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
 from reverie.nn.attention import TransformerConfig
-from reverie.objectives.behavior import PMPO
+from reverie.nn.core import Style
+from reverie.nn.dists import BoundedNormalLaw, OneHotLaw, StraightThroughLaw, TanhNormalLaw, TruncNormalLaw
+from reverie.nn.vision import PooledConv, StridedConv
+from reverie.objectives.behavior import (
+    PMPO,
+    Backprop,
+    Critic,
+    ExclusiveReturn,
+    InclusiveReturn,
+    PercentileScale,
+    Reinforce,
+    ReplayCritic,
+    SlowAverage,
+    SlowCopy,
+)  # fmt: skip
+from reverie.objectives.latent import BalancedKL, FreeNatsOfMean, FreeNatsPerElement, TwoSidedKL
 from reverie.types import EnvSpec, UserError
+
+Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig
 
 
 def dreamer4() -> Dreamer4Config:
@@ -113,16 +139,179 @@ def dreamer4_debug() -> Dreamer4Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Dreamer4Config]] = {f.__name__: f for f in (dreamer4, dreamer4_demo, dreamer4_debug)}
+def dreamer_v3(size: str = '1m') -> DreamerConfig:
+    """Dreamer V3; one dial, `--size`, from 1m to 400m. The small size is the default because MinAtar needs no more.
+
+    Run:      reverie train dreamer_v3 --env minatar/breakout --frames 1e6 --seeds 3
+    Expect:   docs/RESULTS.md
+    Differs from the paper: size; 16 environments at once; small grids go through an MLP.
+    """
+    s, style = rssm.size(size), Style(dtype='bfloat16')
+    head = lambda layers: HeadConfig(layers, s.units, style)
+    world = WorldConfig(
+        dynamics=RSSMConfig(s.deter, s.hidden, CategoricalLatent(32, s.classes, 0.01), BlockGRU(8), style=style),
+        obs=ObsConfig(PooledConv(s.depth), s.units, 3, style=style),
+        reward=head(1),
+        cont=head(1),
+        kl=TwoSidedKL(dyn=1.0, rep=1.0, free=1.0),
+        scales=dict(obs=1.0, reward=1.0, cont=1.0, dyn=1.0, rep=0.1),
+        cont_discount=1 - 1 / 333,
+    )
+    return DreamerConfig(
+        world,
+        policy=head(3),
+        value=head(3),
+        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(3e-4)),
+        continuous=Acting(BoundedNormalLaw(), Reinforce(3e-4)),
+        explore=Sampling(),
+        returns=ExclusiveReturn(discount=1.0, lam=0.95),
+        critic=Critic(slow=1.0),
+        optimiser=LaProp(learning_rate=4e-5, warmup_steps=1000, clip=0.3),
+        policy_out_scale=0.01,
+        scale=PercentileScale(),
+        slow=SlowAverage(0.02),
+        replay_critic=ReplayCritic(),
+        remember=True,
+        replay=ReplayConfig(envs=16, capacity=5_000_000, prefill=1024, ratio=32.0, batch=16, length=64),
+    )
 
 
-def get(name: str) -> Dreamer4Config:
-    """The config of a preset. Raises UserError naming the known ones."""
+def dreamer_v3_release(size: str = '1m') -> DreamerConfig:
+    """Dreamer V3 as the released code runs: no uniform share in the discrete policy, whatever its config says.
+
+    Run:      reverie train dreamer_v3_release --env minatar/breakout --frames 1e6 --seeds 3
+    Expect:   docs/RESULTS.md
+    Differs from the paper: as `dreamer_v3`, and in the above.
+    """
+    return dataclasses.replace(dreamer_v3(size), discrete=Acting(OneHotLaw(), Reinforce(3e-4)))
+
+
+def dreamer_v2() -> DreamerConfig:
+    """Dreamer V2 with the released settings for Atari (continuous actions: those for control).
+
+    Run:      reverie train dreamer_v2 --env minatar/breakout --frames 1e6 --seeds 3
+    Expect:   docs/RESULTS.md
+    Differs from the paper: rewards are not squashed by tanh; 8 environments at once; replay does not prefer the ends of
+              episodes; small grids go through an MLP.
+    """
+    style = Style(act='elu', norm='none', init='glorot_uniform')
+    head = HeadConfig(4, 400, style)
+    world = WorldConfig(
+        dynamics=RSSMConfig(
+            600, 600, CategoricalLatent(32, 32), GRU('layer_norm'), prior_layers=1, feat='zh', style=style
+        ),
+        obs=ObsConfig(StridedConv(48), 400, 4, symlog=False, style=style),
+        reward=head,
+        cont=head,
+        kl=BalancedKL(balance=0.8, free=0.0),
+        scales=dict(obs=1.0, reward=1.0, cont=5.0, kl=0.1),
+        number=NormalNumber(),
+        cont_discount=0.999,
+    )
+    return DreamerConfig(
+        world,
+        policy=head,
+        value=head,
+        discrete=Acting(OneHotLaw(), Reinforce(1e-3)),
+        continuous=Acting(TruncNormalLaw(), Backprop(1e-4)),
+        explore=Sampling(),
+        returns=InclusiveReturn(discount=1.0, lam=0.95, root=True),
+        critic=Critic(),
+        optimiser=Adams(2e-4, 4e-5, 1e-4, clip_norm=100.0, eps=1e-5, weight_decay=1e-6),
+        number=NormalNumber(),
+        slow=SlowCopy(100),
+        slow_target=True,
+        recorded_root=True,
+        replay=ReplayConfig(envs=8, capacity=2_000_000, prefill=50_000, ratio=50.0, batch=16, length=50),
+    )
+
+
+def dreamer_v1() -> DreamerConfig:
+    """Dreamer V1: the policy learns by the gradient through the model, straight-through where actions are discrete.
+
+    Run:      reverie train dreamer_v1 --env control/pendulum --env-options action_repeat=2 --frames 1e5
+    Expect:   docs/RESULTS.md
+    Differs from the paper: fp32 instead of fp16; the random steps of `explore` for discrete actions do not fade;
+              vectors and small grids go through an MLP.
+    """
+    style = Style(act='elu', norm='none', init='glorot_uniform')
+    head = lambda layers: HeadConfig(layers, 400, style)
+    world = WorldConfig(
+        dynamics=RSSMConfig(
+            200, 200, GaussianLatent(30, 0.1), GRU('reset_after'), prior_layers=1, feat='zh', style=style
+        ),
+        obs=ObsConfig(StridedConv(32), 400, 2, symlog=False, style=dataclasses.replace(style, act='relu')),
+        reward=head(2),
+        cont=None,
+        kl=FreeNatsOfMean(3.0),
+        scales=dict(obs=1.0, reward=1.0, kl=1.0),
+        number=NormalNumber(),
+    )
+    return DreamerConfig(
+        world,
+        policy=head(4),
+        value=head(3),
+        discrete=Acting(StraightThroughLaw(), Backprop()),
+        continuous=Acting(TanhNormalLaw(), Backprop()),
+        explore=Noise(std=0.3, epsilon=0.1),
+        returns=InclusiveReturn(discount=0.99, lam=0.95, root=False),
+        critic=Critic(),
+        optimiser=Adams(6e-4, 8e-5, 8e-5, clip_norm=100.0, eps=1e-7),
+        number=NormalNumber(),
+        replay=ReplayConfig(envs=1, capacity=1_000_000, prefill=2500, ratio=500.0, batch=50, length=50),
+    )
+
+
+def planet() -> PlanetConfig:
+    """PlaNet: plans every action anew in its latent model. Continuous actions only.
+
+    Run:      reverie train planet --env control/cartpole_swingup --env-options action_repeat=8 --frames 2e4
+    Expect:   docs/RESULTS.md
+    Differs from the paper: updates are spread evenly over play, as many per step as one hundred per episode of 250
+              steps; vectors go through an MLP.
+    """
+    style = Style(act='relu', norm='none', init='glorot_uniform')
+    world = WorldConfig(
+        dynamics=RSSMConfig(
+            200, 200, GaussianLatent(30, 0.1), GRU('reset_before'), prior_layers=1, feat='zh', style=style
+        ),
+        obs=ObsConfig(StridedConv(32), 200, 2, symlog=False, style=style),
+        reward=HeadConfig(3, 300, style),
+        cont=None,
+        kl=FreeNatsPerElement(3.0),
+        scales=dict(obs=1.0, reward=10.0, kl=1.0),
+        number=NormalNumber(),
+    )
+    return PlanetConfig(world)
+
+
+PRESETS: dict[str, Callable[..., Config]] = {
+    f.__name__: f
+    for f in (
+        dreamer4, dreamer4_demo, dreamer4_debug, dreamer_v3, dreamer_v3_release, dreamer_v2, dreamer_v1, planet,
+    )
+}  # fmt: skip
+
+
+def get(name: str, size: str | None = None) -> Config:
+    """The config of a preset, of another size if it has sizes. Raises UserError naming what is known."""
     if name not in PRESETS:
         raise UserError(f'preset {name!r} is unknown; expected one of {", ".join(PRESETS)}')
-    return PRESETS[name]()
+    if size is None:
+        return PRESETS[name]()
+    if 'size' not in inspect.signature(PRESETS[name]).parameters:
+        raise UserError(f'--size {size}: preset {name} has one size only')
+    return PRESETS[name](size)
 
 
-def make(config: Dreamer4Config, spec: EnvSpec) -> Dreamer4:
+@overload
+def make(config: Dreamer4Config, spec: EnvSpec) -> Dreamer4: ...
+@overload
+def make(config: DreamerConfig, spec: EnvSpec) -> Dreamer: ...
+@overload
+def make(config: PlanetConfig, spec: EnvSpec) -> Planet: ...
+def make(config: Config, spec: EnvSpec) -> Dreamer4 | Dreamer | Planet:
     """The agent of a config for an environment."""
-    return Dreamer4(config, spec)
+    if isinstance(config, Dreamer4Config):
+        return Dreamer4(config, spec)
+    return Dreamer(config, spec) if isinstance(config, DreamerConfig) else Planet(config, spec)

@@ -1,71 +1,83 @@
-"""One agent on one dataset, from training to the report; and a finished run read back."""
+"""One agent in one environment, from training to the report; and a finished run read back."""
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from reverie.agents import presets
-from reverie.agents.dreamer4 import Dreamer4Config
+from reverie.agents.dreamer import Dreamer
+from reverie.agents.planet import Planet
 from reverie.data.episodes import Episodes
 from reverie.data.sources import open_source
 from reverie.envs import device
 from reverie.evaluation import report, returns
-from reverie.programs.showcase import samples
+from reverie.programs import showcase
 from reverie.training import checkpoint, metrics, runner
-from reverie.types import Env, Params, Source, UserError
+from reverie.training.online import Online, Play
+from reverie.types import Env, Live, Params, Source, UserError
 
 # Keys of config.json that may differ when a run continues: where and how, not what.
-SAFE = ('command', 'data', 'device', 'date', 'commit', 'versions', *runner.CADENCE)
+SAFE = ('command', 'data', 'export', 'device', 'date', 'commit', 'versions', *runner.CADENCE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """preset: the name that `config` started from. data: the dataset; its environment options are the game's too."""
+    """One agent in one environment; `Recorded` and `Played` say where its experience comes from.
+
+    preset: the name that `config` started from.
+    """
 
     preset: str
-    config: Dreamer4Config
+    config: Any
     env_name: str
-    data: pathlib.Path
     seed: int = 0
     seeds: int = 1
-    label_fraction: float = 1.0
     command: str = ''
 
     def __post_init__(self):
         if self.seeds < 1:
             raise UserError(f'--seeds {self.seeds}: expected at least 1')
-        self.episodes.check(self.env.spec)
-
-    @property
-    def episodes(self) -> Episodes:
-        return Episodes(self.data)
 
     @property
     def env(self) -> Env:
-        """The game as the dataset was played."""
-        recorded = self.episodes.provenance.get('env') or {}
-        options = recorded.get('options') or {} if recorded.get('name') == self.env_name else {}
-        return device.make(self.env_name, **options)
+        raise NotImplementedError
 
     @property
-    def source(self) -> Source:
-        return open_source(self.data, self.env.spec, label_fraction=self.label_fraction)
+    def source(self) -> Source | Live:
+        raise NotImplementedError
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What config.json says of the experience."""
+        raise NotImplementedError
+
+    def baselines(self) -> dict[str, Any]:
+        """Scores of others to stand beside the agent's, and other fields of the results file under ''."""
+        return {}
+
+    def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        """Samples for the report, with one seed's weights."""
+        raise NotImplementedError
+
+    @property
+    def agent(self) -> Any:
+        return presets.make(self.config, self.env.spec)
 
     def describe(self) -> dict[str, Any]:
         """What config.json says."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         spec = self.env.spec
         return {
-            **{k: v for k, v in fields.items() if k in ('preset', 'label_fraction', 'command')},
+            'preset': self.preset,
+            'command': self.command,
             **returns.provenance(),
             'env': self.env_name,
-            'data': str(self.data),
-            'dataset': self.episodes.fingerprint,
+            **self.facts,
             'channels': list(spec.channels),
             'actions': list(spec.actions.meanings),
             'config': dataclasses.asdict(self.config),
@@ -82,7 +94,7 @@ class Experiment:
         wandb: str | None = None,
     ) -> Params:
         """All phases, continued where a run in `folder` was left; -> params [seeds, ...]."""
-        agent = presets.make(self.config, self.env.spec)
+        agent = self.agent
         sinks: list[metrics.Sink] = [metrics.Terminal(agent.phases)]
         if tensorboard:
             sinks.append(metrics.TensorBoard(folder / 'tensorboard'))
@@ -105,17 +117,15 @@ class Experiment:
         say: Callable[[str], None] = print,
         results: pathlib.Path | None = None,
     ) -> dict[str, Any]:
-        """Score every read-out in the real environment beside random, the data and PPO; writes scores.json."""
-        agent, env = presets.make(self.config, self.env.spec), self.env
-        scores: dict[str, Any] = {}
-        known = self.episodes.provenance.get('scores') or {}
+        """Score every read-out in the real environment beside random play and the baselines; writes scores.json."""
+        agent, env = self.agent, self.env
         key = jax.random.key(eval_seed)
-        random = returns.evaluate(env, returns.RandomActor(env.spec.actions), {}, key, episodes=episodes)
-        scores['random'] = random
-        kinds = self.episodes.returns()
-        fewest = min(map(len, kinds.values()))
-        if fewest:  # as many episodes of each kind, so that short ones do not outweigh the rest
-            scores['data'] = [r for kind in kinds.values() for r in kind[:fewest]]
+        random = returns.evaluate(
+            env, returns.RandomActor(env.spec.actions), {}, key, episodes=episodes, max_steps=max_steps
+        )
+        baselines = self.baselines()
+        extra = baselines.pop('', {})
+        scores: dict[str, Any] = {'random': random, **baselines}
         for name, readout in agent.readouts.items():
             scores[name] = {}
             for law, greedy in (('sampled', False), ('greedy', True)):
@@ -126,20 +136,18 @@ class Experiment:
                 scores[name][law] = played
                 cut = f', {played.truncated.mean():.0%} cut at {max_steps} steps' if played.truncated.any() else ''
                 say(f'eval  {name:<12} {law:<8} {played.returns.mean():7.2f}{cut}')
-        if 'ppo' in known:
-            scores['ppo'] = {law: played['returns'] for law, played in known['ppo'].items()}
         log = metrics.read(folder / 'metrics.jsonl')
         record = returns.record(
             preset=self.preset,
             env=self.env_name,
             command=self.command,
             seeds=list(range(self.seed, self.seed + self.seeds)),
-            env_frames=self.episodes.frames,
+            env_frames=self.frames,
             gradient_steps={phase.name: phase.steps for phase in agent.phases},
             seconds=float(log[-1]['seconds']) if log else 0.0,
             scores=scores,
-            dataset={kind: float(np.mean(r)) for kind, r in kinds.items() if r},
-            ppo_frames=self.ppo_frames,
+            curve=curve(log, self.seeds),
+            **extra,
         )
         returns.save(folder / 'scores.json', record)
         if results:
@@ -147,19 +155,145 @@ class Experiment:
         return record
 
     @property
-    def ppo_frames(self) -> int | None:
-        """Frames that the dataset's PPO, the reference of the normalised score, was trained on."""
-        curve = (self.episodes.provenance.get('ppo') or {}).get('curve') or {}
-        return int(curve['env_frames'][-1]) if curve else None
+    def frames(self) -> int:
+        """Environment frames that one seed learns from."""
+        raise NotImplementedError
 
     def report(self, folder: pathlib.Path, params: Params) -> pathlib.Path:
         """Draw samples with the first seed's weights and write report.html."""
-        agent = presets.make(self.config, self.env.spec)
-        first = jax.tree.map(lambda x: x[0], params)
-        arrays = samples(agent, first, self.source, jax.random.key(self.seed))
-        with open(folder / 'samples.npz', 'wb') as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for allow_pickle
+        arrays = self.draw(jax.tree.map(lambda x: x[0], params), jax.random.key(self.seed))
+        if arrays:
+            with open(folder / 'samples.npz', 'wb') as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for allow_pickle
         return report.write(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(Experiment):
+    """The agent learns from a dataset. data: the dataset; its environment options are the game's too."""
+
+    data: pathlib.Path = pathlib.Path('datasets')
+    label_fraction: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.episodes.check(self.env.spec)
+
+    @property
+    def episodes(self) -> Episodes:
+        return Episodes(self.data)
+
+    @property
+    def env(self) -> Env:
+        """The game as the dataset was played."""
+        recorded = self.episodes.provenance.get('env') or {}
+        options = recorded.get('options') or {} if recorded.get('name') == self.env_name else {}
+        return device.make(self.env_name, **options)
+
+    @property
+    def source(self) -> Source:
+        return open_source(self.data, self.env.spec, label_fraction=self.label_fraction)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            'data': str(self.data),
+            'dataset': self.episodes.fingerprint,
+            'label_fraction': self.label_fraction,
+        }
+
+    @property
+    def frames(self) -> int:
+        return self.episodes.frames
+
+    def baselines(self) -> dict[str, Any]:
+        """The data itself, and the PPO that made it."""
+        found: dict[str, Any] = {}
+        known = self.episodes.provenance.get('scores') or {}
+        kinds = self.episodes.returns()
+        fewest = min(map(len, kinds.values()))
+        if fewest:  # as many episodes of each kind, so that short ones do not outweigh the rest
+            found['data'] = [r for kind in kinds.values() for r in kind[:fewest]]
+        if 'ppo' in known:
+            found['ppo'] = {law: played['returns'] for law, played in known['ppo'].items()}
+        ppo = (self.episodes.provenance.get('ppo') or {}).get('curve') or {}
+        found[''] = {
+            'dataset': {kind: float(np.mean(r)) for kind, r in kinds.items() if r},
+            'ppo_frames': int(ppo['env_frames'][-1]) if ppo else None,
+        }
+        return found
+
+    def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        return showcase.of_dataset(self.agent, params, self.source, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Played(Experiment):
+    """The agent learns from what it plays.
+
+    options: of the environment. env_frames: how much is played, prefill included; sets the number of updates.
+    export: where the replay is left as a dataset, if anywhere.
+    """
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    env_frames: int = 100_000
+    export: pathlib.Path | None = None
+
+    @property
+    def env(self) -> Env:
+        return device.make(self.env_name, **self.options)
+
+    @property
+    def play(self) -> Play:
+        r = self.config.replay
+        return Play(r.envs, min(r.capacity, self.env_frames), r.ratio, r.prefill)
+
+    @property
+    def agent(self) -> Dreamer | Planet:
+        """With as many updates as the frames allow."""
+        r, play = self.config.replay, self.play
+        one = play.env_frames(1, r.batch, r.length) - play.env_frames(0, r.batch, r.length)
+        updates = (self.env_frames - play.env_frames(0, r.batch, r.length)) // one
+        if updates < 1:
+            raise UserError(
+                f'--frames {self.env_frames}: expected at least {play.env_frames(1, r.batch, r.length)}, '
+                'the prefill and one update'
+            )
+        return presets.make(dataclasses.replace(self.config, steps=updates), self.env.spec)
+
+    @property
+    def source(self) -> Live:
+        return Online(self.env, self.agent.explorer, self.play, self.export)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            'env_options': dict(self.options),
+            'env_frames': self.env_frames,
+            'export': self.export and str(self.export),
+        }
+
+    @property
+    def frames(self) -> int:
+        r = self.config.replay
+        return self.play.env_frames(self.agent.phases[0].steps, r.batch, r.length)
+
+    def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        return showcase.of_play(self.agent, params, self.env, key)
+
+
+def curve(log: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any] | None:
+    """Returns while training, from the metrics of a run that plays."""
+    rows = [r for r in log if r.get('env/return') is not None]
+    if not rows:
+        return None
+    each = [r.get('env/return/seeds') or [r['env/return']] for r in rows]
+    kept = [(r, x) for r, x in zip(rows, each, strict=True) if len(x) == seeds and None not in x]
+    return {
+        'env_frames': [r['env_frames'] for r, _ in kept],
+        'seconds': [r['seconds'] for r, _ in kept],
+        'return_per_seed': [[x[i] for _, x in kept] for i in range(seeds)],
+    }
 
 
 def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
@@ -168,32 +302,37 @@ def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
     if not path.exists():
         raise UserError(f'{folder} is not a run folder, expected a config.json in it')
     saved = json.loads(path.read_text())
-    config = restore(type(presets.get(saved['preset'])), saved['config'])
-    experiment = Experiment(
-        saved['preset'], config, saved['env'], pathlib.Path(saved['data']),
-        seed=saved['seed'], seeds=saved['seeds'], label_fraction=saved['label_fraction'], command=saved['command'],
-    )  # fmt: skip
+    config = restore(presets.get(saved['preset']), saved['config'])
+    fields = (saved['preset'], config, saved['env'], saved['seed'], saved['seeds'], saved['command'])
+    experiment: Experiment
+    if 'data' in saved:
+        experiment = Recorded(*fields, data=pathlib.Path(saved['data']), label_fraction=saved['label_fraction'])
+    else:
+        experiment = Played(*fields, options=saved['env_options'], env_frames=saved['env_frames'])
     params, meta = checkpoint.load(folder)
-    last = presets.make(config, experiment.env.spec).phases[-1].name
+    last = experiment.agent.phases[-1].name
     if meta['phase'] != last or not meta['complete']:
         raise UserError(f'{folder} stopped in phase {meta["phase"]} at step {meta["step"]}; train it to its end first')
     return experiment, params
 
 
-def restore(kind: type, value: dict[str, Any]) -> Any:
-    """A nested frozen dataclass from its JSON. Raises UserError for a field that the class does not have."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
-    if unknown:
-        raise UserError(f'config of the run has {unknown}, which {kind.__name__} does not know; of another version?')
-    default = kind()
+def restore(like: Any, value: dict[str, Any]) -> Any:
+    """A nested frozen dataclass from its JSON; the classes are those of `like`, the preset's own value.
 
-    def of(name: str, x: Any) -> Any:
-        sample = getattr(default, name)
+    Raises UserError for a field that the class does not have.
+    """
+    fields = {f.name for f in dataclasses.fields(like)}
+    unknown = sorted(set(value) - fields)
+    if unknown:
+        raise UserError(
+            f'config of the run has {unknown}, which {type(like).__name__} does not know; of another version?'
+        )
+
+    def of(sample: Any, x: Any) -> Any:
         if dataclasses.is_dataclass(sample):
-            return restore(type(sample), x)
+            return restore(sample, x)
         if isinstance(sample, tuple):
             return type(sample)(*x) if hasattr(sample, '_fields') else tuple(x)
         return x
 
-    return kind(**{name: of(name, x) for name, x in value.items()})
+    return dataclasses.replace(like, **{name: of(getattr(like, name), x) for name, x in value.items()})

@@ -1,13 +1,16 @@
-"""What a trained Dreamer 4 sees and dreams, as the arrays that the report shows."""
+"""What a trained agent sees and dreams, as the arrays that the report shows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
-from reverie.evaluation.openloop import open_loop
-from reverie.types import Params, Source, Step
+from reverie.agents.planet import Planet
+from reverie.evaluation.openloop import Dream, open_loop
+from reverie.programs.collect import Player, play
+from reverie.types import Env, Params, Source, Step
 
 MASK_RATES = (0.0, 0.3, 0.6, 0.9)
 
@@ -48,7 +51,7 @@ def _whole(step: Step, count: int) -> Step:
     return jax.tree.map(lambda x: x[order], step)
 
 
-def samples(
+def of_dataset(
     agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, *, context: int = 8, horizon: int = 24
 ) -> dict[str, np.ndarray]:
     """Reconstructions at several masking rates and open-loop dreams of dataset windows: keys `recon/*`, `dream/*`.
@@ -70,9 +73,39 @@ def samples(
         return recon, dream, value
 
     recon, dream, value = jax.device_get(run(params, step, images))
-    step = jax.device_get(step)
-    return recon | {
-        'dream/truth': np.asarray(step.obs, np.float32),
+    return recon | _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount)
+
+
+def of_play(
+    agent: Dreamer | Planet, params: Params, env: Env, key: PRNGKeyArray, *, context: int = 5, horizon: int = 45
+) -> dict[str, np.ndarray]:
+    """Open-loop dreams of windows that the agent plays itself: keys `dream/*`; nothing where no frame is an image.
+
+    Arguments as those of `of_dataset`.
+    """
+    if len(env.spec.obs_shape) != 3:
+        return {}
+    key_play, key_dream = jax.random.split(key)
+    chunks = list(play(env, Player('agent', agent.explorer, params), 16 * 256, 16, key_play))
+    steps = jax.tree.map(lambda *x: np.concatenate(x).swapaxes(0, 1), *chunks)  # [16, 256]
+    length = context + horizon
+    cut = jax.tree.map(lambda x: x[:, : 256 // length * length].reshape(-1, length, *x.shape[2:]), steps)
+    step = _whole(jax.tree.map(jnp.asarray, cut), 4)
+
+    @jax.jit
+    def run(params: Params, step: Step):
+        dream = open_loop(agent.model(params), step, context, key_dream)
+        return dream, agent.expected_return(params, dream.feat)
+
+    dream, value = jax.device_get(run(params, step))
+    return _dreams(jax.device_get(step), dream, value, context, agent.discount)
+
+
+def _dreams(step: Step, dream: Dream, value: np.ndarray | None, context: int, discount: float) -> dict[str, np.ndarray]:
+    """Keys `dream/*` of windows [B, T]."""
+    truth = np.asarray(step.obs, np.float32) / (255 if step.obs.dtype == np.uint8 else 1)
+    found: dict[str, np.ndarray] = {
+        'dream/truth': truth,
         'dream/dream': np.clip(dream.image, 0, 1),
         'dream/context': np.array(context),
         'dream/action': step.prev_action.argmax(-1),
@@ -80,6 +113,8 @@ def samples(
         'dream/reward_true': step.reward,
         'dream/reward_pred': dream.reward,
         'dream/cont_pred': dream.cont,
-        'dream/value_pred': value,
-        'dream/return_true': discounted_sum(step.reward, step.is_last, agent.cfg.discount),
     }
+    if value is not None:
+        found |= {'dream/value_pred': value}
+        found |= {'dream/return_true': discounted_sum(step.reward, step.is_last, discount)}
+    return found

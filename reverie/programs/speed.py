@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from reverie.agents import presets
-from reverie.agents.dreamer4 import Dreamer4
+from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.envs import device
 from reverie.evaluation.returns import provenance
 from reverie.models.shortcut import ShortcutModel
 from reverie.nn.core import count
 from reverie.training.state import create, own_buffers
 from reverie.training.update import make_program
-from reverie.types import Batch, EnvSpec, Params, Step
+from reverie.types import Agent, Batch, EnvSpec, Params, Step
 
 
 class Noise:
@@ -59,7 +59,7 @@ def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
     return dict(p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times))
 
 
-def phases(agent: Dreamer4, source: Noise, updates: int, repeats: int) -> dict[str, Any]:
+def phases(agent: Agent, source: Noise, updates: int, repeats: int) -> dict[str, Any]:
     """Frames per second of every phase, and how often it was compiled."""
     found, params = {}, jax.jit(agent.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 1)
@@ -147,21 +147,20 @@ def imagination(agent: Dreamer4, params: Params, rows: int, frames: int, repeats
 
 
 def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
-    """The speed record of a preset on MinAtar Breakout's shapes; imagination at `context` frames."""
+    """The speed record of a preset on MinAtar Breakout's shapes; imagination at `context` frames if it has a cache."""
     spec = device.make('minatar/breakout').spec
     config = presets.get(preset)
     agent = presets.make(config, spec)
     params = jax.jit(agent.init)(jax.random.key(0))
     cpu = jax.default_backend() == 'cpu'
     updates, repeats = (4, 3) if cpu else (50, 5)
-    longer = dataclasses.replace(config.dynamics.transformer, context=context)
-    wide = presets.make(
-        dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, transformer=longer)), spec
-    )
-    return {
+    record = {
         'name': 'phases', 'preset': preset, 'command': command, **provenance(),
         'params': {name: count(group) for name, group in params.items()},
-        'dtype': config.dynamics.transformer.dtype,
         'phases': phases(agent, Noise(spec), updates, repeats),
-        'imagination': imagination(wide, params, 8 if cpu else 256, 8, repeats),
     }  # fmt: skip
+    if isinstance(config, Dreamer4Config):
+        longer = dataclasses.replace(config.dynamics.transformer, context=context)
+        wide = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, transformer=longer))
+        record['imagination'] = imagination(presets.make(wide, spec), params, 8 if cpu else 256, 8, repeats)
+    return record

@@ -1,0 +1,169 @@
+"""What PlaNet, Dreamer V1 to V3 and TransDreamerV3 share: a latent world model, its heads and its loss."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from reverie.models.encoders import Decoder, Encoder, ObsConfig
+from reverie.models.latent import LatentModel
+from reverie.models.rssm import RSSMConfig
+from reverie.nn.core import MLP, Style, build
+from reverie.nn.dists import Bernoulli, Normal, TwoHot, symexp_bins
+from reverie.types import Batch, EnvSpec, Losses, Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoHotNumber:
+    """Rewards and values as a softmax over `size` symexp bins, zero at the start; V3."""
+
+    size: int = 255
+    out_scale: float = 0.0
+
+    def __call__(self, out: Float[Array, '*B bins']) -> TwoHot:
+        return TwoHot(out, symexp_bins(self.size))
+
+    def mean(self, out: Float[Array, '*B bins']) -> Float[Array, '*B']:
+        return self(out).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalNumber:
+    """Rewards and values as the mean of a Gaussian of variance 1; PlaNet, V1, V2."""
+
+    size: int = 1
+    out_scale: float = 1.0
+
+    def __call__(self, out: Float[Array, '*B 1']) -> Normal:
+        return Normal(self.mean(out), event=0)
+
+    def mean(self, out: Float[Array, '*B 1']) -> Float[Array, '*B']:
+        return out[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """A head's network: `layers` of `units`, in the style of its agent."""
+
+    layers: int
+    units: int
+    style: Style = Style()
+
+    def build(self, inputs: int, outputs: int, rngs: nnx.Rngs, out_scale: float = 1.0) -> MLP:
+        return MLP(inputs, self.units, self.layers, outputs, out_scale=out_scale, style=self.style, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """A latent world model and how it is fitted.
+
+    dynamics: builds the latent dynamics, see `models.rssm`. obs: how observations are read and predicted.
+    number: the law of rewards. cont: None for agents without a head for the end of episodes (PlaNet, V1).
+    cont_discount: the head's target is this where the episode goes on, so that it predicts the discount too.
+    kl: (post, prior) -> loss terms. scales: weight of each term, by name: obs, reward, cont, and those of `kl`.
+    """
+
+    dynamics: RSSMConfig
+    obs: ObsConfig
+    reward: HeadConfig
+    cont: HeadConfig | None
+    kl: Callable[[Any, Any], Losses]
+    scales: Mapping[str, float]
+    number: TwoHotNumber | NormalNumber = TwoHotNumber()
+    cont_discount: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """How much is played and replayed.
+
+    envs: environments played at once. capacity: steps kept. prefill: steps played before the first update.
+    ratio: replayed steps per played one. batch, length: windows of one update.
+    """
+
+    envs: int = 1
+    capacity: int = 1_000_000
+    prefill: int = 1024
+    ratio: float = 32.0
+    batch: int = 16
+    length: int = 64
+
+
+def reconstruction(laws: Any, obs: Any) -> Losses:
+    """-ln p of the observation: {'obs': [B, T]}, or {'obs/<key>': [B, T]} if it is a dictionary."""
+    if isinstance(laws, Mapping):
+        return {f'obs/{key}': -law.log_prob(obs[key]) for key, law in laws.items()}
+    return {'obs': -laws.log_prob(obs)}
+
+
+class World:
+    """Parameter groups encoder, dynamics, decoder, reward and (unless left out) cont, and what is made of them."""
+
+    def __init__(self, cfg: WorldConfig, spec: EnvSpec):
+        self.cfg, self.spec = cfg, spec
+        outlines = nnx.eval_shape(lambda: self.modules(nnx.Rngs(0)))
+        self.bind = {name: build(module)[1] for name, module in outlines.items()}
+        self.groups = tuple(outlines)
+        self.dynamics: Any = outlines['dynamics']  # without weights: for what depends on the configuration alone
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Weight of each term of `loss`."""
+        scales = dict(self.cfg.scales)
+        if isinstance(self.spec.obs_shape, Mapping):
+            each = scales.pop('obs')
+            scales |= {f'obs/{key}': each for key in self.spec.obs_shape}
+        return scales
+
+    def modules(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        cfg, obs = self.cfg, self.spec.obs_shape
+        encoder = Encoder(cfg.obs, obs, rngs=rngs)
+        latent = (cfg.dynamics.deter, cfg.dynamics.latent.size)
+        found = dict(
+            encoder=encoder,
+            dynamics=cfg.dynamics.build(encoder.width, self.spec.actions.size, rngs),
+            decoder=Decoder(cfg.obs, obs, latent, rngs=rngs),
+            reward=cfg.reward.build(cfg.dynamics.width, cfg.number.size, rngs, cfg.number.out_scale),
+        )
+        if cfg.cont is not None:
+            found['cont'] = cfg.cont.build(cfg.dynamics.width, 1, rngs)
+        return found
+
+    def init(self, rngs: nnx.Rngs) -> Params:
+        return {name: build(module)[0] for name, module in self.modules(rngs).items()}
+
+    def model(self, params: Params) -> LatentModel:
+        """The four-method world model with these weights."""
+        net = {name: self.bind[name](params[name]) for name in self.groups if name in params}
+        decoder = net.get('decoder')
+        reward = net.get('reward')
+        cont = net.get('cont')
+        return LatentModel(
+            net['dynamics'],
+            net.get('encoder'),
+            decoder and (lambda state: decoder(state.h, state.z)),
+            reward and (lambda feat: self.cfg.number.mean(reward(feat))),
+            cont and (lambda feat: Bernoulli(cont(feat)[..., 0]).mean()),
+        )
+
+    def loss(self, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Losses, Metrics, Any]:
+        """-> (terms [B, T], metrics, unrolled). Reconstruction, reward, end of episodes and KL of every step.
+
+        V1 eq. 10, V2 eq. 2, V3 eqs. 2 to 5.
+        """
+        cfg, step, model = self.cfg, batch.step, self.model(params)
+        b = len(step.is_first)
+        start = model.dynamics.initial(b) if batch.context is None else model.dynamics.unpack(batch.context)
+        assert model.encoder is not None and model.decoder is not None
+        unrolled = model.dynamics.unroll(start, model.encoder(step.obs), step.prev_action, step.is_first, key)
+        reward = cfg.number(self.bind['reward'](params['reward'])(unrolled.feat))
+        losses = {**reconstruction(model.decoder(unrolled.state), step.obs), 'reward': -reward.log_prob(step.reward)}
+        if cfg.cont is not None:
+            cont = Bernoulli(self.bind['cont'](params['cont'])(unrolled.feat)[..., 0])
+            losses['cont'] = -cont.log_prob(cfg.cont_discount * ~step.is_terminal)
+        losses |= cfg.kl(unrolled.post, unrolled.prior)
+        entropy = dict(post=unrolled.post.entropy(), prior=unrolled.prior.entropy())
+        metrics = {f'world/{name}_entropy': x.mean() for name, x in entropy.items()}
+        return losses, metrics | {'world/kl': unrolled.post.kl(unrolled.prior).mean()}, unrolled
