@@ -78,7 +78,7 @@ class Process:
 
     def last_words(self) -> str:
         self.end(1.0)  # the pipe closes a moment before the exit code is known
-        code, size = self.process.returncode, os.fstat(self.log.fileno()).st_size
+        code, size = self.process.returncode or 0, os.fstat(self.log.fileno()).st_size
         how = f'was ended by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
         printed = os.pread(self.log.fileno(), 2000, max(0, size - 2000)).decode(errors='replace').split('\n')
         said = [line.strip() for line in printed if line.strip(' \0')]
@@ -91,7 +91,8 @@ class Process:
             self.process.wait(grace)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it will never run our code again
+            self.process.wait(LEAVE_S)
 
     def close(self, grace: float) -> None:
         self.end(grace)
