@@ -54,6 +54,17 @@ def test_one_hots_are_one_hot_with_the_frequency_of_their_probabilities():
     close(law.log_prob(jnp.array([[0.0, 1.0], [1.0, 0.0]])), np.log(0.8 * 0.7))
 
 
+def test_draws_of_many_classes_pass_a_chi_squared_test_and_avoid_the_impossible():
+    probs = np.random.default_rng(0).dirichlet(np.ones(32), 3)
+    probs[:, [0, 7, 31]] = 0
+    probs /= probs.sum(-1, keepdims=True)
+    law = OneHots(jnp.log(jnp.asarray(probs, jnp.float32)))
+    draws = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(2), 5000)).round().sum(0))
+    assert (draws[:, [0, 7, 31]] == 0).all() and (draws.sum(-1) == 5000).all()
+    for found, p in zip(draws, probs, strict=True):
+        assert scipy.stats.chisquare(found[p > 0], 5000 * p[p > 0] / p.sum(), sum_check=False).pvalue > 0.001
+
+
 @pytest.mark.parametrize('name', ['atari', 'free1_each'])
 def test_v2_divergences_equal_the_reference(name):
     g = golden('v2/kl')
