@@ -208,11 +208,15 @@ SYSTEMS = {'pendulum': Pendulum, 'cartpole_swingup': CartPole}
 def build(name: str, action_repeat: int = 1, time_limit: int | None = None, **options: Any) -> tuple[Control, int]:
     """-> (the task called `name`, its time limit in steps of `action_repeat` control steps each; 1,000 of those).
 
+    options: fields of the system, e.g. damping=0.2.
     Raises UserError for an unknown option, or a value out of range.
     """
+    known = [field.name for field in dataclasses.fields(SYSTEMS[name])]
     for option in options:
-        raise UserError(f'control/{name} has no option {option!r}; expected action_repeat, time_limit')
+        if option not in known:
+            expected = ', '.join(('action_repeat', 'time_limit', *known))
+            raise UserError(f'control/{name} has no option {option!r}; expected {expected}')
     if action_repeat < 1:
         raise UserError(f'action_repeat={action_repeat} repeats nothing; expected at least 1')
     limit = max(1, CONTROL_STEPS // action_repeat) if time_limit is None else time_limit
-    return Control(SYSTEMS[name](), action_repeat), limit
+    return Control(SYSTEMS[name](**options), action_repeat), limit

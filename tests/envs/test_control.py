@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.envs import control
+from reverie.envs import control, device
 from reverie.types import Env, UserError
 
 ORIGINAL = {'pendulum': ('pendulum', 'swingup'), 'cartpole_swingup': ('cartpole', 'swingup')}
@@ -90,6 +90,19 @@ def test_standing_still_upright_earns_the_highest_return():
         _, step = PROGRAMS[name](control.State(jnp.zeros(dof), jnp.zeros(dof)), jnp.zeros(1), KEY)
         np.testing.assert_allclose(step.reward, 1.0, atol=1e-6)
         assert control.Control(system()).spec.max_return == 1000.0
+
+
+def test_many_copies_restart_after_their_time():
+    envs = device.Vector(device.TimeLimit(control.build('pendulum', damping=0.5)[0], 3), 2)
+    state, step = envs.reset(KEY)
+    move, firsts, lasts = jax.jit(envs.step), [], []
+    for i in range(5):
+        state, step = move(state, jnp.ones((2, 1)), jax.random.key(i))
+        firsts.append(step.is_first.tolist())
+        lasts.append(step.is_last.tolist())
+        assert not step.is_terminal.any()
+    assert lasts == [[False] * 2, [False] * 2, [True] * 2, [False] * 2, [False] * 2]
+    assert firsts == [[False] * 2, [False] * 2, [False] * 2, [True] * 2, [False] * 2]
 
 
 @pytest.mark.parametrize('options', [dict(sticky=0.1), dict(action_repeat=0)])
