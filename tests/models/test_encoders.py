@@ -144,9 +144,10 @@ def test_shapes_that_mean_nothing_are_refused():
         Encoder(SMALL, dict(a=(64, 64, 3), b=(96, 96, 3)), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(
-    ('name', 'millions'), [('1m', 0.69), ('12m', 10.5), ('25m', 23.5), ('200m', 166), ('400m', 373)]
-)
+TABLE = [('1m', 0.69), ('12m', 10.5), ('25m', 23.5), ('50m', 41.7), ('100m', 93.5), ('200m', 166), ('400m', 373)]
+
+
+@pytest.mark.parametrize(('name', 'millions'), TABLE)
 def test_sizes_have_the_number_of_weights_of_the_references_table(name, millions):
     s = size(name)
     rssm = RSSMConfig(s.deter, s.hidden, CategoricalLatent(32, s.classes, 0.01), BlockGRU(8))
