@@ -32,7 +32,7 @@ class Mean(NamedTuple):
     """A mean over as many things as there happen to be, e.g. episodes that ended; divided only when it is logged."""
 
     total: Array
-    count: Array
+    n: Array
 
 
 Metrics = dict[str, Array | Mean]

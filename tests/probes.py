@@ -75,3 +75,28 @@ class RandomPlay:
 
     def set_state(self, state):
         assert state == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Continuous: each step shows a number, and the next action earns 1 less its distance to the number.
+
+    A policy that does not see scores at most one half of what the best one does; rewards off by one earn no more.
+    """
+
+    @property
+    def spec(self) -> EnvSpec:
+        return EnvSpec('match', (1,), ActionSpace('continuous', 1))
+
+    def _step(self, number, prev_action, reward, is_first) -> Step:
+        no = jnp.asarray(False)
+        return Step(number[None], prev_action, reward, is_first, no, no)
+
+    def reset(self, key):
+        number = jax.random.choice(key, jnp.array([-0.6, 0.6]))
+        return number, self._step(number, jnp.zeros(1), jnp.zeros(()), jnp.asarray(True))
+
+    def step(self, state, action, key):
+        reward = 1 - jnp.abs(action[0] - state)
+        number = jax.random.choice(key, jnp.array([-0.6, 0.6]))
+        return number, self._step(number, action, reward, jnp.asarray(False))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
+from reverie.envs import control
 from reverie.envs.minatar import env as minatar
 from reverie.types import Env, EnvSpec, Step, UserError
 
@@ -40,8 +41,8 @@ class Vector:
         env, step = jax.vmap(self.env.reset)(jax.random.split(key, self.n))
         return VectorState(env, step.is_last), step
 
-    def step(self, state: VectorState, action: Int[Array, ' n'], key: PRNGKeyArray) -> tuple[VectorState, Step]:
-        """-> (state, Step [n])."""
+    def step(self, state: VectorState, action: Array, key: PRNGKeyArray) -> tuple[VectorState, Step]:
+        """`action`: index [n] if discrete, [n, A] if continuous -> (state, Step [n])."""
         keys = jax.random.split(key, self.n)
         moved = jax.vmap(self.env.step)(state.env, action, keys)
         # The branch keeps XLA from fusing both outcomes into one loop, which redraws the dice for every pixel: 3 to 5
@@ -77,7 +78,7 @@ class TimeLimit:
         env, step = self.env.reset(key)
         return TimedState(env, jnp.zeros((), jnp.int32)), step
 
-    def step(self, state: TimedState, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[TimedState, Step]:
+    def step(self, state: TimedState, action: Array, key: PRNGKeyArray) -> tuple[TimedState, Step]:
         env, step = self.env.step(state.env, action, key)
         time = state.time + 1
         return TimedState(env, time), step._replace(is_last=step.is_last | (time >= self.steps))
@@ -85,14 +86,15 @@ class TimeLimit:
 
 def names() -> tuple[str, ...]:
     """The environments that need no other package; `make` also takes 'gymnax/<Id>'."""
-    return tuple(f'minatar/{game}' for game in minatar.GAMES)
+    return (*(f'minatar/{game}' for game in minatar.GAMES), *(f'control/{task}' for task in control.SYSTEMS))
 
 
 def make(name: str, **options: Any) -> Env:
     """An environment by name, e.g. make('minatar/breakout', sticky=0.0) or make('gymnax/CartPole-v1').
 
     Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions, time_limit (steps or
-    None). Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode. Raises UserError for an unknown
+    None). Options of control/*: action_repeat, time_limit (in steps after the repeat) and the fields of the system.
+    Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode. Raises UserError for an unknown
     name, an unknown option or a bad value.
     """
     family, _, game = name.partition('/')
@@ -100,6 +102,9 @@ def make(name: str, **options: Any) -> Env:
         from reverie.envs import gymnax  # an optional package; its import takes seconds
 
         return gymnax.build(game, **options)
+    if family == 'control' and game in control.SYSTEMS:
+        swing_up, time_limit = control.build(game, **options)
+        return TimeLimit(swing_up, time_limit)
     if family != 'minatar' or game not in minatar.GAMES:
         raise UserError(f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>')
     env, time_limit = minatar.build(game, **options)

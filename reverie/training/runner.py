@@ -158,7 +158,7 @@ class _Call:
 
     step: int  # updates of the phase after it
     updates: int
-    metrics: Mapping[str, Array]
+    metrics: Metrics
     streak: Array  # [seeds, updates]
     trace: Mapping[str, Array]
     memory: PyTree  # [seeds, updates, B, T, ...] for a replay on the host, else None
@@ -379,7 +379,7 @@ class _Loop:
             if x.shape[0] > 1:
                 values[f'{name}/seeds'] = [float(v) for v in x]
         if 'env/return' in self.played:
-            values['env/episodes'] = float(self.played['env/return'].count.sum())
+            values['env/episodes'] = float(self.played['env/return'].n.sum())
         for name, (total, count) in self.played.items():
             each = [float(t / n) if n else float('nan') for t, n in zip(total, count, strict=True)]
             some = [x for x in each if not np.isnan(x)]

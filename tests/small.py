@@ -1,0 +1,38 @@
+"""Presets small enough to learn a probe in seconds."""
+
+import dataclasses
+
+from reverie.agents.dreamer import Adams, LaProp
+from reverie.agents.planet import CEM, PlanetConfig
+from reverie.models.rssm import BlockGRU, CategoricalLatent, GaussianLatent
+from reverie.objectives.behavior import SlowCopy
+
+
+def world(cfg):
+    latent = cfg.dynamics.latent
+    latent = CategoricalLatent(4, 8, latent.unimix) if isinstance(latent, CategoricalLatent) else GaussianLatent(8, 0.1)
+    core = BlockGRU(4) if isinstance(cfg.dynamics.core, BlockGRU) else cfg.dynamics.core
+    fp32 = lambda style: dataclasses.replace(style, dtype='float32')
+    head = lambda h: h and dataclasses.replace(h, layers=1, units=32, style=fp32(h.style))
+    dynamics = dataclasses.replace(
+        cfg.dynamics, deter=64, hidden=32, latent=latent, core=core, style=fp32(cfg.dynamics.style)
+    )
+    obs = dataclasses.replace(cfg.obs, units=32, layers=1, style=fp32(cfg.obs.style))
+    return dataclasses.replace(
+        cfg, dynamics=dynamics, obs=obs, reward=head(cfg.reward), cont=head(cfg.cont),
+        cont_discount=min(cfg.cont_discount, 0.95 if cfg.cont else 1.0),
+    )  # fmt: skip
+
+
+def shrink(cfg, updates: int = 300):
+    """A preset that plays, with a tiny model, a high learning rate, and one update for every 32 frames."""
+    replay = dataclasses.replace(cfg.replay, envs=8, capacity=8192, prefill=256, ratio=4.0, batch=16, length=8)
+    cfg = dataclasses.replace(cfg, world=world(cfg.world), replay=replay, steps=updates)
+    if isinstance(cfg, PlanetConfig):
+        return dataclasses.replace(cfg, plan=CEM(3, 4, 64, 8), learning_rate=3e-3)
+    head = lambda h: dataclasses.replace(h, layers=1, units=32, style=dataclasses.replace(h.style, dtype='float32'))
+    fast = LaProp(3e-3, 20) if isinstance(cfg.optimiser, LaProp) else Adams(3e-3, 2e-3, 2e-3)
+    slow = SlowCopy(10) if isinstance(cfg.slow, SlowCopy) else cfg.slow  # a hundred updates are a third of all
+    return dataclasses.replace(
+        cfg, policy=head(cfg.policy), value=head(cfg.value), optimiser=fast, slow=slow, horizon=5
+    )

@@ -1,0 +1,48 @@
+"""Every preset that plays must find the best policy of a probe, from its own play, in a few hundred updates."""
+
+import jax
+import numpy as np
+import pytest
+
+from reverie.agents import presets
+from reverie.evaluation.returns import evaluate
+from reverie.training import runner
+from reverie.training.online import Online, Play
+from reverie.types import UserError
+from tests.probes import Counter, Match
+from tests.small import shrink
+
+PLAYING = [name for name in presets.PRESETS if hasattr(presets.get(name), 'replay')]
+STEPS = 30
+
+
+def solved(name, env, folder):
+    """-> mean return of the policy over whole episodes of STEPS steps, sampled and greedy."""
+    cfg = shrink(presets.get(name))
+    agent, r = presets.make(cfg, env.spec), cfg.replay
+    source = Online(env, agent.explorer, Play(r.envs, r.capacity, r.ratio, r.prefill))
+    params = runner.run(agent, source, folder, updates_per_call=100, checkpoint_every_s=1e9)
+    readout = agent.readouts['agent']
+    params = readout.params(jax.tree.map(lambda x: x[0], params))
+    play = lambda greedy: evaluate(
+        env, readout.actor, params, jax.random.key(0), episodes=32, max_steps=STEPS, greedy=greedy, chunk=STEPS
+    )
+    return [float(play(greedy).returns.mean()) for greedy in (False, True)]
+
+
+@pytest.mark.parametrize('name', [n for n in PLAYING if n != 'planet'])
+def test_the_agent_counts_up_and_then_waits(name, tmp_path):
+    sampled, greedy = solved(name, Counter(3), tmp_path)
+    assert greedy > STEPS - 3  # random play scores a third
+    assert sampled > 0.7 * STEPS
+
+
+@pytest.mark.parametrize('name', ['planet'])
+def test_the_agent_chooses_the_number_it_sees(name, tmp_path):
+    sampled, greedy = solved(name, Match(), tmp_path)
+    assert np.minimum(sampled, greedy) > 0.8 * STEPS  # a blind policy scores at most 0.4
+
+
+def test_planet_refuses_discrete_actions():
+    with pytest.raises(UserError, match='planet takes continuous'):
+        presets.make(presets.get('planet'), Counter(3).spec)
