@@ -144,7 +144,7 @@ class Ring(NamedTuple):
     """A replay on the device, one seed's."""
 
     data: Stored  # [N, L, ...]
-    count: Int[Array, '']  # vector steps written so far
+    written: Int[Array, '']  # vector steps so far
     seen: Int[Array, '']  # windows that left the online queue
     env: Int[Array, ' B']  # rows of the last batch, for `absorb`
     start: Int[Array, ' B']
@@ -163,9 +163,9 @@ def empty(like: Stored, slots: int, batch: int) -> Ring:
 
 def write(ring: Ring, stored: Stored) -> Ring:
     """One vector step [N, ...] over the oldest one."""
-    slot = ring.count % ring.slots
+    slot = ring.written % ring.slots
     put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), slot, 1)
-    return ring._replace(data=jax.tree.map(put, ring.data, stored), count=ring.count + 1)
+    return ring._replace(data=jax.tree.map(put, ring.data, stored), written=ring.written + 1)
 
 
 def choose(ring: Ring, key: PRNGKeyArray, length: int, online: bool = True) -> Ring:
@@ -176,10 +176,10 @@ def choose(ring: Ring, key: PRNGKeyArray, length: int, online: bool = True) -> R
     (envs, slots), (batch,) = ring.data.flags.shape, ring.env.shape
     env_key, start_key = jax.random.split(key)
     env = jax.random.randint(env_key, (batch,), 0, envs)
-    start = jax.random.randint(start_key, (batch,), earliest(ring.count, slots), ring.count - length + 1)
+    start = jax.random.randint(start_key, (batch,), earliest(ring.written, slots), ring.written - length + 1)
     if not online:
         return ring._replace(env=env, start=start)
-    seen, new_env, new_start, use = queued(ring.count, ring.seen, envs, slots, batch, length)
+    seen, new_env, new_start, use = queued(ring.written, ring.seen, envs, slots, batch, length)
     return ring._replace(seen=seen, env=jnp.where(use, new_env, env), start=jnp.where(use, new_start, start))
 
 
@@ -225,21 +225,21 @@ class HostRing:
     def __init__(self, like: Stored, slots: int):
         self.data = jax.tree.map(lambda x: np.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like)
         self.envs, self.slots = self.data.flags.shape
-        self.count = self.seen = 0
+        self.written = self.seen = 0
 
     def write(self, stored: Stored) -> None:
         """One vector step [N, ...] over the oldest one."""
-        slot = self.count % self.slots
+        slot = self.written % self.slots
         for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(stored), strict=True):
             x[:, slot] = new
-        self.count += 1
+        self.written += 1
 
     def choose(self, rng: np.random.Generator, batch: int, length: int, online: bool = True) -> Rows:
         """The rows of the next batch, see `choose`."""
         env = rng.integers(0, self.envs, batch)
-        start = rng.integers(earliest(self.count, self.slots, np), self.count - length + 1, batch)
+        start = rng.integers(earliest(self.written, self.slots, np), self.written - length + 1, batch)
         if online:
-            seen, new_env, new_start, use = queued(self.count, self.seen, self.envs, self.slots, batch, length, np)
+            seen, new_env, new_start, use = queued(self.written, self.seen, self.envs, self.slots, batch, length, np)
             self.seen = int(seen)
             env, start = np.where(use, new_env, env), np.where(use, new_start, start)
         return Rows(env, start)
@@ -256,25 +256,25 @@ class HostRing:
         """New memories [B, T, ...] of rows drawn earlier; steps that were overwritten since are left out."""
         length = jax.tree.leaves(memory)[0].shape[1]
         time = rows.start[:, None] + np.arange(length)
-        keep = winners(rows.env, rows.start, length, np) & (time > self.count - 1 - self.slots)
+        keep = winners(rows.env, rows.start, length, np) & (time > self.written - 1 - self.slots)
         env = np.broadcast_to(rows.env[:, None], keep.shape)[keep]
         for x, new in zip(jax.tree.leaves(self.data.memory), jax.tree.leaves(memory), strict=True):
             x[env, time[keep] % self.slots] = np.asarray(new)[keep]
 
     def cut(self) -> None:
         """Mark the newest step of every stream as the last of its episode: the environments are gone."""
-        if self.count:
-            self.data.flags[:, (self.count - 1) % self.slots] |= LAST
+        if self.written:
+            self.data.flags[:, (self.written - 1) % self.slots] |= LAST
 
     def arrays(self) -> dict[str, Any]:
         """Everything in it, for a checkpoint; not copied."""
-        return {'data': self.data, 'count': np.array(self.count), 'seen': np.array(self.seen)}
+        return {'data': self.data, 'written': np.array(self.written), 'seen': np.array(self.seen)}
 
     def set_arrays(self, arrays: dict[str, Any]) -> None:
         """Inverse of `arrays`."""
         for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(arrays['data']), strict=True):
             x[...] = new
-        self.count, self.seen = int(arrays['count']), int(arrays['seen'])
+        self.written, self.seen = int(arrays['written']), int(arrays['seen'])
 
 
 # ------------------------------------------------------------------------------------ as a dataset

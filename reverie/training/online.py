@@ -179,8 +179,8 @@ class Online:
         live = self._start(params, reset_key, batch, self.play.slots)
         live, _ = self._collect(live, params, key, self.play.prefill_steps(length), self.play.random_prefill)
         # The ring was written to, so its buffers are its own; copied like the rest, it would take its memory twice.
-        rest = own_buffers(live._replace(ring=live.ring._replace(data=())))
-        return rest._replace(ring=rest.ring._replace(data=live.ring.data))
+        data, rest = live.ring.data, own_buffers(live._replace(ring=live.ring._replace(data=None)))
+        return rest._replace(ring=rest.ring._replace(data=data))
 
     def next(
         self, live: Playing, params: Params, key: PRNGKeyArray, batch: int, length: int
@@ -230,7 +230,7 @@ class Online:
         """Leaves the replay behind as a dataset, if asked to."""
         if self.dataset is None:
             return
-        data, counts = jax.device_get((live.ring.data._replace(memory=()), live.ring.count))
+        data, counts = jax.device_get((live.ring.data._replace(memory=()), live.ring.written))
         rings = [(jax.tree.map(lambda x, i=i: x[i], data), int(count)) for i, count in enumerate(counts)]
         facts = {'source': 'replay', 'env': self.env.spec.name}
         replay.export(self.dataset, rings, self.layout, self.env.spec, facts, overwrite=True)
@@ -255,7 +255,10 @@ def _check_same(saved: dict[str, Any], given: dict[str, Any]) -> None:
 
 @runtime_checkable
 class HostEnvs(Protocol):
-    """N environments on the host with auto-reset in the arrival convention, e.g. `envs.host.HostVector`."""
+    """N environments on the host with auto-reset in the arrival convention, e.g. `envs.host.HostVector`.
+
+    If there are `send(action)` and `receive() -> Step`, the two halves of `step`, the environments move meanwhile.
+    """
 
     @property
     def spec(self) -> EnvSpec: ...
@@ -267,6 +270,12 @@ class HostEnvs(Protocol):
     def step(self, action: np.ndarray) -> Step:
         """action: index [N] if discrete, [N, A] if continuous -> Step [N]."""
         ...
+
+
+def none_ended() -> Metrics:
+    """What `score` gives where no episode ended."""
+    none = Mean(np.zeros((), np.float32), np.zeros((), np.float32))
+    return {'env/return': none, 'env/length': none}
 
 
 class Player:
@@ -286,20 +295,35 @@ class Player:
     def begin(self) -> None:
         """New episodes, an explorer that remembers nothing, and an empty ring; chance goes on."""
         self.ring = HostRing(self.like, self.play.slots)
-        self.step, self.actor = self.vector.reset(), None
+        self.step, self.due, self.actor = self.vector.reset(), False, None
         n = self.play.envs
         self.scores = Scores(np.zeros(n, np.float32), np.zeros(n, np.int32))
-        self.ended: Metrics = {}
+        self.ended = none_ended()
 
     def advance(self, action: np.ndarray, memory: PyTree) -> None:
-        """Write the step that was acted on, and let the next one arrive."""
-        self.ring.write(replay.to_stored(self.step, memory, self.actions, np))
-        self.step = self.vector.step(action)
-        self.scores, ended = score(self.scores, self.step, np)
-        self.ended = jax.tree.map(np.add, self.ended, ended) if self.ended else ended
+        """Write the step that was acted on, while the environments are on their way to the next."""
+        stored = replay.to_stored(self.arrived(), memory, self.actions, np)
+        send = getattr(self.vector, 'send', None)
+        if send is not None:
+            send(action)
+        self.ring.write(stored)
+        self.arrive(self.vector.step(action) if send is None else None)
+
+    def arrive(self, step: Step | None) -> None:
+        """The next step, now or, if it is still to be received, when it is asked for."""
+        self.step, self.due = step, step is None
+        if step is not None:
+            self.scores, ended = score(self.scores, step, np)
+            self.ended = jax.tree.map(np.add, self.ended, ended)
+
+    def arrived(self) -> Step:
+        """The step to act on; waits for the environments."""
+        if self.due:
+            self.arrive(self.vector.receive())
+        return self.step
 
     def prefill(self, steps: int) -> None:
-        """Uniformly random play, of which no scores are kept."""
+        """Uniformly random play."""
         n, size = self.play.envs, self.actions.size
         for _ in range(steps):
             if self.actions.kind == 'discrete':
@@ -307,7 +331,6 @@ class Player:
             else:
                 action = self.rng.uniform(-1, 1, (n, size)).astype(np.float32)
             self.advance(action, self.blank)
-        self.ended = {}
 
 
 class OnlineHost:
@@ -396,11 +419,13 @@ class OnlineHost:
     def _draw(self, seed: int, steps: int, batch: int, length: int) -> Rows:
         """Play `steps` vector steps of one seed, after the prefill if nothing was played yet, and choose rows."""
         player, prefill = self.players[seed], self.play.prefill_steps(length)
-        if not player.ring.count and self.play.random_prefill:
-            player.prefill(prefill)
-        elif not player.ring.count:
-            self._explore(seed, prefill)
-            player.ended = {}
+        if not player.ring.written:
+            if self.play.random_prefill:
+                player.prefill(prefill)
+            else:
+                self._explore(seed, prefill)
+            player.arrived()
+            player.ended = none_ended()
         self._explore(seed, steps)
         return player.ring.choose(player.rng, batch, length, self.play.online)
 
@@ -410,7 +435,7 @@ class OnlineHost:
             player.actor = self.explorer.initial(params, self.play.envs)
         for _ in range(steps):
             chance = np.array([player.seed, player.acted], np.uint32)
-            player.actor, action, memory = self._act(params, player.actor, player.step, chance)
+            player.actor, action, memory = self._act(params, player.actor, player.arrived(), chance)
             player.acted += 1
             # Read before the environments move: they may reuse the memory of their observations.
             action, memory = jax.device_get((action, memory))
@@ -440,9 +465,9 @@ class OnlineHost:
 
     def metrics(self) -> dict[str, Mean]:
         """Of the episodes that ended since the last call, fields [seeds]."""
-        ended = [p.ended for p in self.players]
+        ended = [player.ended for player in self.players]
         for player in self.players:
-            player.ended = jax.tree.map(np.zeros_like, player.ended)
+            player.ended = none_ended()
         return jax.tree.map(lambda *x: np.stack(x), *ended)
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
@@ -463,7 +488,7 @@ class OnlineHost:
     def finish(self, live: PyTree) -> None:
         """Leaves the replay behind as a dataset, if asked to."""
         if self.dataset is not None:
-            rings = [(player.ring.data, player.ring.count) for player in self.players]
+            rings = [(player.ring.data, player.ring.written) for player in self.players]
             spec = self.vectors[0].spec
             facts = {'source': 'replay', 'env': spec.name}
             replay.export(self.dataset, rings, self.players[0].layout, spec, facts, overwrite=True)

@@ -274,7 +274,7 @@ def test_random_play_fills_the_ring_first():
     live = source(dataclasses.replace(PLAY, prefill=90, random_prefill=True))
     params = Toy().init(jax.random.key(0))
     playing = jax.jit(lambda p, k: live.begin(p, k, B, T))(params, jax.random.key(1))
-    assert int(playing.ring.count) == 30 and not np.asarray(playing.ring.data.memory['time']).any()
+    assert int(playing.ring.written) == 30 and not np.asarray(playing.ring.data.memory['time']).any()
     action = np.asarray(playing.ring.data.action)[:, :30]
     assert {-1, 0, 1} == set(action.ravel().tolist())
     assert 0.3 < (action == 1).sum() / (action >= 0).sum() < 0.7

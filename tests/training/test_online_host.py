@@ -45,6 +45,20 @@ class SignalVector:
         return Step(self.obs, prev_action.astype(np.float32), reward.astype(np.float32), first, self.last, terminal)
 
 
+class Halves(SignalVector):
+    """The same, in two halves."""
+
+    def send(self, action):
+        self.action = np.array(action)
+
+    def receive(self):
+        action, self.action = self.action, None
+        return SignalVector.step(self, action)
+
+    def step(self, action):
+        raise AssertionError('expected send and receive')
+
+
 def source(seeds=1, play=PLAY, **changes):
     return OnlineHost([SignalVector(i) for i in range(seeds)], Watcher(), play, **changes)
 
@@ -86,6 +100,11 @@ def test_a_seed_determines_the_run_whenever_it_is_saved(whole, tmp_path):
         assert [r[name] for r in ours] == [r[name] for r in theirs], name
 
 
+def test_environments_that_move_meanwhile_give_the_same_run(whole, tmp_path):
+    live = OnlineHost([Halves(0), Halves(1)], Watcher(), PLAY)
+    assert same(train(tmp_path, live=live, seeds=2), whole[1])
+
+
 def test_seeds_trained_together_equal_each_trained_alone(whole, tmp_path):
     for i in range(2):
         live = OnlineHost([SignalVector(i)], Watcher(), PLAY, seed=i)
@@ -104,7 +123,7 @@ def test_a_killed_run_continues_with_its_replay_and_new_episodes(tmp_path):
         def set_arrays(self, arrays):
             super().set_arrays(arrays)
             ring = self.players[0].ring
-            restored.append((ring.count, int((ring.data.memory['time'] > 100).sum()), ring.data.flags.copy()))
+            restored.append((ring.written, int((ring.data.memory['time'] > 100).sum()), ring.data.flags.copy()))
 
     live = Watched([SignalVector(7)], Watcher(), play, dataset=path)
     train(tmp_path / 'run', live=live)
@@ -129,9 +148,9 @@ def test_random_play_fills_the_ring_first_and_scores_nothing(tmp_path):
     live.follow(jax.tree.map(lambda x: x[None], Toy().init(jax.random.key(0))))
     loaded = live.load(1, B, T, 1)
     ring = live.players[0].ring
-    assert ring.count == 30 + 4 and not ring.data.memory['time'][:, :30].any()
+    assert ring.written == 30 + 4 and not ring.data.memory['time'][:, :30].any()
     assert loaded['rows'].obs.shape == (1, 1, B, T, 2) and loaded['rows'].obs.dtype == np.uint8
-    assert live.metrics()['env/return'].count.shape == (1,) and live.metrics()['env/return'].count[0] == 0
+    assert live.metrics()['env/return'].n.shape == (1,) and live.metrics()['env/return'].n[0] == 0
 
 
 def test_it_is_a_host_source_and_not_a_device_source():
