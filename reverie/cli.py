@@ -177,14 +177,14 @@ def collect(args: Collect) -> None:
 
 
 def train(args: Train, preset: str) -> None:
-    from reverie.programs.experiment import Experiment, Played, Recorded
+    from reverie.programs.experiment import Experiment, Recorded, played
 
     run = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
     fields = (preset, args.config, args.env, args.seed, args.seeds, command())
     experiment: Experiment
     if isinstance(args, TrainPlayed):
         options, frames = options_of(args.env_options), whole('frames', args.frames)
-        experiment = Played(*fields, options=options, env_frames=frames, export=args.export)
+        experiment = played(args.env)(*fields, options=options, env_frames=frames, export=args.export)
     else:
         assert isinstance(args, TrainRecorded)
         data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'

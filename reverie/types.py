@@ -31,8 +31,8 @@ Losses = dict[str, Array]
 class Mean(NamedTuple):
     """A mean over as many things as there happen to be, e.g. episodes that ended; divided only when it is logged."""
 
-    total: Array
-    n: Array
+    total: Any  # arrays
+    n: Any
 
 
 Metrics = dict[str, Array | Mean]

@@ -151,7 +151,7 @@ class Dreamer:
         scales = {**self.world.scales, 'policy': 1.0, 'value': 1.0}
         if cfg.replay_critic is not None:
             scales['replay_value'] = cfg.replay_value_scale
-        self.phases = (
+        self.phases: tuple[Phase, ...] = (
             Phase(
                 'online', (*self.world.groups, 'policy', 'value'), self.loss, scales,
                 cfg.optimiser.build(self.world.groups), cfg.steps, cfg.replay.batch, cfg.replay.length,

@@ -154,7 +154,7 @@ class Dreamer4:
     def __init__(self, cfg: Dreamer4Config, spec: EnvSpec):
         if spec.actions.kind != 'discrete':
             raise UserError(f'{spec.name} has {spec.actions.kind} actions; dreamer4 takes discrete ones')
-        if len(spec.obs_shape) != 3:
+        if isinstance(spec.obs_shape, Mapping) or len(spec.obs_shape) != 3:
             raise UserError(f'{spec.name} has observations of shape {spec.obs_shape}; dreamer4 takes images [h, w, c]')
         self.cfg, self.spec = cfg, spec
         self.bins = symexp_bins(cfg.bins)
@@ -179,6 +179,7 @@ class Dreamer4:
             width, cfg.head_units, cfg.head_layers, outputs, ahead, out_scale=scale, dtype=dtype, rngs=rngs
         )
         latents, bottleneck = cfg.tokenizer.latents, cfg.tokenizer.bottleneck
+        assert not isinstance(self.spec.obs_shape, Mapping)
         h, w, c = self.spec.obs_shape
         return dict(
             encoder=Encoder(cfg.tokenizer, (h, w, c), rngs),

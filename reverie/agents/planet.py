@@ -124,7 +124,7 @@ class Planet:
         if cfg.overshooting is not None:
             scales['overshooting'] = cfg.overshooting_scale
         optimiser = clipped_adam(cfg.learning_rate, cfg.clip_norm, cfg.eps)
-        self.phases = (
+        self.phases: tuple[Phase, ...] = (
             Phase(
                 'online', self.world.groups, self.loss, scales, optimiser, cfg.steps, cfg.replay.batch,
                 cfg.replay.length,

@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -73,6 +73,8 @@ class Writer:
             dtype = np.asarray(episode.obs).dtype.name
             if dtype not in DTYPES:
                 raise UserError(f'observations are {dtype}, expected one of {", ".join(DTYPES)}')
+            if isinstance(self.spec.obs_shape, Mapping):
+                raise UserError(f'observations are {sorted(self.spec.obs_shape)}, expected one array')
             self._schema = Schema(tuple(self.spec.obs_shape), dtype, self.spec.actions)
         self.add_record(from_step(kind, episode, self._schema, complete, has_action, has_reward))
 

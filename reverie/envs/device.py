@@ -103,8 +103,7 @@ def make(name: str, **options: Any) -> Env:
 
         return gymnax.build(game, **options)
     if family == 'control' and game in control.SYSTEMS:
-        swing_up, time_limit = control.build(game, **options)
-        return TimeLimit(swing_up, time_limit)
+        return TimeLimit(*control.build(game, **options))
     if family != 'minatar' or game not in minatar.GAMES:
         raise UserError(f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>')
     env, time_limit = minatar.build(game, **options)

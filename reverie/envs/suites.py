@@ -48,7 +48,7 @@ def build(name: str, obs: str | None = None, size: tuple[int, ...] | None = IMAG
     Raises Refused for an unknown name and for a missing package, with the command that installs it.
     """
     family, _, task = name.partition('/')
-    builders = {'atari': _atari, 'dmc': _dmc, 'crafter': _crafter, 'gym': _gym}
+    builders = dict(zip(FAMILIES, (_atari, _dmc, _crafter, _gym), strict=True))
     if family not in builders or not task:
         raise Refused(
             f'environment {name!r} is unknown; expected atari/<game>, dmc/<domain>_<task>, crafter/reward or gym/<Id>'

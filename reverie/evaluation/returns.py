@@ -160,6 +160,35 @@ def evaluate_seeds(env: Env, actor: Actor, params: Params, key: PRNGKeyArray | j
     return _evaluate(env, actor, params, keys, episodes, max_steps, greedy, True, chunk)
 
 
+def evaluate_host(vector: Any, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int = 16,
+                  max_steps: int = 5000, greedy: bool = False) -> Scores:  # fmt: skip
+    """As `evaluate`, for environments on the host: has `n`, `reset()` and `step(action)`, see `envs.host.HostVector`.
+
+    Each of the n copies plays as many episodes, round(episodes / n) but at least one, so that short episodes are not
+    over-counted. An episode is cut after `max_steps` steps of the agent; chance in the environments is their own.
+    """
+    n = vector.n
+    act = jax.jit(lambda params, state, step, t: actor.act(params, state, step, jax.random.fold_in(key, t), greedy))
+    each, t = max(1, round(episodes / n)), 0
+    found: list[list[tuple[float, int, bool]]] = [[] for _ in range(n)]
+    while min(map(len, found)) < each:  # a new round of episodes for all copies
+        step, state = vector.reset(), jax.jit(actor.initial, static_argnums=1)(params, n)
+        ret, length, done = np.zeros(n), np.zeros(n, int), np.zeros(n, bool)
+        terminal = np.zeros(n, bool)
+        for _ in range(max_steps):
+            state, action = act(params, state, step, t)
+            step, t = vector.step(np.asarray(action)), t + 1
+            ret, length = ret + ~done * step.reward, length + ~done
+            terminal |= ~done & step.is_terminal
+            done |= step.is_last
+            if done.all():
+                break
+        for i in range(n):
+            found[i].append((float(ret[i]), int(length[i]), not terminal[i]))
+    rows = [row for of_copy in found for row in of_copy]
+    return Scores(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
 def iqm(scores: Any, axis: int | None = None) -> Any:
     """Interquartile mean: the mean of the middle half, 25% cut from each end (Agarwal et al. 2021, section 4.3)."""
     return scipy.stats.trim_mean(np.asarray(scores, float), 0.25, axis=axis)

@@ -59,7 +59,8 @@ def stacked(shapes: Mapping[str, Shape], keys: tuple[str, ...]) -> tuple[int, in
     sides = {shapes[key][:2] for key in keys}
     if len(sides) > 1:
         raise UserError(f'images {", ".join(keys)} have sides {sorted(sides)}: expected the same for all')
-    return *sides.pop(), sum(shapes[key][2] for key in keys)
+    h, w = sides.pop()
+    return h, w, sum(shapes[key][2] for key in keys)
 
 
 class Encoder(nnx.Module):

@@ -220,7 +220,7 @@ class RSSM(nnx.Module):
 
     def __init__(self, cfg: RSSMConfig, embed: int, actions: int, *, rngs: nnx.Rngs):
         style, outputs = cfg.style, cfg.latent.outputs
-        self.core = cfg.core.build(cfg, actions, rngs)
+        self.core: Any = cfg.core.build(cfg, actions, rngs)
         self.prior = MLP(cfg.deter, cfg.hidden, cfg.prior_layers, outputs, style=style, rngs=rngs)
         self.post = MLP(cfg.deter + embed, cfg.hidden, cfg.post_layers, outputs, style=style, rngs=rngs)
         self.cfg = cfg

@@ -52,7 +52,8 @@ class LayerNormGRU(nnx.Module):
 
     def __call__(self, x: Float[Array, '*B I'], h: Float[Array, '*B D']) -> Float[Array, '*B D']:
         y = self.norm(self.linear(jnp.concatenate([x, h], -1)).astype(jnp.float32))
-        return gate(*jnp.split(y, 3, -1), h)
+        r, c, u = jnp.split(y, 3, -1)
+        return gate(r, c, u, h)
 
 
 def gate(r: Array, c: Array, u: Array, h: Array) -> Array:

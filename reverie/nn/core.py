@@ -179,7 +179,9 @@ class Style:
         return Linear(inputs, outputs, bias=self.bias, init=self.init, dtype=self.dtype, rngs=rngs)
 
     def normaliser(self, width: int) -> nnx.Module:
-        return {'rms': RMSNorm, 'layer': LayerNorm, 'none': lambda *_: Identity()}[self.norm](width, self.eps)
+        kinds: dict[str, Callable[[int, float], nnx.Module]]
+        kinds = {'rms': RMSNorm, 'layer': LayerNorm, 'none': lambda *_: Identity()}
+        return kinds[self.norm](width, self.eps)
 
     def activate(self, x: Array) -> Array:
         return {'silu': jax.nn.silu, 'elu': jax.nn.elu, 'relu': jax.nn.relu}[self.act](x)

@@ -1,6 +1,7 @@
 """One agent in one environment, from training to the report; and a finished run read back."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,13 @@ from reverie.agents.planet import Planet
 from reverie.data.episodes import Episodes
 from reverie.data.sources import open_source
 from reverie.envs import device
+from reverie.envs.host import HostVector
+from reverie.envs.suites import FAMILIES
 from reverie.evaluation import report, returns
 from reverie.programs import showcase
 from reverie.training import checkpoint, metrics, runner
-from reverie.training.online import Online, Play
-from reverie.types import Env, Live, Params, Source, UserError
+from reverie.training.online import Online, OnlineHost, Play
+from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
 
 # Keys of config.json that may differ when a run continues: where and how, not what.
 SAFE = ('command', 'data', 'export', 'device', 'date', 'commit', 'versions', *runner.CADENCE)
@@ -49,13 +52,25 @@ class Experiment:
         raise NotImplementedError
 
     @property
-    def source(self) -> Source | Live:
+    def spec(self) -> EnvSpec:
+        return self.env.spec
+
+    @property
+    def source(self) -> Source | Live | HostLive:
         raise NotImplementedError
 
     @property
     def facts(self) -> dict[str, Any]:
         """What config.json says of the experience."""
         raise NotImplementedError
+
+    def score(
+        self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, max_steps: int, greedy: bool
+    ) -> returns.Scores:
+        """Whole episodes in the real environment of every seed, params [seeds, ...]: fields [seeds, episodes]."""
+        return returns.evaluate_seeds(
+            self.env, actor, params, key, episodes=episodes, max_steps=max_steps, greedy=greedy
+        )
 
     def baselines(self) -> dict[str, Any]:
         """Scores of others to stand beside the agent's, and other fields of the results file under ''."""
@@ -67,11 +82,11 @@ class Experiment:
 
     @property
     def agent(self) -> Any:
-        return presets.make(self.config, self.env.spec)
+        return presets.make(self.config, self.spec)
 
     def describe(self) -> dict[str, Any]:
         """What config.json says."""
-        spec = self.env.spec
+        spec = self.spec
         return {
             'preset': self.preset,
             'command': self.command,
@@ -118,21 +133,17 @@ class Experiment:
         results: pathlib.Path | None = None,
     ) -> dict[str, Any]:
         """Score every read-out in the real environment beside random play and the baselines; writes scores.json."""
-        agent, env = self.agent, self.env
+        agent, how = self.agent, dict(episodes=episodes, max_steps=max_steps)
         key = jax.random.key(eval_seed)
-        random = returns.evaluate(
-            env, returns.RandomActor(env.spec.actions), {}, key, episodes=episodes, max_steps=max_steps
-        )
+        one_seed = {'none': np.zeros(1)}  # random play has no parameters
+        random = self.score(returns.RandomActor(agent.spec.actions), one_seed, key, greedy=False, **how)
         baselines = self.baselines()
         extra = baselines.pop('', {})
-        scores: dict[str, Any] = {'random': random, **baselines}
+        scores: dict[str, Any] = {'random': random.returns[0], **baselines}
         for name, readout in agent.readouts.items():
             scores[name] = {}
             for law, greedy in (('sampled', False), ('greedy', True)):
-                played = returns.evaluate_seeds(
-                    env, readout.actor, readout.params(params), key,
-                    episodes=episodes, max_steps=max_steps, greedy=greedy,
-                )  # fmt: skip
+                played = self.score(readout.actor, readout.params(params), key, greedy=greedy, **how)
                 scores[name][law] = played
                 cut = f', {played.truncated.mean():.0%} cut at {max_steps} steps' if played.truncated.any() else ''
                 say(f'eval  {name:<12} {law:<8} {played.returns.mean():7.2f}{cut}')
@@ -259,10 +270,10 @@ class Played(Experiment):
                 f'--frames {self.env_frames}: expected at least {play.env_frames(1, r.batch, r.length)}, '
                 'the prefill and one update'
             )
-        return presets.make(dataclasses.replace(self.config, steps=updates), self.env.spec)
+        return presets.make(dataclasses.replace(self.config, steps=updates), self.spec)
 
     @property
-    def source(self) -> Live:
+    def source(self) -> Live | HostLive:
         return Online(self.env, self.agent.explorer, self.play, self.export)
 
     @property
@@ -282,6 +293,42 @@ class Played(Experiment):
         return showcase.of_play(self.agent, params, self.env, key)
 
 
+@dataclasses.dataclass(frozen=True)
+class Hosted(Played):
+    """The environments are Gymnasium's, in processes of their own; see `envs.host.HostVector`."""
+
+    @functools.cached_property
+    def spec(self) -> EnvSpec:
+        with HostVector(self.env_name, 1, **self.options) as vector:
+            return vector.spec
+
+    @property
+    def source(self) -> HostLive:
+        vectors = [
+            HostVector(self.env_name, self.play.envs, seed=1000 * (self.seed + i), **self.options)
+            for i in range(self.seeds)
+        ]
+        return OnlineHost(vectors, self.agent.explorer, self.play, self.seed, dataset=self.export)
+
+    def score(
+        self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, max_steps: int, greedy: bool
+    ) -> returns.Scores:
+        seeds, each = len(jax.tree.leaves(params)[0]), []
+        with HostVector(self.env_name, min(8, episodes), seed=10**6, **self.options) as vector:
+            for i in range(seeds):
+                one = jax.tree.map(lambda x, i=i: x[i], params)
+                played = returns.evaluate_host(
+                    vector, actor, one, jax.random.fold_in(key, i),
+                    episodes=episodes, max_steps=max_steps, greedy=greedy,
+                )  # fmt: skip
+                each.append(played)
+        return returns.Scores(*(np.stack([getattr(s, f.name) for s in each]) for f in dataclasses.fields(each[0])))
+
+    def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        with HostVector(self.env_name, 4, seed=2 * 10**6, **self.options) as vector:
+            return showcase.of_host(self.agent, params, vector, key)
+
+
 def curve(log: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any] | None:
     """Returns while training, from the metrics of a run that plays."""
     rows = [r for r in log if r.get('env/return') is not None]
@@ -296,6 +343,11 @@ def curve(log: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any] | None
     }
 
 
+def played(env_name: str) -> type[Played]:
+    """The kind of experiment for an agent that plays this environment."""
+    return Hosted if env_name.partition('/')[0] in FAMILIES else Played
+
+
 def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
     """A finished run. Raises UserError if there is none, or it was left before its last phase."""
     path = folder / 'config.json'
@@ -308,7 +360,7 @@ def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
     if 'data' in saved:
         experiment = Recorded(*fields, data=pathlib.Path(saved['data']), label_fraction=saved['label_fraction'])
     else:
-        experiment = Played(*fields, options=saved['env_options'], env_frames=saved['env_frames'])
+        experiment = played(saved['env'])(*fields, options=saved['env_options'], env_frames=saved['env_frames'])
     params, meta = checkpoint.load(folder)
     last = experiment.agent.phases[-1].name
     if meta['phase'] != last or not meta['complete']:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
+from reverie.envs.host import HostVector
 from reverie.evaluation.openloop import Dream, open_loop
 from reverie.programs.collect import Player, play
 from reverie.types import Env, Params, Source, Step
@@ -87,14 +88,41 @@ def of_play(
         return {}
     key_play, key_dream = jax.random.split(key)
     chunks = list(play(env, Player('agent', agent.explorer, params), 16 * 256, 16, key_play))
-    steps = jax.tree.map(lambda *x: np.concatenate(x).swapaxes(0, 1), *chunks)  # [16, 256]
+    steps = jax.tree.map(lambda *x: np.concatenate(x), *chunks)  # [256, 16]
+    return _of_steps(agent, params, steps, key_dream, context, horizon)
+
+
+def of_host(
+    agent: Dreamer | Planet, params: Params, vector: HostVector, key: PRNGKeyArray, *, context: int = 5,
+    horizon: int = 45,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """As `of_play`, for environments on the host."""
+    if len(vector.spec.obs_shape) != 3:
+        return {}
+    key_play, key_dream = jax.random.split(key)
+    act = jax.jit(
+        lambda state, step, t: agent.explorer.act(params, state, step, jax.random.fold_in(key_play, t), False)
+    )
+    steps, state = [vector.reset()], agent.explorer.initial(params, vector.n)
+    for t in range(4 * (context + horizon) - 1):
+        state, action = act(state, steps[-1], t)
+        steps.append(vector.step(np.asarray(action)))
+    stacked = jax.tree.map(lambda *x: np.stack(x), *steps)  # [T, n]
+    return _of_steps(agent, params, stacked, key_dream, context, horizon)
+
+
+def _of_steps(
+    agent: Dreamer | Planet, params: Params, steps: Step, key: PRNGKeyArray, context: int, horizon: int
+) -> dict[str, np.ndarray]:
+    """Dreams of windows cut from play [T, N]."""
     length = context + horizon
-    cut = jax.tree.map(lambda x: x[:, : 256 // length * length].reshape(-1, length, *x.shape[2:]), steps)
-    step = _whole(jax.tree.map(jnp.asarray, cut), 4)
+    windows = len(steps.reward) // length
+    cut = lambda x: x.swapaxes(0, 1)[:, : windows * length].reshape(-1, length, *x.shape[2:])
+    step = _whole(jax.tree.map(lambda x: jnp.asarray(cut(x)), steps), 4)
 
     @jax.jit
     def run(params: Params, step: Step):
-        dream = open_loop(agent.model(params), step, context, key_dream)
+        dream = open_loop(agent.model(params), step, context, key)
         return dream, agent.expected_return(params, dream.feat)
 
     dream, value = jax.device_get(run(params, step))
@@ -108,11 +136,11 @@ def _dreams(step: Step, dream: Dream, value: np.ndarray | None, context: int, di
         'dream/truth': truth,
         'dream/dream': np.clip(dream.image, 0, 1),
         'dream/context': np.array(context),
-        'dream/action': step.prev_action.argmax(-1),
-        'dream/is_first': step.is_first,
-        'dream/reward_true': step.reward,
-        'dream/reward_pred': dream.reward,
-        'dream/cont_pred': dream.cont,
+        'dream/action': np.asarray(step.prev_action.argmax(-1)),
+        'dream/is_first': np.asarray(step.is_first),
+        'dream/reward_true': np.asarray(step.reward),
+        'dream/reward_pred': np.asarray(dream.reward),
+        'dream/cont_pred': np.asarray(dream.cont),
     }
     if value is not None:
         found |= {'dream/value_pred': value}

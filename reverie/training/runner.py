@@ -239,6 +239,7 @@ class _Loop:
 
     def _begin_live(self, phase: Phase, params: Params, key: PRNGKeyArray) -> PyTree:
         """Environments and replay of one seed; updates take the keys from 0 on, this the last one."""
+        assert isinstance(self.source, Live)
         return self.source.begin(params, jax.random.fold_in(key, 2**32 - 1), phase.batch, phase.length)
 
     def _phase_keys(self, index: int) -> Array:
@@ -291,7 +292,7 @@ class _Loop:
             self.source.follow(_copy(train.params))
         pending: _Call | None = None
         self.logged_at, self.logged_step, self.looks = time.monotonic(), step, 0
-        self.played: Metrics = {}
+        self.played: dict[str, Mean] = {}
         while step < phase.steps:
             updates = min(size, phase.steps - step)
             train, call = self._dispatch(program, phase, train, keys, step, updates)
@@ -325,7 +326,7 @@ class _Loop:
         if isinstance(self.source, HostLive):
             # The call takes the weights' buffers, so the next `load`, which runs beside it, acts with a copy of them.
             self.source.follow(_copy(train.params))
-            played = self.source.metrics()
+            played |= self.source.metrics()
         if self.mesh is not None:
             data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))
         train, metrics, streak, trace, memory = program.call(train, data, loaded, keys, updates=updates)

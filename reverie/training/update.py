@@ -89,7 +89,7 @@ def learn(
         skipped=state.skipped + ~ok,
         streak=jnp.where(ok, 0, state.streak + 1),
     )
-    metrics = {name: jnp.asarray(x, jnp.float32) for name, x in outcome.metrics.items()}
+    metrics: Metrics = {name: jnp.asarray(x, jnp.float32) for name, x in outcome.metrics.items()}
     losses = {f'loss/{name}': x for name, x in means.items()}
     metrics = {**metrics, **losses, 'opt/grad_norm': grad_norm, 'opt/update_norm': update_norm}
     return state, metrics, sg(outcome.memory), ok
