@@ -179,8 +179,8 @@ class Online:
         live = self._start(params, reset_key, batch, self.play.slots)
         live, _ = self._collect(live, params, key, self.play.prefill_steps(length), self.play.random_prefill)
         # The ring was written to, so its buffers are its own; copied like the rest, it would take its memory twice.
-        data, rest = live.ring.data, own_buffers(live._replace(ring=live.ring._replace(data=None)))
-        return rest._replace(ring=rest.ring._replace(data=data))
+        rest: Any = own_buffers(live._asdict() | {'ring': live.ring._asdict() | {'data': None}})
+        return Playing(**rest | {'ring': Ring(**rest['ring'] | {'data': live.ring.data})})
 
     def next(
         self, live: Playing, params: Params, key: PRNGKeyArray, batch: int, length: int
@@ -282,7 +282,8 @@ class Player:
     """One seed's environments, replay and explorer on the host."""
 
     def __init__(self, vector: HostEnvs, play: Play, memory: PyTree, seed: int):
-        self.vector, self.play, self.seed = vector, play, seed
+        self.vector: Any = vector
+        self.play, self.seed = play, seed
         self.rng, self.acted = np.random.default_rng(seed), 0
         self.actions = vector.spec.actions
         self.step = vector.reset()
@@ -311,8 +312,9 @@ class Player:
 
     def arrive(self, step: Step | None) -> None:
         """The next step, now or, if it is still to be received, when it is asked for."""
-        self.step, self.due = step, step is None
+        self.due = step is None
         if step is not None:
+            self.step = step
             self.scores, ended = score(self.scores, step, np)
             self.ended = jax.tree.map(np.add, self.ended, ended)
 
