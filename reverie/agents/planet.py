@@ -106,7 +106,7 @@ class PlanetConfig:
     learning_rate: float = 1e-3
     eps: float = 1e-4
     clip_norm: float = 1000.0
-    replay: ReplayConfig = ReplayConfig(envs=1, capacity=1_000_000, prefill=1250, ratio=1000.0, batch=50, length=50)
+    replay: ReplayConfig = ReplayConfig(envs=1, capacity=1_000_000, prefill=1250, ratio=2500 / 3, batch=50, length=50)
     steps: int = 10_000
 
 

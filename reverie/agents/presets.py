@@ -172,7 +172,9 @@ def dreamer_v3(size: str = '1m') -> DreamerConfig:
         slow=SlowAverage(0.02),
         replay_critic=ReplayCritic(),
         remember=True,
-        replay=ReplayConfig(envs=16, capacity=5_000_000, prefill=1024, ratio=32.0, batch=16, length=64),
+        replay=ReplayConfig(
+            envs=16, capacity=5_000_000, prefill=1024, random_prefill=False, ratio=32.0, batch=16, length=64
+        ),
     )
 
 
@@ -184,6 +186,28 @@ def dreamer_v3_release(size: str = '1m') -> DreamerConfig:
     Differs from the paper: as `dreamer_v3`, and in the above.
     """
     return dataclasses.replace(dreamer_v3(size), discrete=Acting(OneHotLaw(), Reinforce(3e-4)))
+
+
+def dreamer_v3_debug() -> DreamerConfig:
+    """A Dreamer V3 of a few thousand weights that does everything in seconds. Little is learnt.
+
+    Run:      reverie train dreamer_v3_debug --env minatar/breakout --frames 4000
+    Expect:   no score; it shows that everything works
+    Differs from the paper: in every size
+    """
+    cfg, style = dreamer_v3(), Style()
+    head = HeadConfig(1, 16, style)
+    world = dataclasses.replace(
+        cfg.world,
+        dynamics=RSSMConfig(32, 16, CategoricalLatent(4, 4, 0.01), BlockGRU(4), style=style),
+        obs=ObsConfig(PooledConv(2, blocks=4), 16, 1, style=style),
+        reward=head,
+        cont=head,
+    )
+    replay = ReplayConfig(envs=4, capacity=5000, prefill=200, random_prefill=False, ratio=1.0, batch=4, length=8)
+    return dataclasses.replace(
+        cfg, world=world, policy=head, value=head, horizon=3, optimiser=LaProp(1e-3, 10), replay=replay
+    )
 
 
 def dreamer_v2() -> DreamerConfig:
@@ -267,8 +291,8 @@ def planet() -> PlanetConfig:
 
     Run:      reverie train planet --env control/cartpole_swingup --env-options action_repeat=8 --frames 2e4
     Expect:   docs/RESULTS.md
-    Differs from the paper: updates are spread evenly over play, as many per step as one hundred per episode of 250
-              steps; vectors go through an MLP.
+    Differs from the paper: updates are spread evenly over play, one for every three steps of the agent (the paper:
+              one hundred after each episode of 250 steps, at action repeat 4); vectors go through an MLP.
     """
     style = Style(act='relu', norm='none', init='glorot_uniform')
     world = WorldConfig(
@@ -288,7 +312,8 @@ def planet() -> PlanetConfig:
 PRESETS: dict[str, Callable[..., Config]] = {
     f.__name__: f
     for f in (
-        dreamer4, dreamer4_demo, dreamer4_debug, dreamer_v3, dreamer_v3_release, dreamer_v2, dreamer_v1, planet,
+        dreamer4, dreamer4_demo, dreamer4_debug, dreamer_v3, dreamer_v3_release, dreamer_v3_debug,
+        dreamer_v2, dreamer_v1, planet,
     )
 }  # fmt: skip
 

@@ -80,12 +80,14 @@ class ReplayConfig:
     """How much is played and replayed.
 
     envs: environments played at once. capacity: steps kept. prefill: steps played before the first update.
+    random_prefill: those steps are uniformly random, else the explorer's.
     ratio: replayed steps per played one. batch, length: windows of one update.
     """
 
     envs: int = 1
     capacity: int = 1_000_000
     prefill: int = 1024
+    random_prefill: bool = True
     ratio: float = 32.0
     batch: int = 16
     length: int = 64

@@ -257,11 +257,12 @@ class Played(Experiment):
     @property
     def play(self) -> Play:
         r = self.config.replay
-        return Play(r.envs, min(r.capacity, self.env_frames), r.ratio, r.prefill)
+        return Play(r.envs, min(r.capacity, self.env_frames), r.ratio, r.prefill, r.random_prefill)
 
     @property
     def agent(self) -> Dreamer | Planet:
         """With as many updates as the frames allow."""
+        presets.make(self.config, self.spec)  # whether agent and environment fit comes before how much is played
         r, play = self.config.replay, self.play
         one = play.env_frames(1, r.batch, r.length) - play.env_frames(0, r.batch, r.length)
         updates = (self.env_frames - play.env_frames(0, r.batch, r.length)) // one
@@ -274,7 +275,13 @@ class Played(Experiment):
 
     @property
     def source(self) -> Live | HostLive:
-        return Online(self.env, self.agent.explorer, self.play, self.export)
+        return Online(self.env, self.agent.explorer, self.play, self.export, self.provenance)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the manifest of the exported replay says."""
+        env = {'name': self.env_name, 'options': dict(self.options)}
+        return {'source': 'replay', 'preset': self.preset, 'command': self.command, 'env': env}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -308,7 +315,9 @@ class Hosted(Played):
             HostVector(self.env_name, self.play.envs, seed=1000 * (self.seed + i), **self.options)
             for i in range(self.seeds)
         ]
-        return OnlineHost(vectors, self.agent.explorer, self.play, self.seed, dataset=self.export)
+        return OnlineHost(
+            vectors, self.agent.explorer, self.play, self.seed, dataset=self.export, facts=self.provenance
+        )
 
     def score(
         self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, max_steps: int, greedy: bool

@@ -8,7 +8,7 @@ state) may be kept in the ring, handed to the loss as `Batch.context`, and be re
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -131,12 +131,14 @@ class Online:
     explorer: acts with the agent's parameters.
     play: how much is played and kept, by each seed.
     dataset: where the replay of all seeds is left as a native dataset at the end of training, if anywhere.
+    facts: what its manifest says of where it comes from.
     """
 
     env: Env
     explorer: Explorer
     play: Play
     dataset: str | os.PathLike | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def vector(self) -> Vector:
@@ -232,8 +234,7 @@ class Online:
             return
         data, counts = jax.device_get((live.ring.data._replace(memory=()), live.ring.written))
         rings = [(jax.tree.map(lambda x, i=i: x[i], data), int(count)) for i, count in enumerate(counts)]
-        facts = {'source': 'replay', 'env': self.env.spec.name}
-        replay.export(self.dataset, rings, self.layout, self.env.spec, facts, overwrite=True)
+        replay.export(self.dataset, rings, self.layout, self.env.spec, dict(self.facts), overwrite=True)
 
     def get_state(self) -> dict[str, Any]:
         """What must be the same when a run continues; all that changes is in `live`."""
@@ -349,6 +350,7 @@ class OnlineHost:
     seed: of actions and draws; seed i of the run uses seed + i. The vectors have seeds of their own.
     acting: device to act on, e.g. jax.devices('cpu')[0] beside a GPU; the default one if None.
     dataset: where the replay of all seeds is left as a native dataset at the end of training, if anywhere.
+    facts: what its manifest says of where it comes from.
     """
 
     def __init__(
@@ -359,9 +361,10 @@ class OnlineHost:
         seed: int = 0,
         acting: jax.Device | None = None,
         dataset: str | os.PathLike | None = None,
+        facts: Mapping[str, Any] | None = None,
     ):
         self.vectors, self.explorer, self.play, self.seed = tuple(vectors), explorer, play, seed
-        self.acting, self.dataset = acting, dataset
+        self.acting, self.dataset, self.facts = acting, dataset, dict(facts or {})
         self.data: dict[str, Any] = {}
         self.players: list[Player] = []
         self.weights: list[Params] = []
@@ -491,9 +494,7 @@ class OnlineHost:
         """Leaves the replay behind as a dataset, if asked to."""
         if self.dataset is not None:
             rings = [(player.ring.data, player.ring.written) for player in self.players]
-            spec = self.vectors[0].spec
-            facts = {'source': 'replay', 'env': spec.name}
-            replay.export(self.dataset, rings, self.players[0].layout, spec, facts, overwrite=True)
+            replay.export(self.dataset, rings, self.players[0].layout, self.vectors[0].spec, self.facts, overwrite=True)
         self.over = True
 
     def get_state(self) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""Agents that play, by the command line: trained, scored, reported, exported; every mistake as one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from reverie.data import Episodes
+from tests.test_cli import reverie
+
+SMALL = ('--episodes', 4, '--max-steps', 40, '--updates-per-call', 5)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Two seeds of a tiny Dreamer V3 on Breakout, 600 frames each, and what it played as a dataset."""
+    folder = tmp_path_factory.mktemp('runs') / 'run'
+    args = ['train', 'dreamer_v3_debug', '--env', 'minatar/breakout', '--frames', 600, '--out', folder, *SMALL]
+    done = reverie(*args, '--seeds', 2, '--export', folder / 'played')
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_one_command_trains_scores_and_reports(run):
+    record = json.loads((run / 'scores.json').read_text())
+    assert record['seeds'] == [0, 1] and record['gradient_steps'] == {'online': 12}
+    assert record['env_frames'] == 200 + 12 * 32 <= 600
+    assert np.shape(record['score']['agent']['per_seed']) == (2, 4)
+    assert np.shape(record['curve']['return_per_seed']) == (2, len(record['curve']['env_frames']))
+    lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    assert lines[-1]['step'] == 12 and lines[-1]['env_frames'] == record['env_frames']
+    page = (run / 'report.html').read_text()
+    assert 'score during training' in page and 'dream 1, animated' in page
+
+
+def test_what_was_played_is_a_dataset_for_dreamer_4(run, tmp_path):
+    episodes = Episodes(run / 'played')
+    assert episodes.frames <= 2 * 600 and set(episodes.returns()) == {'seed0', 'seed1'}
+    args = ['train', 'dreamer4_debug', '--env', 'minatar/breakout', '--data', run / 'played', '--out', tmp_path / 'd4']
+    done = reverie(*args, '--episodes', 2, '--max-steps', 10)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'imagination' in json.loads((tmp_path / 'd4' / 'scores.json').read_text())['score']
+
+
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (['planet', '--env', 'minatar/breakout'], ['planet', 'discrete', 'continuous']),
+        (['dreamer_v3_debug', '--env', 'minatar/breakout', '--frames', 100], ['--frames 100', 'at least']),
+        (['dreamer_v3', '--size', '13m', '--env', 'minatar/breakout'], ["'13m'", '12m']),
+        (['dreamer_v1', '--size', '12m', '--env', 'minatar/breakout'], ['--size 12m', 'dreamer_v1']),
+        (['dreamer_v3_debug', '--env', 'control/pendulum', '--env-options', 'colour=2'], ['colour']),
+        (
+            ['dreamer_v3_debug', '--env', 'minatar/breakout', '--config.replay.ratio', 7],
+            ['train ratio 7', 'whole number'],
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_run(args, words, tmp_path):
+    done = reverie('train', *args, '--out', tmp_path / 'run')
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
