@@ -37,7 +37,7 @@ Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig
 
 
 def dreamer4() -> Dreamer4Config:
-    """Dreamer 4 on 1M frames of recorded MinAtar, sized for one GPU and about ten minutes for three seeds.
+    """Dreamer 4 on 1M frames of recorded MinAtar, sized by arithmetic for one GPU and ten minutes for three seeds.
 
     Run:      reverie collect --env minatar/breakout --kind mixed --frames 1e6
               reverie train dreamer4 --env minatar/breakout --seeds 3
@@ -63,11 +63,11 @@ def dreamer4() -> Dreamer4Config:
         horizon=16,
         discount=0.99,
         bootstrap_warmup=1000,
-        tokenizer_phase=PhaseConfig(3000, 64, 16, learning_rate=1e-3),
-        dynamics_phase=PhaseConfig(6000, 64, 24, learning_rate=6e-4, ema_decay=0.99),
-        finetune_phase=PhaseConfig(2000, 64, 24, relevant=0.5, learning_rate=6e-4, ema_decay=0.99),
-        imagine_phase=PhaseConfig(3000, 256, 16, learning_rate=3e-4, muon=False, decay=0.0),
-        bc_phase=PhaseConfig(2000, 64, 24, relevant=1.0, learning_rate=6e-4),
+        tokenizer_phase=PhaseConfig(2000, 64, 16, learning_rate=1e-3),
+        dynamics_phase=PhaseConfig(4000, 64, 24, learning_rate=6e-4, ema_decay=0.99),
+        finetune_phase=PhaseConfig(1500, 64, 24, relevant=0.5, learning_rate=6e-4, ema_decay=0.99),
+        imagine_phase=PhaseConfig(1000, 256, 16, learning_rate=3e-4, muon=False, decay=0.0),
+        bc_phase=PhaseConfig(1500, 64, 24, relevant=1.0, learning_rate=6e-4),
     )
 
 
