@@ -4,6 +4,7 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')  # most of the time goes into compiling
 
 import jax
 import jaxtyping

@@ -25,6 +25,7 @@ ENV = {
     'JAX_COMPILATION_CACHE_DIR': str(CACHE),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
     'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_backend_optimization_level=0',
 }
 PPO = PPOConfig(env_frames=4096, envs=16, rollout=16, minibatches=2, snapshots=4, width=16)
 
