@@ -75,7 +75,8 @@ def dreamer4_demo() -> Dreamer4Config:
     """Dreamer 4 on a laptop: MinAtar Breakout in about a quarter of an hour on two CPU cores.
 
     Run:      make demo
-    Expect:   3.3 (3.1 to 3.6, one seed) from data of 2.65, in 16 minutes; results/dreamer4_demo/minatar_breakout.json
+    Expect:   3.3 (3.1 to 3.5 over three seeds) from data of 2.65, one seed in about a quarter of an hour;
+              results/dreamer4_demo/minatar_breakout.json
     Differs from the paper: as `dreamer4`, smaller still and in fp32; a frame is one token; two sampling steps of K_max
               8; half of the frames given as context and every signal level weighs the same, because a few minutes of
               training cannot wait for the paper's mixture to visit what sampling visits; beta 0.03 instead of 0.3,
