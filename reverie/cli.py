@@ -148,7 +148,7 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def whole(name: str, value: float) -> int:
+def whole(name: str, value: float | int) -> int:
     """1e6 -> 1000000. Raises UserError unless it is a positive whole number."""
     if value < 1 or value != int(value):
         raise UserError(f'--{name} {value:g}: expected a positive whole number')

@@ -24,3 +24,12 @@ def golden() -> dict[str, np.ndarray]:
     folder = pathlib.Path(os.environ.get('REVERIE_GOLDEN', ROOT / 'golden'))
     with np.load(folder / 'golden.npz', allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+FIRST = ('test_probes.py', 'test_probes_online.py', 'test_cli.py', 'test_cli_online.py', 'test_online.py')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest first, so that no worker is left with one of them at the end."""
+    rank = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))

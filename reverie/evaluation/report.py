@@ -85,7 +85,7 @@ def head(run: Run) -> str:
         'Frames of experience': number(scores.get('env_frames'), 3, True) if scores.get('env_frames') else None,
         'Updates': number(sum((scores.get('gradient_steps') or {}).values()), 3, True) if scores else None,
         'Training time': duration(scores.get('seconds')) if scores.get('seconds') else None,
-        'Seeds': ', '.join(map(str, seeds)) if isinstance(seeds, list) else seeds,
+        'Seeds': f'{len(seeds)} ({", ".join(map(str, seeds))})' if isinstance(seeds, list) else seeds,
         'Device': scores.get('device', config.get('device')),
         'Date': scores.get('date', config.get('date')),
     }

@@ -97,12 +97,16 @@ MINIMAL = {
 }
 
 
-@pytest.mark.parametrize('name', names())
+@pytest.mark.parametrize('name', MINIMAL)
 def test_spec_tells_the_actions_and_channels_of_the_game(name):
     full, minimal = make(name).spec, make(name, minimal_actions=True).spec
     assert full.actions.meanings == ('noop', 'left', 'up', 'right', 'down', 'fire')
     assert minimal.actions.meanings == MINIMAL[name] and minimal.actions.size == len(MINIMAL[name])
     assert full.name == name and full.obs_shape == (10, 10, len(full.channels))
+
+
+def test_every_game_is_among_the_names():
+    assert set(MINIMAL) < set(names())
 
 
 def test_a_minimal_action_does_what_its_name_says():
