@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 
 import jax
@@ -139,6 +140,16 @@ def test_the_interval_resamples_runs_within_each_game_as_a_loop_does():
         draws.append(scipy.stats.trim_mean(picked, 0.25))
     np.testing.assert_allclose(got[:2], np.quantile(draws, [0.025, 0.975]), atol=0.03)
     assert got.over == 'seeds'
+
+
+def test_iqm_and_interval_are_those_of_rliable():
+    want = json.loads((pathlib.Path(__file__).parent.parent / 'golden' / 'rliable.json').read_text())
+    scores = np.array(want['scores'])  # [runs, games]
+    assert iqm(scores) == pytest.approx(want['iqm'], rel=1e-9)
+    games = [game[:, None] for game in scores.T]  # one episode a run
+    for name, statistic in (('iqm', iqm), ('mean', np.mean)):
+        got = stratified_interval(games, statistic, resamples=20_000)
+        np.testing.assert_allclose(got[:2], want[f'{name}_ci95'], atol=0.02)
 
 
 def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
