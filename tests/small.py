@@ -29,7 +29,8 @@ def shrink(cfg, updates: int = 300):
     replay = dataclasses.replace(cfg.replay, envs=8, capacity=8192, prefill=256, ratio=4.0, batch=16, length=8)
     cfg = dataclasses.replace(cfg, world=world(cfg.world), replay=replay, steps=updates)
     if isinstance(cfg, PlanetConfig):
-        return dataclasses.replace(cfg, plan=CEM(3, 4, 64, 8), learning_rate=3e-3)
+        replay = dataclasses.replace(replay, ratio=16.0)  # planning costs more than learning
+        return dataclasses.replace(cfg, plan=CEM(2, 4, 64, 8), replay=replay, learning_rate=3e-3)
     head = lambda h: dataclasses.replace(h, layers=1, units=32, style=dataclasses.replace(h.style, dtype='float32'))
     fast = LaProp(3e-3, 20) if isinstance(cfg.optimiser, LaProp) else Adams(3e-3, 2e-3, 2e-3)
     slow = SlowCopy(10) if isinstance(cfg.slow, SlowCopy) else cfg.slow  # a hundred updates are a third of all

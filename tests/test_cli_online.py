@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from reverie.agents import presets
 from reverie.data import Episodes
+from reverie.programs.experiment import Recorded
+from reverie.training import runner
 from tests.test_cli import fails, reverie
 
 SMALL = ('--episodes', 4, '--max-steps', 40, '--updates-per-call', 5)
@@ -33,13 +36,22 @@ def test_one_command_trains_scores_and_reports(run):
     assert 'score during training' in page and 'dream 1, animated' in page
 
 
-def test_what_was_played_is_a_dataset_for_dreamer_4(run, tmp_path):
+class Beginning:
+    """The first two phases of an agent."""
+
+    def __init__(self, agent):
+        self.spec, self.init, self.readouts, self.phases = agent.spec, agent.init, agent.readouts, agent.phases[:2]
+
+
+def test_dreamer_4_trains_on_what_was_played(run, tmp_path):
     episodes = Episodes(run / 'played')
     assert episodes.frames <= 2 * 600 and set(episodes.returns()) == {'seed0', 'seed1'}
-    args = ['train', 'dreamer4_debug', '--env', 'minatar/breakout', '--data', run / 'played', '--out', tmp_path / 'd4']
-    done = reverie(*args, '--episodes', 2, '--max-steps', 10)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 'imagination' in json.loads((tmp_path / 'd4' / 'scores.json').read_text())['score']
+    config = presets.get('dreamer4_debug')
+    recorded = Recorded('dreamer4_debug', config, 'minatar/breakout', data=run / 'played')
+    runner.run(Beginning(recorded.agent), recorded.source, tmp_path / 'd4')
+    lines = [json.loads(line) for line in (tmp_path / 'd4' / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['phase'] for line in lines] == ['tokenizer', 'dynamics']
+    assert np.isfinite([lines[0]['loss/mse'], lines[1]['loss/shortcut']]).all()
 
 
 @pytest.mark.parametrize(

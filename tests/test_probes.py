@@ -19,7 +19,7 @@ def config():
     phase = lambda p, steps, rate: dataclasses.replace(
         p, steps=steps, batch=32, length=8, learning_rate=rate, decay=0.5
     )
-    wider = lambda t: dataclasses.replace(t, width=32, head_dim=16, context=8)
+    wider = lambda t: dataclasses.replace(t, layers=3, width=32, head_dim=16, context=8)
     tokenizer = dataclasses.replace(debug.tokenizer, patch=(2, 2), transformer=wider(debug.tokenizer.transformer))
     return dataclasses.replace(
         debug,
@@ -32,10 +32,10 @@ def config():
         isolated=0.1,
         horizon=6,
         discount=0.9,
-        tokenizer_phase=phase(debug.tokenizer_phase, 200, 5e-3),
+        tokenizer_phase=phase(debug.tokenizer_phase, 150, 5e-3),
         dynamics_phase=phase(debug.dynamics_phase, 600, 5e-3),
-        finetune_phase=phase(debug.finetune_phase, 300, 5e-3),
-        imagine_phase=phase(debug.imagine_phase, 200, 5e-3),
+        finetune_phase=phase(debug.finetune_phase, 200, 5e-3),
+        imagine_phase=phase(debug.imagine_phase, 150, 5e-3),
         bc_phase=phase(debug.bc_phase, 1, 5e-3),
     )
 
@@ -45,7 +45,7 @@ def trained(request, tmp_path_factory):
     env = Counter(request.param)
     agent = presets.make(config(), env.spec)
     params = runner.run(
-        agent, RandomPlay(env), tmp_path_factory.mktemp('run'), updates_per_call=100, checkpoint_every_s=1e9
+        agent, RandomPlay(env), tmp_path_factory.mktemp('run'), updates_per_call=50, checkpoint_every_s=1e9
     )
     return env, agent, jax.tree.map(lambda x: x[0], params)
 

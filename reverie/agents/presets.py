@@ -121,7 +121,7 @@ def dreamer4_debug() -> Dreamer4Config:
     Differs from the paper: in every size
     """
     tiny = TransformerConfig(
-        width=16, layers=3, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=2, context=4, dtype='float32'
+        width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=2, context=4, dtype='float32'
     )
     phase = lambda relevant=0.0: PhaseConfig(4, 4, 6, relevant=relevant, warmup_steps=2)
     return Dreamer4Config(
