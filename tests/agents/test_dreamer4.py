@@ -18,7 +18,10 @@ B, T = 4, 6
 
 @pytest.fixture(scope='module')
 def agent():
-    return presets.make(presets.dreamer4_debug(), SPEC)
+    config = presets.dreamer4_debug()
+    deeper = lambda part: dataclasses.replace(part, transformer=dataclasses.replace(part.transformer, layers=3))
+    config = dataclasses.replace(config, tokenizer=deeper(config.tokenizer), dynamics=deeper(config.dynamics))
+    return presets.make(config, SPEC)
 
 
 @pytest.fixture(scope='module')
