@@ -56,10 +56,9 @@ def test_dreamed_frames_and_rewards_are_those_of_the_world_under_the_same_action
     step = play.sample(play.data, None, jax.random.key(7), 64, 12).step
     dream = jax.jit(lambda p: open_loop(agent.model(p, images=True), step, 4, jax.random.key(0)))(params)
     right = ((dream.image > 0.5) == step.obs).all((2, 3, 4))[:, 4:]
-    # After each of eight dreamed steps; an action or a reward off by one leaves at most a half.
-    assert float(right.mean()) > 0.8
+    assert float(right.mean()) > 0.9  # a coin flip each step leaves about 1 / size
     error = np.abs(np.asarray(dream.reward - step.reward))[:, 4:]
-    assert float((error < 0.25).mean()) > 0.85
+    assert float((error < 0.25).mean()) > 0.9
 
 
 def test_the_policy_trained_in_imagination_finds_the_best_action_in_every_state(trained):

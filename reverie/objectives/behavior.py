@@ -10,6 +10,7 @@ to state t + 1; reward and cont of row t arrive with state t. In shapes, H1 is H
 | V3    | what comes after it      | `ExclusiveReturn`              | 0 .. H - 1           | 0 .. H - 1           |
 """
 
+import abc
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -151,7 +152,7 @@ class ExclusiveReturn:
         return Targets(ret, weight, sg(ret), weight)
 
 
-class ActorObjective:
+class ActorObjective(abc.ABC):
     """-weight_t (objective_t + entropy H[pi_t]) for each learnt action t; subclasses say what the objective is.
 
     entropy: rate of the bonus, in the unit of the objective; at 0 the law's entropy is not asked for.
@@ -161,11 +162,11 @@ class ActorObjective:
     entropy: float
     through_model: ClassVar[bool]
 
+    @abc.abstractmethod
     def objective(
         self, policy: PolicyLaw, action: Array, targets: Targets, value: Array, scale: Array | float
     ) -> tuple[Float[Array, 'M N'], Metrics]:
         """-> (what is to be made large, metrics). Arguments as those of the call."""
-        raise NotImplementedError
 
     def __call__(
         self,

@@ -1,5 +1,6 @@
 """One agent in one environment, from training to the report; and a finished run read back."""
 
+import abc
 import dataclasses
 import functools
 import json
@@ -22,7 +23,8 @@ from reverie.envs.suites import FAMILIES
 from reverie.evaluation import report, returns
 from reverie.programs import showcase
 from reverie.training import checkpoint, metrics, runner
-from reverie.training.online import Online, OnlineHost, Play
+from reverie.training.online import Online, Play
+from reverie.training.online_host import OnlineHost
 from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
 
 # Keys of config.json that may differ when a run continues: where and how, not what.
@@ -30,7 +32,7 @@ SAFE = ('command', 'data', 'export', 'device', 'date', 'commit', 'versions', *ru
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(abc.ABC):
     """One agent in one environment; `Recorded` and `Played` say where its experience comes from.
 
     preset: the name that `config` started from.
@@ -48,21 +50,23 @@ class Experiment:
             raise UserError(f'--seeds {self.seeds}: expected at least 1')
 
     @property
+    @abc.abstractmethod
     def env(self) -> Env:
-        raise NotImplementedError
+        """The environment that scores count in."""
 
     @property
     def spec(self) -> EnvSpec:
         return self.env.spec
 
     @property
+    @abc.abstractmethod
     def source(self) -> Source | Live | HostLive:
-        raise NotImplementedError
+        """Where batches come from."""
 
     @property
+    @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
         """What config.json says of the experience."""
-        raise NotImplementedError
 
     def score(
         self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, max_steps: int, greedy: bool
@@ -76,11 +80,11 @@ class Experiment:
         """Scores of others to stand beside the agent's, and other fields of the results file under ''."""
         return {}
 
+    @abc.abstractmethod
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
         """Samples for the report, with one seed's weights."""
-        raise NotImplementedError
 
-    @property
+    @functools.cached_property
     def agent(self) -> Any:
         return presets.make(self.config, self.spec)
 
@@ -166,9 +170,9 @@ class Experiment:
         return record
 
     @property
+    @abc.abstractmethod
     def frames(self) -> int:
         """Environment frames that one seed learns from."""
-        raise NotImplementedError
 
     def report(self, folder: pathlib.Path, params: Params) -> pathlib.Path:
         """Draw samples with the first seed's weights and write report.html."""
@@ -259,7 +263,7 @@ class Played(Experiment):
         r = self.config.replay
         return Play(r.envs, min(r.capacity, self.env_frames), r.ratio, r.prefill, r.random_prefill)
 
-    @property
+    @functools.cached_property
     def agent(self) -> Dreamer | Planet:
         """With as many updates as the frames allow."""
         presets.make(self.config, self.spec)  # whether agent and environment fit comes before how much is played

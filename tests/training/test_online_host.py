@@ -10,7 +10,7 @@ from test_runner import leaves, same
 
 from reverie.data import Episodes
 from reverie.training import metrics, online
-from reverie.training.online import OnlineHost
+from reverie.training.online_host import OnlineHost
 from reverie.training.runner import run
 from reverie.types import HostLive, Live, Step, UserError
 
