@@ -95,17 +95,18 @@ def newest(folder: pathlib.Path) -> int:
 
 
 def test_killed_and_started_again_equals_never_interrupted(run, data, tmp_path):
-    """SIGKILL in the middle of the third phase, then the same command: the same weights, bit for bit."""
+    """SIGKILL twice in the middle of training, then the same command: the same weights, bit for bit."""
     folder = tmp_path / 'killed'
     args = ['train', 'dreamer4_debug', *options(data, folder), '--seeds', 2, '--updates-per-call', 2]
     command = [sys.executable, '-m', 'reverie.cli', *map(str, args), '--checkpoint-every-s', '0']
-    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    limit = time.monotonic() + 300
-    while newest(folder) < 10 and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.02)
-    assert process.poll() is None, 'it ended before it could be killed'
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for step in (2, 10):
+        process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 300
+        while newest(folder) < step and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert process.poll() is None, 'it ended before it could be killed'
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'resuming' in done.stderr

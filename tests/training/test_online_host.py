@@ -9,7 +9,7 @@ from test_online import PLAY, B, Crash, Failing, Signal, T, Toy, Watcher
 from test_runner import leaves, same
 
 from reverie.data import Episodes
-from reverie.training import metrics, online
+from reverie.training import metrics, online_host
 from reverie.training.online_host import OnlineHost
 from reverie.training.runner import run
 from reverie.types import HostLive, Live, Step, UserError
@@ -164,6 +164,6 @@ def test_numbers_that_do_not_fit_are_named_before_training(tmp_path, monkeypatch
         train(tmp_path / 'b', live=source(play=dataclasses.replace(PLAY, envs=4, ratio=1.0)))
     with pytest.raises(UserError, match=r'1\.6 of each of 3 environments'):
         train(tmp_path / 'c', live=source(play=dataclasses.replace(PLAY, ratio=5.0)))
-    monkeypatch.setattr(online, 'available_bytes', lambda device=None: 1000)
+    monkeypatch.setattr(online_host, 'available_bytes', lambda device=None: 1000)
     with pytest.raises(UserError, match=r'replay of 150 steps of 10 bytes for 1 seeds takes'):
         train(tmp_path / 'd')
