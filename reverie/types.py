@@ -80,7 +80,7 @@ class Batch(NamedTuple):
     has_action: Bool[Array, ' B']  # false for unlabelled video
     has_reward: Bool[Array, ' B']
     relevant: Bool[Array, ' B']  # drawn from the task's own data (behaviour cloning) rather than uniformly (dynamics)
-    context: PyTree = None  # [B, ...] what replay remembers of the step before each row, zeros if nothing yet
+    context: PyTree = None  # [B, C, ...] what replay remembers of the C steps before each row, zeros if nothing
 
 
 class Prediction(NamedTuple):

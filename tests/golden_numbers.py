@@ -110,3 +110,34 @@ def ours_from_v3(flat: dict[str, np.ndarray]) -> dict[str, dict]:
         actor=head_from_v3(flat, 'pol'),
         critic=head_from_v3(flat, 'val'),
     )
+
+
+def linear_from_torch(flat: dict[str, np.ndarray], name: str) -> dict:
+    """Kernel, and bias if there is one, of TransDreamer's linear layer; torch keeps kernels as [outputs, inputs]."""
+    found = dict(kernel=flat[f'{name}.net.weight'].T)
+    return found | ({'bias': flat[f'{name}.net.bias']} if f'{name}.net.bias' in flat else {})
+
+
+def gate_from_torch(flat: dict[str, np.ndarray], name: str) -> dict:
+    """Our `Gate`'s weights; `name` ends in a separator."""
+    side = lambda which: np.concatenate([flat[f'{name}{which}{gate}.net.weight'].T for gate in 'rzg'], -1)
+    return dict(of_y=dict(kernel=side('W')), of_x=dict(kernel=side('U')), bias=flat[f'{name}Uz.net.bias'])
+
+
+def layers_from_torch(flat: dict[str, np.ndarray], name: str) -> dict:
+    """The layers of our `BlockCausal` from TransDreamer's transformer; `name` ends in a separator."""
+    norm = lambda n: dict(scale=flat[f'{n}.layer_norm.weight'], shift=flat[f'{n}.layer_norm.bias'])
+    layers = {}
+    for i in range(sum(k.startswith(name) and k.endswith('q_net.net.weight') for k in flat)):
+        at = f'{name}layers.{i}.'
+        k, v = (linear_from_torch(flat, f'{at}mah.{x}_net')['kernel'] for x in 'kv')
+        attention = dict(
+            q=linear_from_torch(flat, f'{at}mah.q_net'),
+            kv=dict(kernel=np.concatenate([k, v], -1)),
+            o=linear_from_torch(flat, f'{at}mah.out_net'),
+        )
+        mlp = {ours: linear_from_torch(flat, f'{at}pos_ff.CoreNet.{j}') for ours, j in (('up', 0), ('down', 2))}
+        layers[i] = dict(attention=attention, mlp=mlp, norm1=norm(f'{at}mah'), norm2=norm(f'{at}pos_ff'))
+        if f'{at}gate1.Wr.net.weight' in flat:
+            layers[i] |= dict(join1=gate_from_torch(flat, f'{at}gate1.'), join2=gate_from_torch(flat, f'{at}gate2.'))
+    return layers

@@ -21,7 +21,9 @@ def solved(name, env, folder):
     """-> mean return of the policy over whole episodes of STEPS steps, sampled and greedy."""
     cfg = shrink(presets.get(name))
     agent, r = presets.make(cfg, env.spec), cfg.replay
-    source = Online(env, agent.explorer, Play(r.envs, r.capacity, r.ratio, r.prefill, r.random_prefill))
+    source = Online(
+        env, agent.explorer, Play(r.envs, r.capacity, r.ratio, r.prefill, r.random_prefill, context=r.context)
+    )
     params = runner.run(agent, source, folder, updates_per_call=100, checkpoint_every_s=1e9)
     readout = agent.readouts['agent']
     params = readout.params(jax.tree.map(lambda x: x[0], params))

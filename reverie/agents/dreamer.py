@@ -103,7 +103,8 @@ class DreamerConfig:
 
     discrete, continuous: the policy's law and objective in either kind of action space.
     explore: what play adds to the policy.
-    number: the law of values. horizon: imagined steps. returns, critic, scale: see `objectives.behavior`.
+    number: the law of values. returns, critic, scale: see `objectives.behavior`.
+    horizon: imagined steps. imagine_last: rollouts start from this many last steps of each window, None for all.
     recorded_root: whether the root of a rollout ended its episode is read from replay (V2), not predicted (V3).
     slow: how the slow critic follows, None for none; slow_target: returns bootstrap from it (V2).
     replay_critic: the critic's loss on replayed steps (V3), weighed by replay_value_scale.
@@ -129,6 +130,7 @@ class DreamerConfig:
     replay_value_scale: float = 0.3
     recorded_root: bool = False
     horizon: int = 15
+    imagine_last: int | None = None
     remember: bool = False
     replay: ReplayConfig = ReplayConfig()
     steps: int = 10_000
@@ -213,25 +215,32 @@ class Dreamer:
         acted, more, boot, groups = self.imagine_loss(params, unrolled, batch.step, key_imagine)
         losses, metrics = losses | acted, metrics | more
         if self.cfg.replay_critic is not None:
-            law = self.cfg.number(self.value(params, unrolled.feat))
-            slow = self.cfg.number.mean(sg(self.value(params, unrolled.feat, 'slow_value')))
-            s = batch.step
+            feat, s = self._last((unrolled.feat, batch.step))
+            law = self.cfg.number(self.value(params, feat))
+            slow = self.cfg.number.mean(sg(self.value(params, feat, 'slow_value')))
             losses['replay_value'] = self.cfg.replay_critic(law, slow, s.reward, s.is_last, s.is_terminal, boot)
         memory = unrolled.memory if self.cfg.remember else None
         return Outcome(losses, metrics, memory, groups)
 
+    def _last(self, window: Any) -> Any:
+        """The steps of a window [B, T, ...] that rollouts start from: [B, K, ...]."""
+        k = self.cfg.imagine_last
+        return window if k is None else jax.tree.map(lambda x: x[:, -k:], window)
+
     def imagine_loss(
         self, params: Params, unrolled: Any, seen: Step, key: PRNGKeyArray
-    ) -> tuple[Losses, Metrics, Float[Array, 'B T'], Params]:
+    ) -> tuple[Losses, Metrics, Float[Array, 'B K'], Params]:
         """-> (losses of actor and critic, metrics, return imagined from each root, groups to replace).
 
-        Rollouts start from every replayed step. The world model and the critic that judges are constants here; where
-        the actor's objective asks for it, the gradient passes through imagined states to the actions that led there.
+        Rollouts start from replayed steps, the K last ones of each window. The world model and the critic that judges
+        are constants here; where the actor's objective asks for it, the gradient passes through imagined states to the
+        actions that led there.
         """
-        cfg, (b, t) = self.cfg, seen.is_first.shape
+        cfg, terminal = self.cfg, self._last(seen.is_terminal)
+        b, k = terminal.shape
         frozen = sg(params)
         model = self.model(frozen)  # its parameters are constants, its states are not
-        start = jax.tree.map(lambda x: sg(x).reshape(b * t, *x.shape[2:]), unrolled.state)
+        start = sg(model.dynamics.starts(unrolled, k))
         root = model.dynamics.feat(start)
         acting = (
             params if self.acting.objective.through_model else frozen
@@ -241,7 +250,7 @@ class Dreamer:
         feat = with_root(root, pred.feat)
         cont_root = model.cont(root)
         if cfg.recorded_root:
-            cont_root = (cfg.world.cont_discount * ~seen.is_terminal).reshape(-1)
+            cont_root = (cfg.world.cont_discount * ~terminal).reshape(-1)
         reward, cont = with_root(model.reward(root), pred.reward), with_root(cont_root, pred.cont)
         slow = None if cfg.slow is None else cfg.number.mean(self.value(frozen, feat, 'slow_value'))
         value = slow if slow is not None and cfg.slow_target else cfg.number.mean(self.value(frozen, feat))
@@ -255,7 +264,7 @@ class Dreamer:
             'imag/value': value.mean(), 'imag/scale': cfg.scale.stats(stats)[1],
         }  # fmt: skip
         losses = dict(policy=by_row(actor, b), value=by_row(critic, b))
-        return losses, metrics, targets.ret[0].reshape(b, t), {'scale': stats}
+        return losses, metrics, targets.ret[0].reshape(b, k), {'scale': stats}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from reverie.models.encoders import Decoder, Encoder, ObsConfig
 from reverie.models.latent import LatentModel
 from reverie.models.rssm import RSSMConfig
+from reverie.models.tssm import TSSMConfig
 from reverie.nn.core import MLP, Style, build
 from reverie.nn.dists import Bernoulli, Normal, TwoHot, symexp_bins
 from reverie.types import Batch, EnvSpec, Losses, Metrics, Params
@@ -59,13 +60,14 @@ class HeadConfig:
 class WorldConfig:
     """A latent world model and how it is fitted.
 
-    dynamics: builds the latent dynamics, see `models.rssm`. obs: how observations are read and predicted.
+    dynamics: builds the latent dynamics, see `models.rssm` and `models.tssm`.
+    obs: how observations are read and predicted.
     number: the law of rewards. cont: None for agents without a head for the end of episodes (PlaNet, V1).
     cont_discount: the head's target is this where the episode goes on, so that it predicts the discount too.
     kl: (post, prior) -> loss terms. scales: weight of each term, by name: obs, reward, cont, and those of `kl`.
     """
 
-    dynamics: RSSMConfig
+    dynamics: RSSMConfig | TSSMConfig
     obs: ObsConfig
     reward: HeadConfig
     cont: HeadConfig | None
@@ -82,6 +84,7 @@ class ReplayConfig:
     envs: environments played at once. capacity: steps kept. prefill: steps played before the first update.
     random_prefill: those steps are uniformly random, else the explorer's.
     ratio: replayed steps per played one. batch, length: windows of one update.
+    context: steps before a window whose memories come with it, where the agent remembers anything.
     """
 
     envs: int = 1
@@ -91,6 +94,7 @@ class ReplayConfig:
     ratio: float = 32.0
     batch: int = 16
     length: int = 64
+    context: int = 1
 
 
 def reconstruction(laws: Any, obs: Any) -> Losses:
@@ -123,7 +127,7 @@ class World:
         cfg, obs = self.cfg, self.spec.obs_shape
         encoder = Encoder(cfg.obs, obs, rngs=rngs)
         latent = (cfg.dynamics.deter, cfg.dynamics.latent.size)
-        found = dict(
+        found: dict[str, nnx.Module] = dict(
             encoder=encoder,
             dynamics=cfg.dynamics.build(encoder.width, self.spec.actions.size, rngs),
             decoder=Decoder(cfg.obs, obs, latent, rngs=rngs),

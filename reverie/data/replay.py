@@ -183,15 +183,17 @@ def choose(ring: Ring, key: PRNGKeyArray, length: int, online: bool = True) -> R
     return ring._replace(seen=seen, env=jnp.where(use, new_env, env), start=jnp.where(use, new_start, start))
 
 
-def windows(ring: Ring, length: int) -> tuple[Stored, PyTree]:
-    """-> (the chosen rows [B, T, ...], memory of the step before each [B, ...]).
+def windows(ring: Ring, length: int, context: int = 1) -> tuple[Stored, PyTree]:
+    """-> (the chosen rows [B, T, ...], memories of the `context` steps before each [B, C, ...]).
 
-    The memory is zeros before time 0, and None if none is kept.
+    Memories are zeros where the ring holds no such step, and None if none are kept.
     """
     slot = (ring.start[:, None] + jnp.arange(length)) % ring.slots
     rows = jax.tree.map(lambda x: x[ring.env[:, None], slot], ring.data)
-    before = jax.tree.map(lambda x: x[ring.env, (ring.start - 1) % ring.slots], ring.data.memory)
-    before = jax.tree.map(lambda x: jnp.where(_like(ring.start > 0, x), x, 0), before)
+    time = ring.start[:, None] + jnp.arange(-context, 0)
+    held = time >= jnp.maximum(ring.written - ring.slots, 0)
+    before = jax.tree.map(lambda x: x[ring.env[:, None], time % ring.slots], ring.data.memory)
+    before = jax.tree.map(lambda x: jnp.where(_like(held, x), x, 0), before)
     return rows, before if jax.tree.leaves(before) else None
 
 
@@ -244,12 +246,14 @@ class HostRing:
             env, start = np.where(use, new_env, env), np.where(use, new_start, start)
         return Rows(env, start)
 
-    def windows(self, rows: Rows, length: int) -> tuple[Stored, PyTree]:
-        """-> (the rows [B, T, ...], memory of the step before each or None), copies."""
+    def windows(self, rows: Rows, length: int, context: int = 1) -> tuple[Stored, PyTree]:
+        """-> (the rows [B, T, ...], memories of the `context` steps before each or None), copies; see `windows`."""
         slot = (rows.start[:, None] + np.arange(length)) % self.slots
         found = jax.tree.map(lambda x: x[rows.env[:, None], slot], self.data)
-        before = jax.tree.map(lambda x: x[rows.env, (rows.start - 1) % self.slots], self.data.memory)
-        before = jax.tree.map(lambda x: np.where(_like(rows.start > 0, x), x, np.zeros((), x.dtype)), before)
+        time = rows.start[:, None] + np.arange(-context, 0)
+        held = time >= max(self.written - self.slots, 0)
+        before = jax.tree.map(lambda x: x[rows.env[:, None], time % self.slots], self.data.memory)
+        before = jax.tree.map(lambda x: np.where(_like(held, x), x, np.zeros((), x.dtype)), before)
         return found, before if jax.tree.leaves(before) else None
 
     def absorb(self, rows: Rows, memory: PyTree) -> None:

@@ -237,7 +237,12 @@ class RSSM(nnx.Module):
         return Memory(state.h.astype(self.cfg.style.dtype), self.cfg.latent.pack(state.z))
 
     def unpack(self, memory: Memory) -> RSSMState:
-        return RSSMState(memory.h.astype(jnp.float32), self.cfg.latent.unpack(memory.z))
+        """The state after the last of the remembered steps [B, C, ...]."""
+        return RSSMState(memory.h[:, -1].astype(jnp.float32), self.cfg.latent.unpack(memory.z[:, -1]))
+
+    def starts(self, unrolled: Unrolled, last: int) -> RSSMState:
+        """The states of the last so many steps of a window, as rows: [B, T, ...] -> [B * last, ...]."""
+        return jax.tree.map(lambda x: x[:, -last:].reshape(-1, *x.shape[2:]), unrolled.state)
 
     def observe(
         self,

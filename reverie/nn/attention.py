@@ -7,7 +7,7 @@ against a cache of keys and values (acting, imagination); both give the same num
 """
 
 import dataclasses
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from reverie.nn.core import Linear, RMSNorm
+from reverie.nn.core import Identity, LayerNorm, Linear, RMSNorm
 
 Positions = TypeVar('Positions', Array, np.ndarray)
 
@@ -25,7 +25,8 @@ class TransformerConfig:
     """Shape of a block-causal transformer.
 
     The paper gives the structure but no widths; head size, MLP ratio, soft cap, RoPE base and the ratio of query to
-    key heads are not from the paper.
+    key heads are not from the paper. The fields after `dtype` are for other papers' layers: a soft cap or a RoPE base
+    of 0 leaves it out, `residual` 'gtrxl' puts a `Gate` where x + y was, `mlp` 'relu' is two layers with biases.
     """
 
     width: int = 256
@@ -39,6 +40,14 @@ class TransformerConfig:
     softcap: float = 50.0
     rope_base: float = 1e4
     dtype: str = 'bfloat16'
+    norm: Literal['rms', 'layer'] = 'rms'
+    qk_norm: bool = True
+    mlp: Literal['swiglu', 'relu'] = 'swiglu'
+    residual: Literal['add', 'gtrxl'] = 'add'
+
+    def normaliser(self) -> RMSNorm | LayerNorm:
+        """Of the residual stream."""
+        return RMSNorm(self.width) if self.norm == 'rms' else LayerNorm(self.width, 1e-5)
 
 
 class Cache(NamedTuple):
@@ -71,22 +80,30 @@ def rotate(x: Float[Array, '*B d'], angles: Float[Array, '*#B half']) -> Float[A
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
 
 
-def attend(q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float) -> Float[Array, 'B S heads Q d']:
-    """softmax(cap(q k / sqrt d)) v over the union of `groups`; cap(x) = softcap tanh(x / softcap).
-
-    Grouped queries: q has a multiple of the key heads. Softmax in fp32. Several groups share one softmax without
-    their keys being copied next to each other, so a cache is only ever read.
-    """
+def attention_weights(
+    q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float
+) -> Float[Array, 'B S heads Q K']:
+    """softmax(cap(q k / sqrt d)) over the union of `groups`, in fp32; cap(x) = softcap tanh(x / softcap)."""
     b, s, heads, n, d = q.shape
     kv = groups[0].k.shape[2]
     q = q.reshape(b, s, kv, heads // kv * n, d)
     logits = []
     for keys in groups:
         x = jnp.einsum('bshqd,bshkd->bshqk', q, keys.k, preferred_element_type=jnp.float32)
-        x = softcap * jnp.tanh(x * (d**-0.5 / softcap))
+        x = softcap * jnp.tanh(x * (d**-0.5 / softcap)) if softcap else x * d**-0.5
         x = x.reshape(b, s, heads, n, -1)
         logits.append(x if keys.mask is None else jnp.where(keys.mask, x, -1e30))
-    weights = jax.nn.softmax(jnp.concatenate(logits, -1), -1).astype(q.dtype)
+    return jax.nn.softmax(jnp.concatenate(logits, -1), -1)
+
+
+def attend(q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float) -> Float[Array, 'B S heads Q d']:
+    """`attention_weights` times v. Grouped queries: q has a multiple of the key heads.
+
+    Several groups share one softmax without their keys being copied next to each other, so a cache is only ever read.
+    """
+    b, s, heads, n, d = q.shape
+    kv = groups[0].k.shape[2]
+    weights = attention_weights(q, groups, softcap).astype(q.dtype)
     weights = weights.reshape(b, s, kv, heads // kv * n, -1)
     parts, first = [], 0
     for keys in groups:
@@ -105,7 +122,7 @@ class Attention(nnx.Module):
         self.q = Linear(cfg.width, inner, bias=False, dtype=dtype, rngs=rngs)
         self.kv = Linear(cfg.width, 2 * kv, bias=False, dtype=dtype, rngs=rngs)
         self.o = Linear(inner, cfg.width, bias=False, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs)
-        self.norm_q, self.norm_k = RMSNorm(cfg.head_dim), RMSNorm(cfg.head_dim)
+        self.norm_q, self.norm_k = (RMSNorm(cfg.head_dim) if cfg.qk_norm else Identity() for _ in range(2))
         self.cfg = cfg
 
     def project(self, x: Float[Array, 'B S N D'], angles) -> tuple[Array, Array, Array]:
@@ -114,7 +131,8 @@ class Attention(nnx.Module):
         q = split(self.q(x), self.cfg.heads)
         k, v = jnp.split(self.kv(x), 2, -1)
         k, v = split(k, self.cfg.kv_heads), split(v, self.cfg.kv_heads)
-        return rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles), v
+        q, k = self.norm_q(q), self.norm_k(k)
+        return (rotate(q, angles), rotate(k, angles), v) if self.cfg.rope_base else (q, k, v)
 
     def __call__(self, q: Array, groups: tuple[Keys, ...]) -> Float[Array, 'B S N D']:
         out = attend(q, groups, self.cfg.softcap).swapaxes(2, 3)
@@ -134,25 +152,71 @@ class SwiGLU(nnx.Module):
         return self.down(jax.nn.silu(gate) * up)
 
 
+class ReluMLP(nnx.Module):
+    """down(relu(up(x))) with biases, hidden width `mlp_ratio` x width; the first transformers', TransDreamer's."""
+
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
+        dtype, hidden = jnp.dtype(cfg.dtype), int(cfg.mlp_ratio * cfg.width)
+        self.up = Linear(cfg.width, hidden, dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, cfg.width, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+        return self.down(jax.nn.relu(self.up(x)))
+
+
+class Add(nnx.Module):
+    """x + y."""
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        return x + y
+
+
+class Gate(nnx.Module):
+    """(1 - u) x + u tanh(W_c y + r * U_c x), r = s(W_r y + U_r x), u = s(W_u y + U_u x - 0.1); GTrXL section 3.2.
+
+    The stream x passes nearly unchanged at first. 0.1 is TransDreamer's. `of_y`, `of_x`: r, u and c side by side.
+    """
+
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
+        d, dtype = cfg.width, jnp.dtype(cfg.dtype)
+        self.of_y = Linear(d, 3 * d, bias=False, dtype=dtype, rngs=rngs)
+        self.of_x = Linear(d, 3 * d, bias=False, dtype=dtype, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(d))  # of u
+
+    def __call__(self, x: Float[Array, '*B D'], y: Float[Array, '*B D']) -> Float[Array, '*B D']:
+        yr, yu, yc = jnp.split(self.of_y(y).astype(jnp.float32), 3, -1)
+        xr, xu, xc = jnp.split(self.of_x(x).astype(jnp.float32), 3, -1)
+        r, u = jax.nn.sigmoid(yr + xr), jax.nn.sigmoid(yu + xu + self.bias[...] - 0.1)
+        return ((1 - u) * x + u * jnp.tanh(yc + r * xc)).astype(x.dtype)
+
+
 class Layer(nnx.Module):
-    """x + attention(norm x), then x + SwiGLU(norm x); along space or along time."""
+    """x + attention(norm x), then x + SwiGLU(norm x); along space or along time. Other configs have other parts."""
 
     def __init__(self, cfg: TransformerConfig, along_time: bool, rngs: nnx.Rngs):
-        self.norm1, self.norm2 = RMSNorm(cfg.width), RMSNorm(cfg.width)
-        self.attention, self.mlp = Attention(cfg, rngs), SwiGLU(cfg, rngs)
+        self.norm1, self.norm2 = cfg.normaliser(), cfg.normaliser()
+        self.attention = Attention(cfg, rngs)
+        self.mlp = SwiGLU(cfg, rngs) if cfg.mlp == 'swiglu' else ReluMLP(cfg, rngs)
+        self.join1, self.join2 = (Gate(cfg, rngs) if cfg.residual == 'gtrxl' else Add() for _ in range(2))
         self.along_time = along_time
 
     def space(self, x: Float[Array, 'B T S D'], mask: Bool[Array, 'S S'] | None, angles) -> Float[Array, 'B T S D']:
         q, k, v = self.attention.project(self.norm1(x), angles)
-        x = x + self.attention(q, (Keys(k, v, mask if mask is None else mask[None, None, None]),))
-        return x + self.mlp(self.norm2(x))
+        x = self.join1(x, self.attention(q, (Keys(k, v, mask if mask is None else mask[None, None, None]),)))
+        return self.join2(x, self.mlp(self.norm2(x)))
 
-    def time(self, x: Float[Array, 'B T S D'], mask: Bool[Array, 'B T T'], angles, past: Keys | None):
-        """-> (x, k, v) with the new frames' keys and values [B, S, heads, T, d]."""
+    def time(self, x: Float[Array, 'B T S D'], mask: Bool[Array, 'B T T'], angles, past: Keys | None, looks=None):
+        """-> (x, k, v) with the new frames' keys and values [B, S, heads, T, d].
+
+        looks: a list to which the attention of the new frames is added, [B, S, heads, T, K], the past's keys first.
+        """
         q, k, v = self.attention.project(self.norm1(x).swapaxes(1, 2), angles)
-        groups = (Keys(k, v, mask[:, None, None]),)
-        x = x + self.attention(q, groups if past is None else (past, *groups)).swapaxes(1, 2)
-        return x + self.mlp(self.norm2(x)), k, v
+        groups: tuple[Keys, ...] = (Keys(k, v, mask[:, None, None]),)
+        groups = groups if past is None else (past, *groups)
+        if looks is not None:
+            looks.append(attention_weights(q, groups, self.attention.cfg.softcap))
+        x = self.join1(x, self.attention(q, groups).swapaxes(1, 2))
+        return self.join2(x, self.mlp(self.norm2(x))), k, v
 
 
 class BlockCausal(nnx.Module):
@@ -164,7 +228,7 @@ class BlockCausal(nnx.Module):
     def __init__(self, cfg: TransformerConfig, space_angles: np.ndarray, *, time_tokens: int | None = None, rngs):
         along_time = [(i + 1) % cfg.time_every == 0 for i in range(cfg.layers)]
         self.layers = nnx.List(Layer(cfg, t, rngs) for t in along_time)
-        self.norm = RMSNorm(cfg.width)
+        self.norm = cfg.normaliser()
         self.cfg = cfg
         self.space_angles = tuple(map(tuple, np.asarray(space_angles).tolist()))  # [S, d/2], static
         self.time_tokens = time_tokens
@@ -187,32 +251,49 @@ class BlockCausal(nnx.Module):
 
         With a cache the new frames follow the cached ones; the cache is only read: `commit` writes.
         """
-        b, t, s, _ = x.shape
-        pos = jnp.zeros(b, jnp.int32) if cache is None else cache.pos
-        number = pos[:, None] + jnp.arange(t)  # frame numbers [B, T]
-        start = jnp.zeros(b, jnp.int32) if cache is None else cache.start
-        begin = jax.lax.cummax(jnp.where(is_first, number, start[:, None]), axis=1)
+        every, written = self.every(x, is_first, mask, cache)
+        return self.norm(every[-1]), written
+
+    def every(
+        self,
+        x: Float[Array, 'B T S D'],
+        is_first: Bool[Array, 'B T'],
+        mask: Bool[Array, 'S S'] | None = None,
+        cache: Cache | None = None,
+        looks: list[Array] | None = None,
+    ) -> tuple[list[Float[Array, 'B T S D']], list[tuple[Array, Array]]]:
+        """As the call, with the tokens after every layer, not normed. looks: see `Layer.time`."""
+        s = x.shape[2]
+        number, begin = self.numbers(is_first, cache)
         oldest = jnp.maximum(begin, number - self.cfg.context + 1)[..., None]
         seen = (number[:, None] <= number[..., None]) & (number[:, None] >= oldest)
         if cache is not None:
             slot = jnp.arange(self.cfg.context)
-            newest = pos[:, None] - 1
+            newest = cache.pos[:, None] - 1
             held = newest - (newest - slot) % self.cfg.context  # frame number in each slot, < 0 if none yet
             past_mask = ((held[:, None] >= oldest) & (held[:, None] >= 0))[:, None, None]
-        angles = rope(number, self.cfg.head_dim, self.cfg.rope_base)[:, None, None]
+        angles = rope(number, self.cfg.head_dim, self.cfg.rope_base or 1.0)[:, None, None]
         space_angles = jnp.asarray(self.space_angles, jnp.float32)[:s]
         written: list[tuple[Array, Array]] = []
+        every: list[Array] = []
         for layer in self.layers:
             if not layer.along_time:
-                x = layer.space(x, mask, space_angles)
+                every.append(x := layer.space(x, mask, space_angles))
                 continue
             n = s if self.time_tokens is None else self.time_tokens
             i = len(written)
             past = None if cache is None else Keys(cache.k[i][:, :n], cache.v[i][:, :n], past_mask)
-            y, k, v = layer.time(x[:, :, :n], seen, angles, past)
-            x = y if n == s else jnp.concatenate([y, x[:, :, n:]], 2)
+            y, k, v = layer.time(x[:, :, :n], seen, angles, past, looks)
+            every.append(x := y if n == s else jnp.concatenate([y, x[:, :, n:]], 2))
             written.append((k, v))
-        return self.norm(x), written
+        return every, written
+
+    def numbers(self, is_first: Bool[Array, 'B T'], cache: Cache | None) -> tuple[Int[Array, 'B T'], Int[Array, 'B T']]:
+        """-> (number of each new frame, number of the frame that began its episode); without a cache from 0 on."""
+        b, t = is_first.shape
+        pos, start = (jnp.zeros(b, jnp.int32),) * 2 if cache is None else (cache.pos, cache.start)
+        number = pos[:, None] + jnp.arange(t)
+        return number, jax.lax.cummax(jnp.where(is_first, number, start[:, None]), axis=1)
 
     def commit(self, cache: Cache, written: list[tuple[Array, Array]], is_first: Bool[Array, 'B T']) -> Cache:
         """Write the new frames' keys and values into the ring. T <= C."""

@@ -261,7 +261,7 @@ class Played(Experiment):
     @property
     def play(self) -> Play:
         r = self.config.replay
-        return Play(r.envs, min(r.capacity, self.env_frames), r.ratio, r.prefill, r.random_prefill)
+        return Play(r.envs, min(r.capacity, self.env_frames), r.ratio, r.prefill, r.random_prefill, context=r.context)
 
     @functools.cached_property
     def agent(self) -> Dreamer | Planet:

@@ -53,6 +53,7 @@ class Play:
     prefill: frames played before the first update; at least what makes one window.
     random_prefill: the prefill is uniformly random instead of the explorer's.
     online: each new window is trained on once as soon as it is complete (the online queue of DreamerV3).
+    context: steps before a window whose memories come with it, if the explorer has memories.
     """
 
     envs: int
@@ -61,6 +62,7 @@ class Play:
     prefill: int = 0
     random_prefill: bool = True
     online: bool = True
+    context: int = 1
 
     def __post_init__(self):
         if self.envs < 1 or self.prefill < 0:
@@ -192,7 +194,7 @@ class Online:
         steps = vector_steps(self.play.ratio, batch, length, self.play.envs)
         live, metrics = self._collect(live, params, play_key, steps, False)
         ring = replay.choose(live.ring, draw_key, length, self.play.online)
-        rows, context = replay.windows(ring, length)
+        rows, context = replay.windows(ring, length, self.play.context)
         return live._replace(ring=ring), replay.to_batch(rows, context, self.layout), metrics
 
     def absorb(self, live: Playing, memory: PyTree, ok: Bool[Array, '']) -> Playing:

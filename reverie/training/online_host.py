@@ -177,7 +177,7 @@ class OnlineHost:
         for _ in range(updates):
             rows.append([self._draw(i, steps, batch, length) for i in range(len(self.players))])
             for player, drawn in zip(self.players, rows[-1], strict=True):
-                found.append(player.ring.windows(drawn, length))
+                found.append(player.ring.windows(drawn, length, self.play.context))
         self.asked[self.loads] = rows
         self.loads += 1
         stacked = jax.tree.map(lambda *x: np.stack(x).reshape(updates, seeds, *x[0].shape), *found)

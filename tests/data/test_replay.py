@@ -60,14 +60,14 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def expected(env, start):
-    """(Step [B, T], memory of the step before [B]) from the play itself."""
+def expected(env, start, steps, context):
+    """(Step [B, T], memories of the steps before [B, context], zeros where not held) from the play itself."""
     one = lambda e, t: jax.tree.map(lambda x: x[e], play(t))
     rows = [[one(e, t) for t in range(s, s + T)] for e, s in zip(env, start, strict=True)]
-    earlier = lambda e, t: jax.tree.map(lambda x: 0 * x[e] if t < 0 else x[e], memory(t))
-    before = [earlier(e, s - 1) for e, s in zip(env, start, strict=True)]
+    earlier = lambda e, t: jax.tree.map(lambda x: 0 * x[e] if t < max(steps - L, 0) else x[e], memory(t))
+    before = [[earlier(e, t) for t in range(s - context, s)] for e, s in zip(env, start, strict=True)]
     stack = lambda trees: jax.tree.map(lambda *x: np.stack(x), *trees)
-    return stack([stack(row) for row in rows]), stack(before)
+    return stack([stack(row) for row in rows]), stack([stack(row) for row in before])
 
 
 @pytest.mark.parametrize('actions', [DISCRETE, CONTINUOUS], ids=lambda a: a.kind)
@@ -88,20 +88,20 @@ def test_observations_may_be_trees_and_keep_their_dtype():
     assert replay.bytes_per_step(form) == 4 + 8 + 1 + 4 + 1
 
 
-@pytest.mark.parametrize('steps', [5, 10, 11, 37])
-def test_windows_of_both_rings_are_what_was_played(steps):
+@pytest.mark.parametrize('steps, context', [(5, 1), (10, 1), (11, 1), (37, 1), (6, 3), (37, 3)])
+def test_windows_of_both_rings_are_what_was_played(steps, context):
     layout = Layout.of(play(0), DISCRETE)
     ring, host = device_ring(steps), host_ring(steps)
     assert same(ring.data, host.data)
     for draw in range(20):
         ring = replay.choose(ring, jax.random.key(draw), T, online=False)
-        rows, context = replay.windows(ring, T)
-        steps_bt, before = expected(np.asarray(ring.env), np.asarray(ring.start))
-        assert same(replay.to_step(rows, layout), steps_bt) and same(context, before)
+        rows, found = replay.windows(ring, T, context)
+        steps_bt, before = expected(np.asarray(ring.env), np.asarray(ring.start), steps, context)
+        assert same(replay.to_step(rows, layout), steps_bt) and same(found, before)
         drawn = host.choose(np.random.default_rng(draw), B, T, online=False)
-        rows, context = host.windows(drawn, T)
-        steps_bt, before = expected(drawn.env, drawn.start)
-        assert same(replay.to_step(rows, layout, np), steps_bt) and same(context, before)
+        rows, found = host.windows(drawn, T, context)
+        steps_bt, before = expected(drawn.env, drawn.start, steps, context)
+        assert same(replay.to_step(rows, layout, np), steps_bt) and same(found, before)
 
 
 @pytest.mark.parametrize('steps, starts', [(4, {0}), (6, {0, 1, 2}), (10, set(range(1, 7))), (13, set(range(4, 10)))])

@@ -149,7 +149,7 @@ def test_a_window_goes_on_from_what_replay_stored(case):
     model = bind(params)
     run = jax.jit(lambda p, state, *xs: bind(p).unroll(state, *xs, jax.random.key(3)))
     first = run(params, model.initial(2), embed[:, :3], action[:, :3], is_first[:, :3])
-    memory = jax.tree.map(lambda x: x[:, -1], first.memory)
+    memory = jax.tree.map(lambda x: x[:, -1:], first.memory)
     rest = (embed[:, 3:], action[:, 3:], is_first[:, 2:5])
     expected = run(params, jax.tree.map(lambda x: x[:, -1], first.state), *rest)
     jax.tree.map(close, run(params, model.unpack(memory), *rest).state, expected.state)

@@ -81,7 +81,7 @@ def toy_loss(params, batch, key, step):
     obs, action = batch.step.obs[:, :-1, 0].astype(jnp.int32), batch.step.prev_action[:, 1:]
     value = (params['policy']['w'][obs] * action).sum(-1)
     fit = (value - batch.step.reward[:, 1:]) ** 2 * ~batch.step.is_first[:, 1:]
-    time, context = batch.step.obs[..., 1].astype(jnp.int16), batch.context['time']
+    time, context = batch.step.obs[..., 1].astype(jnp.int16), batch.context['time'][:, 0]
     right = (context % 100 == time[:, 0]) | batch.step.is_first[:, 0]
     seen = {'batches': params['seen']['batches'] + 1}
     facts = dict(
