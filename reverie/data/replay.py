@@ -193,7 +193,7 @@ def windows(ring: Ring, length: int, context: int = 1) -> tuple[Stored, PyTree]:
     time = ring.start[:, None] + jnp.arange(-context, 0)
     held = time >= jnp.maximum(ring.written - ring.slots, 0)
     before = jax.tree.map(lambda x: x[ring.env[:, None], time % ring.slots], ring.data.memory)
-    before = jax.tree.map(lambda x: jnp.where(_like(held, x), x, 0), before)
+    before = jax.tree.map(lambda x: jnp.where(_like(held, x), x, jnp.zeros((), x.dtype)), before)
     return rows, before if jax.tree.leaves(before) else None
 
 
