@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
-from reverie.envs import control
+from reverie.envs import control, memory
 from reverie.envs.minatar import env as minatar
 from reverie.types import Env, EnvSpec, Step, UserError
 
@@ -86,7 +86,12 @@ class TimeLimit:
 
 def names() -> tuple[str, ...]:
     """The environments that need no other package; `make` also takes 'gymnax/<Id>'."""
-    return (*(f'minatar/{game}' for game in minatar.GAMES), *(f'control/{task}' for task in control.SYSTEMS))
+    return (
+        *(f'minatar/{game}' for game in minatar.GAMES),
+        *(f'control/{task}' for task in control.SYSTEMS),
+        *(f'hidden_order/{balls}' for balls in memory.BALLS),
+        'memory/32',
+    )
 
 
 def make(name: str, **options: Any) -> Env:
@@ -94,6 +99,7 @@ def make(name: str, **options: Any) -> Env:
 
     Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions, time_limit (steps or
     None). Options of control/*: action_repeat, time_limit (in steps after the repeat) and the fields of the system.
+    Options of hidden_order/*: obs ('grid' or 'image') and pays ('balls' or 'success'). memory/<delay> has none.
     Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode. Raises UserError for an unknown
     name, an unknown option or a bad value.
     """
@@ -104,6 +110,9 @@ def make(name: str, **options: Any) -> Env:
         return gymnax.build(game, **options)
     if family == 'control' and game in control.SYSTEMS:
         return TimeLimit(*control.build(game, **options))
+    if family in ('hidden_order', 'memory'):
+        remembered, limit = memory.build(family, game, **options)
+        return remembered if limit is None else TimeLimit(remembered, limit)
     if family != 'minatar' or game not in minatar.GAMES:
         raise UserError(f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>')
     env, time_limit = minatar.build(game, **options)
