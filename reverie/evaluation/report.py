@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import reverie
-from reverie.evaluation import dreams, video
+from reverie.evaluation import attention, dreams, video
 from reverie.evaluation.charts import Line, Number, bar, bar_axis, curves, number, scale_of
 from reverie.evaluation.page import Run, duration, escape, figure, image, legend, line_key, missing, read
 
@@ -252,7 +252,7 @@ def render(run: Run) -> str:
     title = escape(f'{run.config.get("preset", "run")} on {run.config.get("env", "?")}')
     # the policy makes the browser itself refuse anything from the network, should a hostile name slip through
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    sections = (head, score_section, curve_section, recon_section, dreams.section, config_section)
+    sections = (head, score_section, curve_section, recon_section, dreams.section, attention.section, config_section)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'

@@ -46,6 +46,16 @@ class LatentModel:
         feat = self.dynamics.feat(state)
         return state, Prediction(feat, self.reward(feat), self.cont(feat))
 
+    def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T'] | None:
+        """How much each step of a window [B, T] looks at each step, or None if nothing attends in this model."""
+        attend = getattr(self.dynamics, 'attention', None)
+        if attend is None:
+            return None
+        assert self.encoder is not None, 'looking takes an encoder'
+        start = self.initial(len(step.is_first))
+        seen = self.dynamics.unroll(start, self.encoder(step.obs), step.prev_action, step.is_first, key)
+        return attend(start, seen.state.z, step.prev_action, step.is_first)
+
     def decode(self, state: State) -> Any:
         """The likeliest observation of a state."""
         assert self.decoder is not None, 'decoding takes a decoder'

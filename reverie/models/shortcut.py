@@ -88,11 +88,12 @@ class Dynamics(nnx.Module):
         cache: Cache | None = None,
         *,
         agent: bool = True,
+        looks: list[Array] | None = None,
     ) -> tuple[Float[Array, 'B T Z c'], Float[Array, 'B T D'] | None, list]:
         """-> (x-prediction, feat of the agent's token or None, keys and values written).
 
         level: tau in units of 1/k_max. stride: e of d = 2^-e. action: the one that led to the frame, zeros if none;
-        a row without labels has only the learned embedding of the action's slot.
+        a row without labels has only the learned embedding of the action's slot. looks: see `BlockCausal`.
         """
         b, t = level.shape
         x = self.embed(z)
@@ -104,7 +105,7 @@ class Dynamics(nnx.Module):
         slot = np.arange(self.world + agent)
         mask = (slot[None] < self.world) | (slot[:, None] == self.world)
         mask &= (slot[:, None] != 0) | (slot[None] == 0)
-        x, written = self.blocks(x, is_first, jnp.asarray(mask), cache)
+        x, written = self.blocks(x, is_first, jnp.asarray(mask), cache, looks)
         predicted = self.readout(x[:, :, 2 : 2 + self.tokens].astype(jnp.float32))
         return predicted, x[:, :, -1] if agent else None, written
 
@@ -158,7 +159,12 @@ class ShortcutModel:
         )
 
     def prefill(
-        self, z: Float[Array, 'B T Z c'], step: Step, has_action: Bool[Array, ' B'], key: PRNGKeyArray
+        self,
+        z: Float[Array, 'B T Z c'],
+        step: Step,
+        has_action: Bool[Array, ' B'],
+        key: PRNGKeyArray,
+        looks: list[Array] | None = None,
     ) -> tuple[ShortcutState, Float[Array, 'B T D']]:
         """Take in a window of tokenized frames at once. -> (state after the last, feat of every frame)."""
         b, t = step.is_first.shape
@@ -166,10 +172,18 @@ class ShortcutModel:
         stride = jnp.full((b, t), self.dynamics.cfg.finest)
         labelled = jnp.broadcast_to(has_action[:, None], (b, t))
         noisy = self.dynamics.noised(z, key)
-        _, feat, written = self.dynamics(noisy, level, stride, step.prev_action, labelled, step.is_first)
+        _, feat, written = self.dynamics(noisy, level, stride, step.prev_action, labelled, step.is_first, looks=looks)
         assert feat is not None
         cache = self.dynamics.blocks.prefill(written, step.is_first)
         return ShortcutState(cache, z[:, -1], step.is_first[:, -1]), feat
+
+    def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T']:
+        """How much each step of a window [B, T] looks at each step, per time layer; mean over the tokens of a frame."""
+        assert self.encoder is not None, 'looking takes an encoder'
+        z, _ = self.encoder(step.obs.astype(jnp.float32), step.is_first, None)
+        looks: list[Array] = []
+        self.prefill(self.dynamics.packed(z), step, jnp.ones(len(z), bool), key, looks)
+        return jnp.stack(looks).mean(2)
 
     def observe(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> tuple[ShortcutState, Float[Array, 'N D']]:
         """Tokenize a real frame and commit it."""

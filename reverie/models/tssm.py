@@ -292,15 +292,12 @@ class TSSM(nnx.Module):
         z: Float[Array, 'B T Z'],
         prev_action: Float[Array, 'B T A'],
         is_first: Bool[Array, 'B T'],
-    ) -> Float[Array, 'L B heads T K']:
-        """How much each step of a window attends to each token: first those in the cache of `state`, then the T own.
-
-        z: of the window's steps, see `unroll`.
-        """
+    ) -> Float[Array, 'L B heads T T']:
+        """How much each step of a window, which follows `state`, attends to each token of it. z: see `unroll`."""
         before = jnp.concatenate([state.z[:, None], z[:, :-1]], 1)
         looks: list[Array] = []
         self._attend(state.cache, before, prev_action, is_first, looks)
-        return jnp.stack(looks)[:, :, 0]
+        return jnp.stack(looks)[:, :, 0, :, :, self.cfg.transformer.context :]  # without the cache's
 
     def _next(self, cache: Cache, z: Array, action: Array, is_first: Array) -> tuple[Array, list[tuple[Array, Array]]]:
         """One step [N]: -> (h, its keys and values). z: of the step before."""

@@ -246,12 +246,14 @@ class BlockCausal(nnx.Module):
         is_first: Bool[Array, 'B T'],
         mask: Bool[Array, 'S S'] | None = None,
         cache: Cache | None = None,
+        looks: list[Array] | None = None,
     ) -> tuple[Float[Array, 'B T S D'], list[tuple[Array, Array]]]:
         """-> (normed tokens, [(k, v)] of the new frames per time layer). Frame t sees its episode's last C frames.
 
         With a cache the new frames follow the cached ones; the cache is only read: `commit` writes.
+        looks: see `Layer.time`.
         """
-        every, written = self.every(x, is_first, mask, cache)
+        every, written = self.every(x, is_first, mask, cache, looks)
         return self.norm(every[-1]), written
 
     def every(
@@ -262,7 +264,7 @@ class BlockCausal(nnx.Module):
         cache: Cache | None = None,
         looks: list[Array] | None = None,
     ) -> tuple[list[Float[Array, 'B T S D']], list[tuple[Array, Array]]]:
-        """As the call, with the tokens after every layer, not normed. looks: see `Layer.time`."""
+        """As the call, with the tokens after every layer, not normed."""
         s = x.shape[2]
         number, begin = self.numbers(is_first, cache)
         oldest = jnp.maximum(begin, number - self.cfg.context + 1)[..., None]

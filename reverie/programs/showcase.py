@@ -10,6 +10,8 @@ from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
 from reverie.envs.host import HostVector
 from reverie.evaluation.openloop import Dream, open_loop
+from reverie.models.latent import LatentModel
+from reverie.models.shortcut import ShortcutModel
 from reverie.programs.collect import Player, play
 from reverie.types import Env, Params, Source, Step
 
@@ -71,10 +73,10 @@ def of_dataset(
         recon = _reconstructions(agent, params, images, key_mask)
         dream = open_loop(agent.model(params, images=True), step, context, key_dream)
         value = agent.twohot(agent.bind['value'](params['value'])(dream.feat)[0]).mean()
-        return recon, dream, value
+        return recon, dream, value, _attention(agent.model(params, images=True), step, key_dream)
 
-    recon, dream, value = jax.device_get(run(params, step, images))
-    return recon | _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount)
+    recon, dream, value, attention = jax.device_get(run(params, step, images))
+    return recon | _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount) | attention
 
 
 def of_play(
@@ -122,11 +124,18 @@ def _of_steps(
 
     @jax.jit
     def run(params: Params, step: Step):
-        dream = open_loop(agent.model(params), step, context, key)
-        return dream, agent.expected_return(params, dream.feat)
+        model = agent.model(params)
+        dream = open_loop(model, step, context, key)
+        return dream, agent.expected_return(params, dream.feat), _attention(model, step, key)
 
-    dream, value = jax.device_get(run(params, step))
-    return _dreams(jax.device_get(step), dream, value, context, agent.discount)
+    dream, value, attention = jax.device_get(run(params, step))
+    return _dreams(jax.device_get(step), dream, value, context, agent.discount) | attention
+
+
+def _attention(model: LatentModel | ShortcutModel, step: Step, key: PRNGKeyArray) -> dict[str, Array]:
+    """What each step of the first window [B, T] looks at, [L, heads, T, T]; nothing where nothing attends."""
+    looks = model.attention(jax.tree.map(lambda x: x[:1], step), key)
+    return {} if looks is None else {'attention/weights': looks[:, 0].astype(jnp.float16)}
 
 
 def _dreams(step: Step, dream: Dream, value: np.ndarray | None, context: int, discount: float) -> dict[str, np.ndarray]:

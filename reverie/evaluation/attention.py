@@ -1,0 +1,84 @@
+"""The attention section of a report: which past steps a step looks at, on one episode."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from reverie.evaluation import video
+from reverie.evaluation.charts import Line, curves
+from reverie.evaluation.page import Run, escape, figure, image
+
+MAP, SMALL, SHOWN, LOOKS = 360, 132, 8, 3  # pixels of the large map and the small ones; frames of a strip; strips
+GROUND, FULL = np.array((26, 28, 33), float), np.array((240, 228, 66), float)
+NOT_YET = np.array((44, 47, 54), np.uint8)
+
+
+def heat(weights: Float[np.ndarray, 'T T'], pixels: int) -> UInt8[np.ndarray, 'h w 3']:
+    """A map of about so many pixels: row looks at column; the root of a weight is its brightness."""
+    t = len(weights)
+    share = np.sqrt(np.clip(weights, 0, 1))[..., None]
+    colours = (GROUND + share * (FULL - GROUND)).round().astype(np.uint8)
+    colours[np.triu_indices(t, 1)] = NOT_YET
+    return video.enlarge(colours[None], max(1, pixels // t))[0]
+
+
+def looked_back(weights: Float[np.ndarray, 'T T'], near: int = 2) -> Float[np.ndarray, ' T']:
+    """The share of each step's attention that goes further back than `near` steps."""
+    t = np.arange(len(weights))
+    return (weights * (t[:, None] - t > near)).sum(1)
+
+
+def _map(weights: np.ndarray, title: str, pixels: int) -> str:
+    picture = image(video.png(heat(weights, pixels)), f'attention, {title}')
+    return f'<figure><figcaption><b>{escape(title)}</b></figcaption>{picture}</figure>'
+
+
+def _by_distance(weights: Float[np.ndarray, 'L heads T T']) -> str:
+    """Mean attention by how many steps back it goes, one line for each layer; only steps that can look so far."""
+    t = weights.shape[-1]
+    reach = max(2, t // 2)
+    mean = weights.mean(1)
+    rows = [[np.diagonal(layer, -d)[reach - d :].mean() for d in range(reach)] for layer in mean]
+    lines = [Line(np.arange(reach), np.array(row), 'seed') for row in rows] if len(rows) > 1 else []
+    lines.append(Line(np.arange(reach), np.mean(rows, 0)))
+    chart = curves(lines, 'steps back', 'attention', False, limits=(0.0, None))
+    return figure('attention by distance', 'all layers, and each of them', chart)
+
+
+def _strip(weights: Float[np.ndarray, 'T T'], frames: np.ndarray, step: int) -> str:
+    """The frames that one step looks at most, in the order of time, with their shares."""
+    most = np.sort(np.argsort(-weights[step, : step + 1], kind='stable')[:SHOWN])
+    cells = []
+    for i in most:
+        picture = image(video.png(frames[i]), f'frame {i + 1}')
+        back = f'{step - i} back' if i < step else 'itself'
+        cells.append(f'<figure>{picture}<figcaption>{back}<br>{100 * weights[step, i]:.0f}%</figcaption></figure>')
+    return f'<p class="note">Step {step + 1} looks at</p><div class="frames">{"".join(cells)}</div>'
+
+
+def section(run: Run) -> str:
+    """Maps averaged and per head, the profile over distance, and what single steps look at; empty without attention."""
+    s = run.samples
+    if 'attention/weights' not in s:
+        return ''
+    weights = s['attention/weights'].astype(np.float32)  # [L, heads, T, T]
+    layers, heads, t, _ = weights.shape
+    mean = weights.mean((0, 1))
+    out = ['<section><h2>What it looks at</h2>']
+    out.append(
+        f'<p>One episode of {t} steps, {layers} layers over time with {heads} heads each. A row is a step that looks, '
+        'a column a step looked at, from the left and from the top; brighter is more, and a row adds up to one. '
+        'A step is the token of what was known when its frame arrived.</p>'
+    )
+    out.append(f'<div class="charts">{_map(mean, "mean of all heads", MAP)}{_by_distance(weights)}</div>')
+    if 'dream/truth' in s and s['dream/truth'].shape[1] == t:
+        frames = video.colourise(s['dream/truth'][0])
+        far = np.argsort(-looked_back(mean)[: t - 1], kind='stable')[: LOOKS - 1]
+        steps = [*sorted(int(i) for i in far), t - 1]
+        out.append('<h3>The frames looked at most</h3>')
+        out.append('<p class="note">The last step, and those that look back furthest.</p>')
+        out += [_strip(mean, frames, step) for step in steps]
+    maps = ''.join(
+        _map(weights[i, j], f'layer {i + 1}, head {j + 1}', SMALL) for i in range(layers) for j in range(heads)
+    )
+    out.append(f'<details><summary>Every head ({layers * heads})</summary><div class="films">{maps}</div></details>')
+    return ''.join([*out, '</section>'])
