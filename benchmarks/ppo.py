@@ -1,6 +1,7 @@
 """PPO: frames per second of the environment, of playing and of learning, and optionally a whole run's curve.
 
-python benchmarks/ppo.py [--env minatar/breakout] [--train-frames 2000000] -> results/bench/ppo_<env>.json
+python benchmarks/ppo.py [--env minatar/breakout] [--train-frames 10000000] [--env-options protocol=gymnax]
+-> results/bench/ppo_<env>.json
 """
 
 import argparse
@@ -14,8 +15,10 @@ from collections.abc import Callable
 import jax
 
 from reverie.agents import ppo
+from reverie.cli import options_of
 from reverie.envs.device import Vector, make
 from reverie.evaluation.returns import provenance
+from reverie.types import Env
 
 
 def fastest(f: Callable, state: ppo.TrainState, repeats: int = 3) -> tuple[float, float]:
@@ -30,9 +33,8 @@ def fastest(f: Callable, state: ppo.TrainState, repeats: int = 3) -> tuple[float
     return min(times), first
 
 
-def measure(name: str, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str, float]]:
+def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str, float]]:
     """Frames per second of three loops of `updates` rollouts each: random actions, the policy, policy and learning."""
-    env = make(name)
     agent, vector = ppo.PPO(env.spec, config), Vector(env, config.envs)
 
     def chance(state: ppo.TrainState) -> ppo.TrainState:
@@ -59,7 +61,7 @@ def measure(name: str, config: ppo.PPOConfig, updates: int) -> dict[str, dict[st
     return found
 
 
-def learn(name: str, config: ppo.PPOConfig, seed: int) -> dict[str, list[float]]:
+def learn(env: Env, config: ppo.PPOConfig, seed: int) -> dict[str, list[float]]:
     """Return against frames and seconds of one run, compilation included."""
     curve, begin = {'env_frames': [], 'return': [], 'seconds': []}, time.perf_counter()
 
@@ -68,26 +70,33 @@ def learn(name: str, config: ppo.PPOConfig, seed: int) -> dict[str, list[float]]
             curve[key].append(value)
         print(f'{frames:12,} frames  return {ret:8.2f}  {curve["seconds"][-1]:8.1f} s')
 
-    ppo.train(make(name), config, jax.random.key(seed), progress)
+    ppo.train(env, config, jax.random.key(seed), progress)
     return curve
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--env', default='minatar/breakout')
-    parser.add_argument('--envs', type=int, default=ppo.PPOConfig.envs)
-    parser.add_argument('--rollout', type=int, default=ppo.PPOConfig.rollout)
+    parser.add_argument('--env-options', nargs='*', default=[], metavar='NAME=VALUE')
+    for name in ('envs', 'rollout', 'learning_rate', 'entropy_scale'):
+        default = getattr(ppo.PPOConfig, name)
+        parser.add_argument('--' + name.replace('_', '-'), type=type(default), default=default)
     parser.add_argument('--updates', type=int, default=5)
     parser.add_argument('--train-frames', type=int, default=0)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('results/bench'))
     args = parser.parse_args()
-    config = ppo.PPOConfig(envs=args.envs, rollout=args.rollout)
-    result = dict(name='ppo', command=' '.join(['python', *sys.argv]), **provenance(), env=args.env)
-    result |= dict(config=dataclasses.asdict(config), loops=measure(args.env, config, args.updates))
+    options = options_of(tuple(args.env_options))
+    env = make(args.env, **options)
+    frames = args.train_frames or ppo.PPOConfig.env_frames
+    fields = {name: getattr(args, name) for name in ('envs', 'rollout', 'learning_rate', 'entropy_scale')}
+    config = ppo.PPOConfig(env_frames=frames, **fields)
+    result = dict(
+        name='ppo', command=' '.join(['python', *sys.argv]), **provenance(), env=args.env, env_options=options
+    )
+    result |= dict(config=dataclasses.asdict(config), loops=measure(env, config, args.updates))
     if args.train_frames:
-        config = dataclasses.replace(config, env_frames=args.train_frames)
-        result |= dict(config=dataclasses.asdict(config), curve=learn(args.env, config, args.seed))
+        result |= dict(curve=learn(env, config, args.seed))
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f'ppo_{args.env.replace("/", "_")}.json'
     path.write_text(json.dumps(result, indent=1))

@@ -10,7 +10,7 @@ import pytest
 
 from reverie.agents import ppo
 from reverie.agents.ppo import PPO, PPOConfig, gae, ppo_loss, train
-from reverie.envs.device import TimeLimit, Vector
+from reverie.envs.device import TimeLimit, Vector, make
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 SMALL = PPOConfig(env_frames=16_384, envs=16, rollout=16, minibatches=2, width=16, learning_rate=1e-2, snapshots=4)
@@ -99,6 +99,32 @@ def test_a_truncated_step_bootstraps_from_its_own_value_and_a_terminal_one_does_
     assert slope[5, 6] == pytest.approx(0.9)  # time limit: the observation that arrived with it is row 6
     assert slope[2, 3] == 0.0
     assert not np.any(slope[:3, 3:]) and not np.any(slope[4:6, 7:])  # nothing leaks in from a later episode
+
+
+def test_returns_of_a_played_rollout_equal_their_definition_through_deaths_and_time_limits():
+    """Breakout, where a missed first ball ends an episode at step 6 and the limit ends the others at 15."""
+    config = PPOConfig(env_frames=1024, envs=16, rollout=64, width=16, snapshots=1)
+    env = make('minatar/breakout', time_limit=15)
+    agent, vector = PPO(env.spec, config), Vector(env, config.envs)
+
+    @jax.jit
+    def play(key):
+        state, rows = ppo.rollout(agent, vector, ppo.begin(agent, vector, key))
+        value = jnp.concatenate([rows.value, agent.bind(state.params)(state.step.obs)[1][None]])
+        return rows, value, gae(rows.reward, rows.is_last, rows.is_terminal, value, 0.9, 0.8)
+
+    rows, value, adv = jax.tree.map(np.asarray, play(jax.random.key(0)))
+
+    def lambda_return(t, n):
+        ahead = 0.0 if rows.is_terminal[t, n] else value[t + 1, n]
+        if not rows.is_last[t, n] and t < 63:
+            ahead = 0.2 * ahead + 0.8 * lambda_return(t + 1, n)
+        return rows.reward[t, n] + 0.9 * ahead
+
+    assert rows.is_terminal.any() and (rows.is_last & ~rows.is_terminal).any()
+    assert np.array_equal(rows.valid[1:], ~rows.is_last[:-1])
+    for t, n in np.argwhere(rows.valid):
+        assert adv[t, n] + value[t, n] == pytest.approx(lambda_return(t, n), abs=1e-5)
 
 
 def test_the_pair_across_a_reset_has_no_weight_in_any_loss_term():
