@@ -1,15 +1,20 @@
 """Agents that play, by the command line: trained, scored, reported, exported; every mistake as one line."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 
 from reverie.agents import presets
 from reverie.data import Episodes
 from reverie.programs.experiment import Recorded
-from reverie.training import runner
-from tests.test_cli import fails, reverie
+from reverie.training import checkpoint, runner
+from tests.test_cli import ENV, fails, newest, reverie
 
 SMALL = ('--episodes', 4, '--max-steps', 40, '--updates-per-call', 5)
 
@@ -18,10 +23,14 @@ SMALL = ('--episodes', 4, '--max-steps', 40, '--updates-per-call', 5)
 def run(tmp_path_factory):
     """Two seeds of a tiny Dreamer V3 on Breakout, 600 frames each, and what it played as a dataset."""
     folder = tmp_path_factory.mktemp('runs') / 'run'
-    args = ['train', 'dreamer_v3_debug', '--env', 'minatar/breakout', '--frames', 600, '--out', folder, *SMALL]
-    done = reverie(*args, '--seeds', 2, '--export', folder / 'played')
+    done = reverie(*command(folder))
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
+
+
+def command(folder):
+    args = ['train', 'dreamer_v3_debug', '--env', 'minatar/breakout', '--frames', 600, '--out', folder, *SMALL]
+    return [*args, '--seeds', 2, '--export', folder / 'played']
 
 
 def test_one_command_trains_scores_and_reports(run):
@@ -34,6 +43,24 @@ def test_one_command_trains_scores_and_reports(run):
     assert lines[-1]['step'] == 12 and lines[-1]['env_frames'] == record['env_frames']
     page = (run / 'report.html').read_text()
     assert 'score during training' in page and 'dream 1, animated' in page
+
+
+def test_the_same_command_killed_and_run_again_gives_the_same_weights_scores_and_replay(run, tmp_path):
+    folder = tmp_path / 'killed'
+    args = [sys.executable, '-m', 'reverie.cli', *map(str, command(folder)), '--checkpoint-every-s', '0']
+    process = subprocess.Popen(args, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 300
+    while not newest(folder) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(args, env=ENV, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0 and 'resuming after online/' in done.stderr, done.stderr[-2000:]
+    weights, straight = checkpoint.load(folder)[0], checkpoint.load(run)[0]
+    jax.tree.map(np.testing.assert_array_equal, weights, straight)
+    scores = [json.loads((path / 'scores.json').read_text())['score'] for path in (folder, run)]
+    assert scores[0] == scores[1]
+    assert Episodes(folder / 'played').fingerprint == Episodes(run / 'played').fingerprint
 
 
 class Beginning:

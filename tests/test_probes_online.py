@@ -13,7 +13,8 @@ from tests.probes import Counter, Match
 from tests.small import shrink
 
 # Of presets that differ in a number or in size alone, one is enough.
-PLAYING = [n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(('debug', 'release'))]
+ALIKE = ('debug', 'release', 'small', 'control')
+PLAYING = [n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(ALIKE)]
 STEPS = 30
 
 

@@ -218,7 +218,8 @@ class Dreamer:
             feat, s = self._last((unrolled.feat, batch.step))
             law = self.cfg.number(self.value(params, feat))
             slow = self.cfg.number.mean(sg(self.value(params, feat, 'slow_value')))
-            losses['replay_value'] = self.cfg.replay_critic(law, slow, s.reward, s.is_last, s.is_terminal, boot)
+            reward = self.cfg.world.squash(s.reward)
+            losses['replay_value'] = self.cfg.replay_critic(law, slow, reward, s.is_last, s.is_terminal, boot)
         memory = unrolled.memory if self.cfg.remember else None
         return Outcome(losses, metrics, memory, groups)
 

@@ -6,25 +6,24 @@ from collections.abc import Callable
 from typing import TypeAlias, overload
 
 from reverie.agents.dreamer import Acting, Adams, Dreamer, DreamerConfig, LaProp, Noise, ReplayConfig, Sampling
-from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config, PhaseConfig
-from reverie.agents.planet import Planet, PlanetConfig
-from reverie.agents.world import HeadConfig, NormalNumber, WorldConfig
+from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
+from reverie.agents.planet import CEM, Planet, PlanetConfig
+from reverie.agents.presets_dreamer4 import dreamer4, dreamer4_debug, dreamer4_demo
+from reverie.agents.world import AsEarned, HeadConfig, NormalNumber, Tanh, WorldConfig
 from reverie.models import rssm
 from reverie.models.encoders import ObsConfig
 from reverie.models.rssm import GRU, BlockGRU, CategoricalLatent, GaussianLatent, RSSMConfig
-from reverie.models.shortcut import DynamicsConfig
-from reverie.models.tokenizer import TokenizerConfig
 from reverie.models.tssm import Concat, TSSMConfig
 from reverie.nn.attention import TransformerConfig
 from reverie.nn.core import Style
 from reverie.nn.dists import BoundedNormalLaw, OneHotLaw, StraightThroughLaw, TanhNormalLaw, TruncNormalLaw
 from reverie.nn.vision import PooledConv, StridedConv
 from reverie.objectives.behavior import (
-    PMPO,
     Backprop,
     Critic,
     ExclusiveReturn,
     InclusiveReturn,
+    Mixed,
     PercentileScale,
     Reinforce,
     ReplayCritic,
@@ -35,110 +34,6 @@ from reverie.objectives.latent import BalancedKL, FreeNatsOfMean, FreeNatsPerEle
 from reverie.types import EnvSpec, UserError
 
 Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig
-
-
-def dreamer4() -> Dreamer4Config:
-    """Dreamer 4 on 1M frames of recorded MinAtar, sized by arithmetic for one GPU and ten minutes for three seeds.
-
-    Run:      reverie collect --env minatar/breakout --kind mixed --frames 1e6
-              reverie train dreamer4 --env minatar/breakout --seeds 3
-    Expect:   docs/RESULTS.md
-    Differs from the paper: sizes; patches of 2x5 cells; masking rate up to 0.5; K_max 16; channels of the grid evened
-              out in the tokenizer's loss; ramp weight from 0.5 instead of 0.1; a quarter of the frames given as
-              context; a tenth instead of 30% of the windows as single images; a time layer every third.
-    """
-    tokenizer = TransformerConfig(
-        width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp_ratio=2.0, context=16, dtype='bfloat16'
-    )
-    dynamics = TransformerConfig(
-        width=384, layers=9, heads=8, kv_heads=2, head_dim=48, time_every=3, context=16, dtype='bfloat16'
-    )
-    return Dreamer4Config(
-        tokenizer=TokenizerConfig(patch=(2, 5), latents=8, bottleneck=32, max_mask_rate=0.5, transformer=tokenizer),
-        dynamics=DynamicsConfig(pack=4, registers=2, k_max=16, transformer=dynamics),
-        even_channels=True,
-        ramp_floor=0.5,
-        given_frames=0.25,
-        relevant_at_context=True,
-        isolated=0.1,
-        horizon=16,
-        discount=0.99,
-        bootstrap_warmup=1000,
-        tokenizer_phase=PhaseConfig(2000, 64, 16, learning_rate=1e-3),
-        dynamics_phase=PhaseConfig(4000, 64, 24, learning_rate=6e-4, ema_decay=0.99),
-        finetune_phase=PhaseConfig(1500, 64, 24, relevant=0.5, learning_rate=6e-4, ema_decay=0.99),
-        imagine_phase=PhaseConfig(1000, 256, 16, learning_rate=3e-4, muon=False, decay=0.0),
-        bc_phase=PhaseConfig(1500, 64, 24, relevant=1.0, learning_rate=6e-4),
-    )
-
-
-def dreamer4_demo() -> Dreamer4Config:
-    """Dreamer 4 on a laptop: MinAtar Breakout in about a quarter of an hour on two CPU cores.
-
-    Run:      make demo
-    Expect:   3.3 (3.1 to 3.5 over three seeds) from data of 2.65, one seed in about a quarter of an hour;
-              results/dreamer4_demo/minatar_breakout.json
-    Differs from the paper: as `dreamer4`, smaller still and in fp32; a frame is one token; two sampling steps of K_max
-              8; half of the frames given as context and every signal level weighs the same, because a few minutes of
-              training cannot wait for the paper's mixture to visit what sampling visits; beta 0.03 instead of 0.3,
-              because the prior cloned in those minutes is little better than chance.
-    """
-    tokenizer = TransformerConfig(
-        width=64, layers=3, heads=2, kv_heads=2, head_dim=32, mlp_ratio=2.0, time_every=3, context=8, dtype='float32'
-    )
-    dynamics = TransformerConfig(
-        width=256, layers=3, heads=4, kv_heads=2, head_dim=32, mlp_ratio=1.5, time_every=2, context=8, dtype='float32'
-    )
-    return Dreamer4Config(
-        tokenizer=TokenizerConfig(patch=(5, 5), latents=4, bottleneck=64, max_mask_rate=0.5, transformer=tokenizer),
-        dynamics=DynamicsConfig(pack=4, registers=1, k_max=8, sampling_steps=2, transformer=dynamics),
-        even_channels=True,
-        head_units=128,
-        bins=63,
-        multi_token=4,
-        bootstrap_warmup=500,
-        ramp_floor=1.0,
-        given_frames=0.5,
-        relevant_at_context=True,
-        isolated=0.1,
-        horizon=12,
-        discount=0.95,
-        pmpo=PMPO(beta=0.03),
-        tokenizer_phase=PhaseConfig(800, 64, 8, learning_rate=3e-3, warmup_steps=50, decay=0.3),
-        dynamics_phase=PhaseConfig(2900, 16, 16, learning_rate=5e-3, warmup_steps=50, decay=0.4, ema_decay=0.98),
-        finetune_phase=PhaseConfig(
-            500, 16, 16, relevant=0.5, learning_rate=4e-3, warmup_steps=20, decay=0.3, ema_decay=0.98
-        ),
-        imagine_phase=PhaseConfig(250, 64, 8, learning_rate=2e-3, warmup_steps=20, muon=False, decay=0.0),
-        bc_phase=PhaseConfig(500, 16, 16, relevant=1.0, learning_rate=4e-3, warmup_steps=20, decay=0.3),
-    )
-
-
-def dreamer4_debug() -> Dreamer4Config:
-    """A Dreamer 4 of a few thousand weights that runs all phases in seconds. Nothing is learnt.
-
-    Run:      reverie train dreamer4_debug --env minatar/breakout
-    Expect:   no score; it shows that everything works
-    Differs from the paper: in every size
-    """
-    tiny = TransformerConfig(
-        width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=2, context=4, dtype='float32'
-    )
-    phase = lambda relevant=0.0: PhaseConfig(4, 4, 6, relevant=relevant, warmup_steps=2)
-    return Dreamer4Config(
-        tokenizer=TokenizerConfig(patch=(5, 5), latents=2, bottleneck=4, max_mask_rate=0.5, transformer=tiny),
-        dynamics=DynamicsConfig(pack=2, registers=1, k_max=4, transformer=tiny),
-        head_units=16,
-        bins=63,
-        multi_token=2,
-        bootstrap_warmup=2,
-        horizon=3,
-        tokenizer_phase=phase(),
-        dynamics_phase=phase(),
-        finetune_phase=phase(0.5),
-        imagine_phase=phase(),
-        bc_phase=phase(1.0),
-    )
 
 
 def dreamer_v3(size: str = '1m') -> DreamerConfig:
@@ -190,6 +85,37 @@ def dreamer_v3_release(size: str = '1m') -> DreamerConfig:
     return dataclasses.replace(dreamer_v3(size), discrete=Acting(OneHotLaw(), Reinforce(3e-4)))
 
 
+def dreamer_v3_small() -> DreamerConfig:
+    """Dreamer V3 for two CPU cores: MinAtar Breakout from 100,000 frames.
+
+    Run:      reverie train dreamer_v3_small --env minatar/breakout --frames 1e5
+    Expect:   docs/RESULTS.md
+    Differs from the paper: as `dreamer_v3`, smaller than its smallest size, in fp32, with a learning rate for few
+              updates.
+    """
+    cfg, style = dreamer_v3(), Style()
+    head = lambda layers: HeadConfig(layers, 128, style)
+    world = dataclasses.replace(
+        cfg.world,
+        dynamics=RSSMConfig(256, 128, CategoricalLatent(16, 16, 0.01), BlockGRU(8), style=style),
+        obs=ObsConfig(PooledConv(4), 128, 2, style=style),
+        reward=head(1),
+        cont=head(1),
+        cont_discount=0.99,
+    )
+    return dataclasses.replace(
+        cfg,
+        world=world,
+        policy=head(2),
+        value=head(2),
+        horizon=10,
+        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(1e-2)),
+        optimiser=LaProp(4e-4, 100),
+        replay_critic=ReplayCritic(discount=0.99),
+        replay=dataclasses.replace(cfg.replay, envs=8, prefill=2048, ratio=16.0, batch=8, length=32),
+    )
+
+
 def dreamer_v3_debug() -> DreamerConfig:
     """A Dreamer V3 of a few thousand weights that does everything in seconds. Little is learnt.
 
@@ -235,6 +161,22 @@ def transdreamer_v3(size: str = '1m') -> DreamerConfig:
     )
 
 
+def transdreamer_v3_small() -> DreamerConfig:
+    """TransDreamerV3 for two CPU cores: learns to remember a cue over 32 steps.
+
+    Run:      reverie train transdreamer_v3_small --env memory/32 --frames 1e5
+    Expect:   docs/RESULTS.md
+    Differs from the paper: as `transdreamer_v3`, small and in fp32, with a learning rate for few updates.
+    """
+    cfg, style = dreamer_v3_small(), Style()
+    blocks = TransformerConfig(
+        width=64, layers=2, heads=2, kv_heads=2, head_dim=32, mlp_ratio=2.0, time_every=1, context=64, dtype='float32'
+    )
+    world = dataclasses.replace(cfg.world, dynamics=TSSMConfig(blocks, 64, CategoricalLatent(8, 8, 0.01), style=style))
+    replay = dataclasses.replace(cfg.replay, batch=16, length=64, context=64)
+    return dataclasses.replace(cfg, world=world, replay=replay)
+
+
 def transdreamer() -> DreamerConfig:
     """TransDreamer as released, as far as Dreamer V2's objectives are its own: absolute positions, no gates.
 
@@ -260,8 +202,8 @@ def dreamer_v2() -> DreamerConfig:
 
     Run:      reverie train dreamer_v2 --env minatar/breakout --frames 1e6 --seeds 3
     Expect:   docs/RESULTS.md
-    Differs from the paper: rewards are not squashed by tanh; 8 environments at once; replay does not prefer the ends of
-              episodes; small grids go through an MLP.
+    Differs from the paper: 8 environments at once; replay does not prefer the ends of episodes; small grids go through
+              an MLP.
     """
     style = Style(act='elu', norm='none', init='glorot_uniform')
     head = HeadConfig(4, 400, style)
@@ -275,6 +217,7 @@ def dreamer_v2() -> DreamerConfig:
         kl=BalancedKL(balance=0.8, free=0.0),
         scales=dict(obs=1.0, reward=1.0, cont=5.0, kl=0.1),
         number=NormalNumber(),
+        squash=Tanh(),
         cont_discount=0.999,
     )
     return DreamerConfig(
@@ -292,6 +235,49 @@ def dreamer_v2() -> DreamerConfig:
         slow_target=True,
         recorded_root=True,
         replay=ReplayConfig(envs=8, capacity=2_000_000, prefill=50_000, ratio=50.0, batch=16, length=50),
+    )
+
+
+def dreamer_v2_mixed() -> DreamerConfig:
+    """Dreamer V2 whose policy learns by REINFORCE and by the gradient through the model at once, eq. 6 with rho 0.9.
+
+    Run:      reverie train dreamer_v2_mixed --env minatar/breakout --frames 1e6 --seeds 3
+    Expect:   docs/RESULTS.md
+    Differs from the paper: as `dreamer_v2`; the mixture of the released `actor_grad: both`, not annealed.
+    """
+    mixed = Mixed(rho=0.9, entropy=1e-3)
+    return dataclasses.replace(
+        dreamer_v2(), discrete=Acting(StraightThroughLaw(), mixed), continuous=Acting(TruncNormalLaw(), mixed)
+    )
+
+
+def dreamer_v2_control() -> DreamerConfig:
+    """Dreamer V2 with the released settings for DeepMind Control.
+
+    Run:      reverie train dreamer_v2_control --env dmc/cartpole_swingup --env-options obs=image --frames 5e5
+    Expect:   docs/RESULTS.md
+    Differs from the paper: fp32; vectors go through an MLP.
+    """
+    cfg = dreamer_v2()
+    world = dataclasses.replace(
+        cfg.world,
+        dynamics=RSSMConfig(
+            200, 200, CategoricalLatent(32, 32), GRU('layer_norm'), prior_layers=1, feat='zh', style=cfg.policy.style
+        ),
+        cont=None,
+        kl=BalancedKL(balance=0.8, free=1.0),
+        scales=dict(obs=1.0, reward=1.0, kl=1.0),
+        squash=AsEarned(),
+        cont_discount=1.0,
+    )
+    return dataclasses.replace(
+        cfg,
+        world=world,
+        discrete=Acting(OneHotLaw(), Reinforce(1e-4)),
+        returns=InclusiveReturn(discount=0.99, lam=0.95, root=True),
+        optimiser=Adams(3e-4, 8e-5, 8e-5, clip_norm=100.0, eps=1e-5, weight_decay=1e-6),
+        recorded_root=False,
+        replay=ReplayConfig(envs=1, capacity=2_000_000, prefill=1000, ratio=160.0, batch=16, length=50),
     )
 
 
@@ -331,6 +317,28 @@ def dreamer_v1() -> DreamerConfig:
     )
 
 
+def dreamer_v1_small() -> DreamerConfig:
+    """Dreamer V1 for two CPU cores: swings up a cart-pole from its state, the released model with fewer updates.
+
+    Run:      reverie train dreamer_v1_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 25e3
+    Expect:   docs/RESULTS.md
+    Differs from the paper: as `dreamer_v1`; units, batch, and higher rates.
+    """
+    cfg = dreamer_v1()
+    narrow = lambda head: dataclasses.replace(head, units=128)
+    world = dataclasses.replace(
+        cfg.world, obs=dataclasses.replace(cfg.world.obs, units=128), reward=narrow(cfg.world.reward)
+    )
+    return dataclasses.replace(
+        cfg,
+        world=world,
+        policy=narrow(cfg.policy),
+        value=narrow(cfg.value),
+        optimiser=Adams(1e-3, 3e-4, 6e-4, clip_norm=100.0, eps=1e-7),
+        replay=ReplayConfig(envs=4, capacity=1_000_000, prefill=1000, ratio=50.0, batch=8, length=25),
+    )
+
+
 def planet() -> PlanetConfig:
     """PlaNet: plans every action anew in its latent model. Continuous actions only.
 
@@ -344,7 +352,7 @@ def planet() -> PlanetConfig:
         dynamics=RSSMConfig(
             200, 200, GaussianLatent(30, 0.1), GRU('reset_before'), prior_layers=1, feat='zh', style=style
         ),
-        obs=ObsConfig(StridedConv(32), 200, 2, symlog=False, style=style),
+        obs=ObsConfig(StridedConv(32), 200, 2, symlog=False, style=style, bits=5),
         reward=HeadConfig(3, 300, style),
         cont=None,
         kl=FreeNatsPerElement(3.0),
@@ -354,11 +362,39 @@ def planet() -> PlanetConfig:
     return PlanetConfig(world)
 
 
+def planet_small() -> PlanetConfig:
+    """PlaNet for two CPU cores: swings up a cart-pole from its state, with a smaller model and search.
+
+    Run:      reverie train planet_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 1e4
+    Expect:   docs/RESULTS.md
+    Differs from the paper: as `planet`; 128 units, batches of 16 x 25, a tenth of the candidates and half of the
+              iterations of the search.
+    """
+    cfg = planet()
+    world = dataclasses.replace(
+        cfg.world,
+        dynamics=RSSMConfig(
+            128,
+            128,
+            GaussianLatent(30, 0.1),
+            GRU('reset_before'),
+            prior_layers=1,
+            feat='zh',
+            style=cfg.world.reward.style,
+        ),
+        obs=dataclasses.replace(cfg.world.obs, units=128),
+        reward=dataclasses.replace(cfg.world.reward, layers=2, units=128),
+    )
+    replay = dataclasses.replace(cfg.replay, envs=2, prefill=1000, ratio=200.0, batch=16, length=25)
+    return dataclasses.replace(cfg, world=world, plan=CEM(12, 5, 100, 10), replay=replay)
+
+
 PRESETS: dict[str, Callable[..., Config]] = {
     f.__name__: f
     for f in (
-        dreamer4, dreamer4_demo, dreamer4_debug, dreamer_v3, dreamer_v3_release, dreamer_v3_debug,
-        transdreamer_v3, transdreamer, dreamer_v2, dreamer_v1, planet,
+        dreamer4, dreamer4_demo, dreamer4_debug, dreamer_v3, dreamer_v3_release, dreamer_v3_small, dreamer_v3_debug,
+        transdreamer_v3, transdreamer_v3_small, transdreamer, dreamer_v2, dreamer_v2_mixed, dreamer_v2_control,
+        dreamer_v1, dreamer_v1_small, planet, planet_small,
     )
 }  # fmt: skip
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -45,6 +47,22 @@ class NormalNumber:
 
 
 @dataclasses.dataclass(frozen=True)
+class AsEarned:
+    """The agent learns the rewards of the environment."""
+
+    def __call__(self, reward: Float[Array, '*B']) -> Float[Array, '*B']:
+        return reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Tanh:
+    """The agent learns tanh(reward); V2 on Atari."""
+
+    def __call__(self, reward: Float[Array, '*B']) -> Float[Array, '*B']:
+        return jnp.tanh(reward)
+
+
+@dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """A head's network: `layers` of `units`, in the style of its agent."""
 
@@ -62,7 +80,8 @@ class WorldConfig:
 
     dynamics: builds the latent dynamics, see `models.rssm` and `models.tssm`.
     obs: how observations are read and predicted.
-    number: the law of rewards. cont: None for agents without a head for the end of episodes (PlaNet, V1).
+    number: the law of rewards. squash: what is learnt of them.
+    cont: None for agents without a head for the end of episodes (PlaNet, V1).
     cont_discount: the head's target is this where the episode goes on, so that it predicts the discount too.
     kl: (post, prior) -> loss terms. scales: weight of each term, by name: obs, reward, cont, and those of `kl`.
     """
@@ -74,6 +93,7 @@ class WorldConfig:
     kl: Callable[[Any, Any], Losses]
     scales: Mapping[str, float]
     number: TwoHotNumber | NormalNumber = TwoHotNumber()
+    squash: AsEarned | Tanh = AsEarned()
     cont_discount: float = 1.0
 
 
@@ -152,6 +172,7 @@ class World:
             decoder and (lambda state: decoder(state.h, state.z)),
             reward and (lambda feat: self.cfg.number.mean(reward(feat))),
             cont and (lambda feat: Bernoulli(cont(feat)[..., 0]).mean()),
+            lambda obs, key: self.cfg.obs.prepare(obs, self.spec.obs_shape, key),
         )
 
     def loss(self, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Losses, Metrics, Any]:
@@ -163,9 +184,11 @@ class World:
         b = len(step.is_first)
         start = model.dynamics.initial(b) if batch.context is None else model.dynamics.unpack(batch.context)
         assert model.encoder is not None and model.decoder is not None
-        unrolled = model.dynamics.unroll(start, model.encoder(step.obs), step.prev_action, step.is_first, key)
+        obs = model.prepare(step.obs, jax.random.fold_in(key, 0))
+        unrolled = model.dynamics.unroll(start, model.encoder(obs), step.prev_action, step.is_first, key)
         reward = cfg.number(self.bind['reward'](params['reward'])(unrolled.feat))
-        losses = {**reconstruction(model.decoder(unrolled.state), step.obs), 'reward': -reward.log_prob(step.reward)}
+        losses = reconstruction(model.decoder(unrolled.state), obs)
+        losses['reward'] = -reward.log_prob(cfg.squash(step.reward))
         if cfg.cont is not None:
             cont = Bernoulli(self.bind['cont'](params['cont'])(unrolled.feat)[..., 0])
             losses['cont'] = -cont.log_prob(cfg.cont_discount * ~step.is_terminal)

@@ -9,12 +9,9 @@ from reverie.evaluation import video
 from reverie.evaluation.charts import Line, curves, number
 from reverie.evaluation.page import Run, escape, figure, image, labels, legend, line_key, missing
 
-FILMS, FRAMES, PLOTS, DRAWN = (
-    4,
-    36,
-    2,
-    50.0,
-)  # dreams shown moving; frames of the strip; dreams with reward and value plots; highest dB drawn
+FILMS, FRAMES = 4, 36  # dreams shown moving; frames of the strip
+PLOTS, NUMBERS = 2, 12  # dreams with plots; of an observation's numbers, how many are plotted
+DRAWN = 50.0  # highest dB drawn
 NEEDED = ('dream/truth', 'dream/dream', 'dream/context')
 # rows of 3 bits, top to bottom: the frame counter's digits
 GLYPHS = {
@@ -119,24 +116,55 @@ def _agreement(run: Run, context: int) -> str:
 
 
 def section(run: Run) -> str:
-    """Animated dreams, the strip, PSNR per step, predictions."""
+    """What was dreamed, and the rewards and values that were expected."""
     out, s = ['<section><h2>Real and dreamed</h2>'], run.samples
     if not all(name in s for name in NEEDED):
         return out[0] + missing(run, 'samples.npz', 'dreams') + '</section>'
-    truth, dream, context = s['dream/truth'], s['dream/dream'], int(s['dream/context'])
+    truth, context = s['dream/truth'], int(s['dream/context'])
     n, t = truth.shape[:2]
     if context >= t:
         return out[0] + f'<p class="missing">No dreams: all {t} frames of the samples are given ones.</p></section>'
+    out.append(
+        f'<p>The model is given {context} frames; from then on it dreams alone, under the actions really taken. '
+        'The games have chance of their own, so a possible dream need not be the one that happened.</p>'
+    )
+    out += _numbers(run, context) if truth.ndim == 3 else _images(run, context)
+    plots = ''.join(_prediction_figures(run, i, context) for i in range(min(n, PLOTS)))
+    if plots:
+        out.append('<h3>What it expects</h3><p class="note">Shaded: given frames. Dotted: a new episode starts.</p>')
+    return ''.join([*out, plots, _agreement(run, context), '</section>'])
+
+
+def _numbers(run: Run, context: int) -> list[str]:
+    """Observations that are numbers [n, t, k]: each of the first dreams' against what happened."""
+    s, out = run.samples, [line_key(('main', 'dreamed'), ('truth', 'what happened'))]
+    truth, dream = s['dream/truth'], s['dream/dream']
+    x = np.arange(1, truth.shape[1] + 1)
+    names = labels(run, 'channels')
+    names += [f'observation {k + 1}' for k in range(len(names), truth.shape[2])]
+    for i in range(min(len(truth), PLOTS)):
+        marks = (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist() if 'dream/is_first' in s else []
+        charts = []
+        for k in range(min(truth.shape[2], NUMBERS)):
+            lines = [Line(x, truth[i, :, k], 'truth'), Line(x, dream[i, :, k])]
+            chart = curves(lines, 'frame', names[k], False, (1.0, float(context)), marks)
+            charts.append(figure(f'dream {i + 1}: {names[k]}', '', chart))
+        out.append(f'<div class="charts">{"".join(charts)}</div>')
+    more = truth.shape[2] - NUMBERS
+    note = f' The first {NUMBERS} of {truth.shape[2]} numbers.' if more > 0 else ''
+    return [*out, f'<p class="note">Shaded: given frames. Dotted: a new episode starts.{note}</p>']
+
+
+def _images(run: Run, context: int) -> list[str]:
+    """Animated dreams, the strip, PSNR per step."""
+    s, out = run.samples, ['<p>What happened is above, the dream below.</p>']
+    truth, dream = s['dream/truth'], s['dream/dream']
+    n, t = truth.shape[:2]
     action = s.get('dream/action', np.full((n, t), -1)).astype(int)
     actions = max(len(names := labels(run, 'actions')), int(action.max()) + 1)
     rgb_truth, rgb_dream = video.colourise(truth), video.colourise(dream)
     decibel = video.psnr(truth, dream)
     held = video.psnr(truth, np.repeat(truth[:, [max(context - 1, 0)]], t, 1))
-    out.append(
-        f'<p>The model is given {context} frames; from then on it dreams alone, under the actions really taken. '
-        'What happened is above, the dream below. The games have chance of their own, so a possible dream need not be '
-        'the one that happened.</p>'
-    )
     out += [legend(run, truth.shape[-1]), '<h3>Moving</h3><div class="films">']
     for i in range(min(n, FILMS)):
         frames = film(rgb_truth[i], rgb_dream[i], action[i], actions, context)
@@ -161,7 +189,4 @@ def section(run: Run) -> str:
         )
     )
     out.append(f'<div class="charts">{_psnr_figure(decibel, held, context)}</div>')
-    plots = ''.join(_prediction_figures(run, i, context) for i in range(min(n, PLOTS)))
-    if plots:
-        out.append('<h3>What it expects</h3><p class="note">Shaded: given frames. Dotted: a new episode starts.</p>')
-    return ''.join([*out, plots, _agreement(run, context), '</section>'])
+    return out

@@ -208,6 +208,8 @@ def curve_section(run: Run) -> str:
 
 def recon_section(run: Run) -> str:
     """Tokenizer: truth, what the encoder saw, output; one block per mask rate."""
+    if 'env_options' in run.config:  # an agent that plays has no tokenizer
+        return ''
     out, s = '<section><h2>Tokenizer reconstructions</h2>', run.samples
     names = ('recon/truth', 'recon/mask_rates', 'recon/output', 'recon/mask')
     if not all(name in s for name in names):

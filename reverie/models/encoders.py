@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.nn.core import MLP, Linear, Style
 from reverie.nn.dists import MSE, Bernoulli, Normal, Pixels, SymlogMSE, symlog, unit_range
-from reverie.nn.vision import PooledConv, StridedConv
+from reverie.nn.vision import PooledConv, StridedConv, reduce_bits
 from reverie.types import UserError
 
 GRID_SIDE = 16
@@ -29,7 +30,8 @@ class ObsConfig:
     """How observations are read and predicted.
 
     conv: for images. units, layers: of the MLPs for grids and vectors. symlog: squash vectors, and predict them with
-    `SymlogMSE` (V3) instead of N(mean, 1). grid: law of a grid's cells.
+    `SymlogMSE` (V3) instead of N(mean, 1). grid: law of a grid's cells. bits: how many of an image's eight are kept,
+    with noise below the last one (PlaNet: 5); None for the image as it is.
     """
 
     conv: PooledConv | StridedConv = PooledConv()
@@ -38,6 +40,16 @@ class ObsConfig:
     symlog: bool = True
     grid: Literal['mse', 'bernoulli'] = 'mse'
     style: Style = Style()
+    bits: int | None = None
+
+    def prepare(self, obs: Any, shapes: Shape | Mapping[str, Shape], key: PRNGKeyArray) -> Any:
+        """What encoder and decoder take for an observation: images of fewer bits, if so configured."""
+        if self.bits is None:
+            return obs
+        if not isinstance(shapes, Mapping):
+            return reduce_bits(obs, key, self.bits) if kind(shapes) == 'image' else obs
+        keys = dict(zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True))
+        return {name: self.prepare(x, shapes[name], keys[name]) for name, x in obs.items()}
 
 
 def kind(shape: Shape) -> Kind:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -17,6 +18,7 @@ class LatentModel:
     dynamics: has `initial`, `observe`, `imagine`, `unroll` and `feat`, see `models.rssm.RSSM`.
     encoder, decoder: observation -> embedding, state -> law of the observation; may be missing where not needed.
     reward, cont: feat -> expected reward and probability of going on (0 and 1 where missing).
+    prepare: (observation, key) -> what the encoder takes, if that is not the observation itself.
     """
 
     def __init__(
@@ -26,18 +28,23 @@ class LatentModel:
         decoder: Callable[[State], Any] | None = None,
         reward: Head | None = None,
         cont: Head | None = None,
+        prepare: Callable[[Any, PRNGKeyArray], Any] = lambda obs, key: obs,
     ):
-        self.dynamics, self.encoder, self.decoder = dynamics, encoder, decoder
+        self.dynamics, self.encoder, self.decoder, self.prepare = dynamics, encoder, decoder, prepare
         self.reward: Head = reward or (lambda feat: jnp.zeros(feat.shape[:-1]))
         self.cont: Head = cont or (lambda feat: jnp.ones(feat.shape[:-1]))
 
     def initial(self, batch: int) -> State:
         return self.dynamics.initial(batch)
 
+    def embed(self, obs: Any, key: PRNGKeyArray) -> Float[Array, '*B E']:
+        """What the dynamics see of observations."""
+        assert self.encoder is not None, 'observing takes an encoder'
+        return self.encoder(self.prepare(obs, jax.random.fold_in(key, 0)))
+
     def observe(self, state: State, step: Step, key: PRNGKeyArray) -> tuple[State, Float[Array, 'N F']]:
         """Infer the state that a real frame leads to."""
-        assert self.encoder is not None, 'observing takes an encoder'
-        state, _, _ = self.dynamics.observe(state, self.encoder(step.obs), step.prev_action, step.is_first, key)
+        state, _, _ = self.dynamics.observe(state, self.embed(step.obs, key), step.prev_action, step.is_first, key)
         return state, self.dynamics.feat(state)
 
     def imagine(self, state: State, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[State, Prediction]:
@@ -51,9 +58,8 @@ class LatentModel:
         attend = getattr(self.dynamics, 'attention', None)
         if attend is None:
             return None
-        assert self.encoder is not None, 'looking takes an encoder'
         start = self.initial(len(step.is_first))
-        seen = self.dynamics.unroll(start, self.encoder(step.obs), step.prev_action, step.is_first, key)
+        seen = self.dynamics.unroll(start, self.embed(step.obs, key), step.prev_action, step.is_first, key)
         return attend(start, seen.state.z, step.prev_action, step.is_first)
 
     def decode(self, state: State) -> Any:

@@ -1,5 +1,7 @@
 """What a trained agent sees and dreams, as the arrays that the report shows."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,15 +84,17 @@ def of_dataset(
 def of_play(
     agent: Dreamer | Planet, params: Params, env: Env, key: PRNGKeyArray, *, context: int = 5, horizon: int = 45
 ) -> dict[str, np.ndarray]:
-    """Open-loop dreams of windows that the agent plays itself: keys `dream/*`; nothing where no frame is an image.
+    """Open-loop dreams of windows that the agent plays itself: keys `dream/*`; nothing for observations of many parts.
 
     Arguments as those of `of_dataset`.
     """
-    if len(env.spec.obs_shape) != 3:
+    if isinstance(env.spec.obs_shape, Mapping):
         return {}
     key_play, key_dream = jax.random.split(key)
-    chunks = list(play(env, Player('agent', agent.explorer, params), 16 * 256, 16, key_play))
-    steps = jax.tree.map(lambda *x: np.concatenate(x), *chunks)  # [256, 16]
+    windows = 1 if isinstance(agent, Planet) else 5  # of each environment; a plan costs a thousand actions of a policy
+    frames = 16 * windows * (context + horizon)
+    chunks = list(play(env, Player('agent', agent.explorer, params), frames, 16, key_play))
+    steps = jax.tree.map(lambda *x: np.concatenate(x), *chunks)  # [windows * length, 16]
     return _of_steps(agent, params, steps, key_dream, context, horizon)
 
 
@@ -99,7 +103,7 @@ def of_host(
     horizon: int = 45,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """As `of_play`, for environments on the host."""
-    if len(vector.spec.obs_shape) != 3:
+    if isinstance(vector.spec.obs_shape, Mapping):
         return {}
     key_play, key_dream = jax.random.split(key)
     act = jax.jit(
@@ -139,11 +143,12 @@ def _attention(model: LatentModel | ShortcutModel, step: Step, key: PRNGKeyArray
 
 
 def _dreams(step: Step, dream: Dream, value: np.ndarray | None, context: int, discount: float) -> dict[str, np.ndarray]:
-    """Keys `dream/*` of windows [B, T]."""
+    """Keys `dream/*` of windows [B, T]; truth and dream are images [B, T, h, w, c] on [0, 1], or numbers [B, T, n]."""
     truth = np.asarray(step.obs, np.float32) / (255 if step.obs.dtype == np.uint8 else 1)
+    images = truth.ndim == 5
     found: dict[str, np.ndarray] = {
         'dream/truth': truth,
-        'dream/dream': np.clip(dream.image, 0, 1),
+        'dream/dream': np.clip(dream.image, 0, 1) if images else np.asarray(dream.image),
         'dream/context': np.array(context),
         'dream/action': np.asarray(step.prev_action.argmax(-1)),
         'dream/is_first': np.asarray(step.is_first),

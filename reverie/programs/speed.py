@@ -14,6 +14,7 @@ from reverie.agents import presets
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.envs import device
 from reverie.evaluation.returns import provenance
+from reverie.models.encoders import kind
 from reverie.models.shortcut import ShortcutModel
 from reverie.nn.core import count
 from reverie.training.state import create, own_buffers
@@ -36,10 +37,20 @@ class Noise:
     ) -> Batch:
         lead, no = (batch, length), jnp.zeros((batch, length), bool)
         action = jax.nn.one_hot(jax.random.randint(key, lead, 0, self.spec.actions.size), self.spec.actions.size)
-        obs = jax.random.bernoulli(key, 0.1, (*lead, *self.spec.obs_shape))
+        obs = self.observations(key, lead)
         step = Step(obs, action, jnp.zeros(lead), no, no, no)
         yes = jnp.ones(batch, bool)
         return Batch(step, yes, yes, jnp.arange(batch) < round(relevant * batch))
+
+    def observations(self, key: PRNGKeyArray, lead: tuple[int, int]) -> Array:
+        """Images as bytes, grids as bits, vectors as numbers."""
+        assert isinstance(self.spec.obs_shape, tuple), 'a dictionary of observations has no noise here'
+        shape = (*lead, *self.spec.obs_shape)
+        if kind(self.spec.obs_shape) == 'image':
+            return jax.random.bits(key, shape, jnp.uint8)
+        if kind(self.spec.obs_shape) == 'grid':
+            return jax.random.bernoulli(key, 0.1, shape)
+        return jax.random.normal(key, shape)
 
     def get_state(self) -> dict[str, Any]:
         return {}

@@ -125,6 +125,17 @@ def test_colour_images_are_shown_as_they_are(tmp_path):
     assert 'class="cell"' not in page and 'Real and dreamed' in page
 
 
+def test_dreams_of_numbers_are_curves_and_an_agent_that_plays_has_no_tokenizer(tmp_path):
+    config = json.loads((write_run(tmp_path) / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'env_options': {}, 'channels': ['place']}))
+    numbers = {f'dream/{k}': np.linspace(0, 1, 2 * 6 * 3).reshape(2, 6, 3) for k in ('truth', 'dream')}
+    np.savez(tmp_path / 'samples.npz', **samples() | numbers)
+    page = report.write(tmp_path).read_text()
+    assert all(f'dream {i}: {name}' in page for i in (1, 2) for name in ('place', 'observation 2', 'observation 3'))
+    assert 'data:image/png' not in page and 'Tokenizer' not in page and 'dream 1: value' in page
+    Tags(page)
+
+
 def test_a_curve_ends_where_its_data_ends():
     svg = curves([Line(np.arange(1000.0), np.linspace(5, 9, 1000))], 'update', 'loss', log=False)
     points = [tuple(map(float, p.split(','))) for p in re.search(r'points="([^"]*)"', svg)[1].split()]

@@ -1,0 +1,137 @@
+"""Dreamer V3: milliseconds of a training step, and frames per second of playing and learning with one seed and five.
+
+    python benchmarks/dreamer_v3.py --out results/bench/dreamer_v3_gpu.json
+
+`steps`: updates on random batches of 16 x 64, six actions, bf16, from 64x64 images (sizes 12m and 200m) and from
+vectors of 400 numbers, a flattened MinAtar grid (1m and 12m). `beside` are the released code's milliseconds on an H100.
+`play`: MinAtar Breakout with size 1m; environments, replay and updates in one program, at train ratios 32 and 128.
+--quick: tiny networks and batches, to see on any machine that it runs; its figures mean nothing.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from reverie.agents import presets
+from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.envs.device import make
+from reverie.evaluation.returns import provenance, save
+from reverie.nn.core import count
+from reverie.programs.speed import Noise
+from reverie.training.online import Online, Play
+from reverie.training.state import create, own_buffers
+from reverie.training.update import make_program
+from reverie.types import ActionSpace, EnvSpec, Live
+
+IMAGE, VECTOR = (64, 64, 3), (400,)
+STEPS = (('12m', IMAGE, 31.0), ('200m', IMAGE, 105.0), ('1m', VECTOR, 13.0), ('12m', VECTOR, 20.0))
+RATIOS = (32, 128)
+
+
+def call(agent: Dreamer, source: Noise | Live, seeds: int, updates: int) -> Callable[[], Any]:
+    """A function that makes `updates` gradient steps of every seed, from where its last call ended."""
+    (phase,) = agent.phases
+    keys = jax.random.split(jax.random.key(0), seeds)
+
+    def begin(key):
+        params = agent.init(key)
+        live = source.begin(params, key, phase.batch, phase.length) if isinstance(source, Live) else ()
+        return own_buffers(create(params, phase)._replace(live=live))
+
+    state, program = jax.jit(jax.vmap(begin))(keys), make_program(phase, source)
+
+    def more():
+        nonlocal state
+        state, *_ = program.call(state, None if isinstance(source, Live) else source.data, None, keys, updates=updates)
+        return jax.block_until_ready(state.step)
+
+    return more
+
+
+def timed(more: Callable[[], Any], updates: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds of one update, and seconds of compilation with the first call."""
+    begin = time.perf_counter()
+    more()
+    first, times = time.perf_counter() - begin, []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        more()
+        times.append(1e3 * (time.perf_counter() - begin) / updates)
+    quantiles = dict(p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times))
+    return dict(ms=quantiles, first_call_s=first)
+
+
+def peak_bytes() -> int | None:
+    """Of the process so far, where the device counts."""
+    return (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+
+
+def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, Any]]:
+    for size, shape, released in STEPS[1::2] if quick else STEPS:
+        cfg = presets.dreamer_v3_debug() if quick else presets.dreamer_v3(size)
+        agent = Dreamer(cfg, EnvSpec('noise', shape, ActionSpace('discrete', 6)))
+        params = jax.eval_shape(agent.init, jax.random.key(0))
+        found = timed(call(agent, Noise(agent.spec), 1, updates), updates, repeats)
+        yield dict(
+            size=size, obs=shape, params=count(params), batch=cfg.replay.batch, length=cfg.replay.length,
+            dtype=cfg.world.dynamics.style.dtype, **found, peak_bytes=peak_bytes(),
+            beside=dict(name='released code, one H100', ms=released),
+        )  # fmt: skip
+
+
+def with_ratio(cfg: DreamerConfig, ratio: int) -> DreamerConfig:
+    """As many environments as one update has frames, 16 at most."""
+    frames = cfg.replay.batch * cfg.replay.length // ratio
+    return dataclasses.replace(cfg, replay=dataclasses.replace(cfg.replay, ratio=ratio, envs=min(16, frames)))
+
+
+def play(quick: bool, seeds: tuple[int, ...], updates: int, repeats: int) -> Iterator[dict[str, Any]]:
+    env = make('minatar/breakout')
+    for ratio in (8,) if quick else RATIOS:
+        cfg = with_ratio(presets.dreamer_v3_debug() if quick else presets.dreamer_v3('1m'), ratio)
+        agent, r, alone = Dreamer(cfg, env.spec), cfg.replay, None
+        for n in seeds:
+            source = Online(env, agent.explorer, Play(r.envs, min(r.capacity, 100_000), ratio, r.prefill, False))
+            found = timed(call(agent, source, n, updates), updates, repeats)
+            alone = alone or found['ms']['p50']
+            fps = n * r.batch * r.length / ratio / found['ms']['p50'] * 1e3
+            yield dict(ratio=ratio, seeds=n, envs=r.envs, env_fps=fps, **found, cost=found['ms']['p50'] / alone)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--quick', action='store_true')
+    parser.add_argument('--updates', type=int, default=50, help='of one timed call')
+    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 5])
+    parser.add_argument('--out', type=pathlib.Path)
+    args = parser.parse_args()
+    updates, repeats = (2, 2) if args.quick else (args.updates, args.repeats)
+    record: dict[str, Any] = dict(name='dreamer_v3', command=' '.join(['python', *sys.argv]), **provenance())
+    record |= dict(quick=args.quick, updates=updates, repeats=repeats, steps=[], play=[])
+    for row in train_steps(args.quick, updates, repeats):
+        record['steps'].append(row)
+        print(
+            f'{row["size"]:>5} {"x".join(map(str, row["obs"])):>8}  {row["ms"]["p50"]:8.2f} ms a step '
+            f'(released code, H100: {row["beside"]["ms"]:.0f}), {row["params"]:,} weights', flush=True,
+        )  # fmt: skip
+    for row in play(args.quick, tuple(args.seeds), updates, repeats):
+        record['play'].append(row)
+        print(
+            f'ratio {row["ratio"]:>4}, {row["seeds"]} seeds: {row["env_fps"]:10,.0f} frames/s of all seeds together, '
+            f'{row["ms"]["p50"]:.2f} ms an update, {row["cost"]:.2f} times one seed', flush=True,
+        )  # fmt: skip
+    if args.out:
+        save(args.out, record)
+        print(args.out)
+
+
+if __name__ == '__main__':
+    main()

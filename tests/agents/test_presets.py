@@ -1,0 +1,83 @@
+"""What presets are made of: they survive JSON, and the objects that only some of them use are wired in."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reverie.agents import presets
+from reverie.agents.world import AsEarned, World
+from reverie.models.encoders import ObsConfig
+from reverie.programs.experiment import restore
+from reverie.types import ActionSpace, Batch, EnvSpec, Step
+from tests.small import world as shrunk
+
+B, T = 2, 3
+SPEC = EnvSpec('numbers', (5,), ActionSpace('discrete', 2))
+
+
+@pytest.mark.parametrize('name', presets.PRESETS)
+def test_a_preset_survives_json(name):
+    config = presets.get(name)
+    assert restore(config, json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def batch(reward: float) -> Batch:
+    obs = jax.random.normal(jax.random.key(1), (B, T, 5))
+    no, yes = jnp.zeros((B, T), bool), jnp.ones(B, bool)
+    step = Step(obs, jnp.zeros((B, T, 2)), jnp.full((B, T), reward), no, no, no)
+    return Batch(step, yes, yes, yes)
+
+
+def losses(world: World, reward: float):
+    params = world.init(nnx.Rngs(0))
+    return jax.jit(lambda p, b: world.loss(p, b, jax.random.key(2))[0])(params, batch(reward))
+
+
+def test_planet_sees_five_bits_and_noise_below_them():
+    cfg = presets.planet().world.obs
+    image = jax.random.bits(jax.random.key(0), (2, 64, 64, 3), jnp.uint8)
+    shapes = dict(front=(64, 64, 3), grid=(10, 10, 4), vector=(3,))
+    obs = dict(front=image, grid=jnp.ones((2, 10, 10, 4), jnp.uint8), vector=jnp.ones((2, 3)))
+    seen, again = (cfg.prepare(obs, shapes, jax.random.key(k)) for k in (1, 2))
+    np.testing.assert_array_equal(np.floor(np.asarray(seen['front']) * 32), image // 8)
+    assert 0 < float(jnp.abs(seen['front'] - again['front']).max()) < 1 / 32
+    assert seen['grid'] is obs['grid'] and seen['vector'] is obs['vector']
+    assert ObsConfig().prepare(obs, shapes, jax.random.key(1)) is obs
+
+
+def test_what_the_encoder_and_the_loss_see_is_the_prepared_observation(monkeypatch):
+    """If preparing leaves nothing of an observation, two observations look the same to loss and player."""
+    monkeypatch.setattr(ObsConfig, 'prepare', lambda self, obs, shapes, key: 0 * obs)
+    world = World(shrunk(presets.planet().world), SPEC)
+    params = world.init(nnx.Rngs(0))
+
+    @jax.jit
+    def both(step):
+        model = world.model(params)
+        one = jax.tree.map(lambda x: x[:, 0], step)
+        _, feat = model.observe(model.initial(B), one, jax.random.key(3))
+        return world.loss(params, batch(0.0)._replace(step=step), jax.random.key(2))[0]['obs'], feat
+
+    step = batch(0.0).step
+    jax.tree.map(np.testing.assert_array_equal, both(step), both(step._replace(obs=step.obs + 1)))
+
+
+def test_dreamer_v2_learns_the_tanh_of_rewards():
+    cfg = shrunk(presets.dreamer_v2().world)
+    plain = dataclasses.replace(cfg, squash=AsEarned())
+    squashed, unlike = losses(World(cfg, SPEC), 3.0), losses(World(plain, SPEC), 3.0)
+    like = losses(World(plain, SPEC), float(np.tanh(3.0)))
+    np.testing.assert_allclose(squashed['reward'], like['reward'], rtol=1e-6)
+    assert float(jnp.abs(squashed['reward'] - unlike['reward']).min()) > 0.1
+
+
+def test_the_mixture_passes_a_gradient_through_the_model_to_discrete_actions():
+    acting = presets.dreamer_v2_mixed().discrete
+    sample = lambda out: acting.law(out).sample(jax.random.key(0))[1]
+    assert acting.objective.through_model
+    assert float(jnp.abs(jax.grad(sample)(jnp.zeros(2))).min()) > 0.1
