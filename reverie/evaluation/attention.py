@@ -8,12 +8,12 @@ from reverie.evaluation.charts import Line, curves
 from reverie.evaluation.page import Run, escape, figure, image
 
 MAP, SMALL, SHOWN, LOOKS = 360, 132, 8, 3  # pixels of the large map and the small ones; frames of a strip; strips
-GROUND, FULL = np.array((26, 28, 33), float), np.array((240, 228, 66), float)
-NOT_YET = np.array((44, 47, 54), np.uint8)
+GROUND, FULL = np.array((255, 255, 255), float), np.array((0, 72, 130), float)
+NOT_YET = np.array((238, 238, 234), np.uint8)
 
 
 def heat(weights: Float[np.ndarray, 'T T'], pixels: int) -> UInt8[np.ndarray, 'h w 3']:
-    """A map of about so many pixels: row looks at column; the root of a weight is its brightness."""
+    """A map of about so many pixels: row looks at column; the root of a weight is its darkness."""
     t = len(weights)
     share = np.sqrt(np.clip(weights, 0, 1))[..., None]
     colours = (GROUND + share * (FULL - GROUND)).round().astype(np.uint8)
@@ -66,12 +66,13 @@ def section(run: Run) -> str:
     out = ['<section><h2>What it looks at</h2>']
     out.append(
         f'<p>One episode of {t} steps, {layers} layers over time with {heads} heads each. A row is a step that looks, '
-        'a column a step looked at, from the left and from the top; brighter is more, and a row adds up to one. '
+        'a column a step looked at, from the left and from the top; darker is more, and a row adds up to one. '
         'A step is the token of what was known when its frame arrived.</p>'
     )
     out.append(f'<div class="charts">{_map(mean, "mean of all heads", MAP)}{_by_distance(weights)}</div>')
-    if 'dream/truth' in s and s['dream/truth'].shape[1] == t:
-        frames = video.colourise(s['dream/truth'][0])
+    truth = s.get('dream/truth')
+    if truth is not None and truth.ndim == 5 and truth.shape[1] == t:  # images
+        frames = video.colourise(truth[0])
         far = np.argsort(-looked_back(mean)[: t - 1], kind='stable')[: LOOKS - 1]
         steps = [*sorted(int(i) for i in far), t - 1]
         out.append('<h3>The frames looked at most</h3>')

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reverie.evaluation import report, returns
+from reverie.evaluation.attention import heat, looked_back
 from reverie.evaluation.charts import Line, curves, number, ticks
 from reverie.types import UserError
 
@@ -147,3 +148,20 @@ def test_numbers_are_short_and_ticks_are_round():
     assert [number(x) for x in (0.5, 12.34, 1e6, 12345, -3.2, float('nan'))] == \
         ['0.500', '12.3', '1.00M', '12.3k', '−3.20', '–']  # fmt: skip
     assert ticks(0.0, 13.2) == [0, 5, 10] and ticks(-1.0, 1.0) == [-1, -0.5, 0, 0.5, 1]
+
+
+def test_attention_is_shown_per_head_on_average_and_by_the_frames_looked_at(tmp_path):
+    weights = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
+    weights[5] = (0.7, 0.3, 0, 0, 0, 0)
+    looks = np.stack([np.stack([weights, np.eye(6)])] * 3).astype(np.float16)  # 3 layers, 2 heads
+    assert 'What it looks at' not in report.write(write_run(tmp_path)).read_text()
+    np.savez(tmp_path / 'samples.npz', **samples(), **{'attention/weights': looks})
+    page = report.write(tmp_path).read_text()
+    tags = Tags(page).tags
+    assert len([a for tag, a in tags if tag == 'img' and a['alt'].startswith('attention, ')]) == 1 + 3 * 2
+    assert 'Step 6 looks at' in page and '5 back<br>35%' in page and '4 back<br>15%' in page and 'itself<br>50%' in page
+    assert looked_back(weights)[5] == 1 and looked_back(np.eye(6)).max() == 0
+    picture = heat(weights, 60)
+    assert picture.shape == (60, 60, 3) and len(np.unique(picture[np.triu_indices(60, 10)], axis=0)) == 1
+    brightness = picture.sum(-1, dtype=int)
+    assert brightness[55, 5] < brightness[55, 15] < brightness[55, 25]  # more is darker

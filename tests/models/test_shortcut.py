@@ -69,6 +69,16 @@ def test_observing_frame_by_frame_equals_tokenizing_and_prefilling_the_window(mo
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_frames_look_at_the_past_of_their_episode_within_the_context(model, step):
+    looks = np.asarray(jax.jit(model.attention)(step, jax.random.key(0)))
+    assert looks.shape == (TINY.layers // TINY.time_every, B, TINY.heads, T, T)
+    np.testing.assert_allclose(looks.sum(-1), 1, rtol=1e-5)
+    t = np.arange(T)
+    may = (t <= t[:, None]) & (t > t[:, None] - TINY.context)
+    assert ((looks[:, 0] > 0) == may).all()
+    assert ((looks[:, 1] > 0) == (may & ((t >= 6) == (t >= 6)[:, None]))).all()
+
+
 def test_an_imagined_frame_equals_denoising_it_at_the_end_of_the_uncached_window(model, step):
     """The sampler on the cache against the parallel pass over the whole window, K times, past the context."""
     cfg = model.dynamics.cfg
