@@ -103,6 +103,8 @@ class Eval:
     seed: int = 1000
     """Of the evaluation episodes."""
     results: pathlib.Path | None = None
+    env_options: tuple[str, ...] = ()
+    """Options that differ from those the agent learnt under, e.g. pays=success; the run keeps its own scores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +198,7 @@ def train(args: Train, preset: str) -> None:
         checkpoint_every_s=args.checkpoint_every_s, log_every_s=args.log_every_s,
         tensorboard=args.tensorboard, wandb=args.wandb,
     )  # fmt: skip
-    experiment.evaluate(run, params, args.episodes, args.max_steps, say=say, results=args.results)
+    experiment.evaluate(run, params, args.episodes, args.max_steps, say=say, paths=written(args.results, run))
     say(f'report: {experiment.report(run, params)}')
 
 
@@ -204,9 +206,15 @@ def evaluate(args: Eval) -> None:
     from reverie.programs.experiment import load
 
     experiment, params = load(args.run)
-    experiment.evaluate(
-        args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say, results=args.results
-    )
+    if args.env_options:
+        experiment = experiment.under(options_of(args.env_options))
+    paths = written(args.results, None if args.env_options else args.run)
+    experiment.evaluate(args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say, paths=paths)
+
+
+def written(results: pathlib.Path | None, run: pathlib.Path | None) -> list[pathlib.Path]:
+    """Where scores go."""
+    return [path for path in (results, run and run / 'scores.json') if path]
 
 
 def report(args: Report) -> None:

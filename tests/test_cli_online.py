@@ -12,8 +12,9 @@ import pytest
 
 from reverie.agents import presets
 from reverie.data import Episodes
-from reverie.programs.experiment import Recorded
+from reverie.programs.experiment import Recorded, played
 from reverie.training import checkpoint, runner
+from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, reverie
 
 SMALL = ('--episodes', 4, '--max-steps', 40, '--updates-per-call', 5)
@@ -99,3 +100,11 @@ def test_a_mistake_is_one_line_and_trains_nothing(capsys, monkeypatch, args, wor
     error = fails(capsys, monkeypatch, 'train', *args, '--out', tmp_path / 'run')
     assert all(word in error for word in words), error
     assert not list((tmp_path / 'run').glob('checkpoints/*'))
+
+
+def test_an_agent_can_be_scored_under_other_options_of_the_same_game():
+    learnt = played('hidden_order/4')('dreamer_v3_debug', presets.get('dreamer_v3_debug'), 'hidden_order/4')
+    scored = learnt.under({'pays': 'success'})
+    assert (scored.env.env.pays, learnt.env.env.pays) == ('success', 'balls')
+    with pytest.raises(UserError, match='another environment'):
+        learnt.under({'obs': 'image'})

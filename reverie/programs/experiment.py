@@ -125,6 +125,10 @@ class Experiment(abc.ABC):
             safe=SAFE,
         )  # fmt: skip
 
+    def under(self, options: Mapping[str, Any]) -> 'Experiment':
+        """The same experiment in the environment with other options. Raises UserError if they do not fit the agent."""
+        raise UserError(f'{self.env_name}: {dict(options)} given, but a dataset says which options its game has')
+
     def evaluate(
         self,
         folder: pathlib.Path,
@@ -134,9 +138,9 @@ class Experiment(abc.ABC):
         *,
         eval_seed: int = 1000,
         say: Callable[[str], None] = print,
-        results: pathlib.Path | None = None,
+        paths: Sequence[pathlib.Path] = (),
     ) -> dict[str, Any]:
-        """Score every read-out in the real environment beside random play and the baselines; writes scores.json."""
+        """Score every read-out in the real environment beside random play and the baselines; writes it to `paths`."""
         agent, how = self.agent, dict(episodes=episodes, max_steps=max_steps)
         key = jax.random.key(eval_seed)
         one_seed = {'none': np.zeros(1)}  # random play has no parameters
@@ -164,9 +168,8 @@ class Experiment(abc.ABC):
             curve=curve(log, self.seeds),
             **extra,
         )
-        returns.save(folder / 'scores.json', record)
-        if results:
-            returns.save(results, record)
+        for path in paths:
+            returns.save(path, record)
         return record
 
     @property
@@ -257,6 +260,12 @@ class Played(Experiment):
     @property
     def env(self) -> Env:
         return device.make(self.env_name, **self.options)
+
+    def under(self, options: Mapping[str, Any]) -> 'Played':
+        other = dataclasses.replace(self, options={**self.options, **options})
+        if other.spec != self.spec:
+            raise UserError(f'{dict(options)} makes another environment: {other.spec}, the agent knows {self.spec}')
+        return other
 
     @property
     def play(self) -> Play:
