@@ -4,7 +4,8 @@
 
 writes, per preset, `results/<preset>/scores.svg` (returns of every read-out in every game, 95% intervals, a dot per
 seed), `aggregate.svg` (interquartile mean of the normalised scores over games and seeds, stratified bootstrap) and,
-where runs were scored while they trained, `curves.svg`; and prints the aggregate as a table.
+where runs were scored while they trained, `curves.svg`; and prints the aggregate as a table. Several presets also come
+into one plot, `results/<preset>_<preset>.svg`: curves of the games they share, and their final scores with intervals.
 """
 
 import json
@@ -131,12 +132,37 @@ def plot_curves(records: list[dict], path: pathlib.Path) -> None:
     save(figure, path, records)
 
 
+def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
+    """Presets beside each other in every game they share: seeds thin, mean thick, the final score at the right."""
+    games = [{r['env']: r for r in records} for records in chosen.values()]
+    shared = sorted(set.intersection(*map(set, games)))
+    if not shared:
+        return
+    figure, axes = plt.subplots(1, len(shared), figsize=(3.2 * len(shared), 2.6), squeeze=False, layout='constrained')
+    for axis, game in zip(axes.flat, shared, strict=True):
+        for i, (preset, of) in enumerate(zip(chosen, games, strict=True)):
+            record, colour = of[game], f'C{i}'
+            score = record['score'].get('agent') or record['score'].get('imagination')
+            if (record.get('curve') or {}).get('env_frames'):
+                x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
+                axis.plot(x, y.T, color=colour, linewidth=0.6, alpha=0.4)
+                axis.plot(x, y.mean(0), color=colour, linewidth=1.6)
+            end = record['env_frames'] * (1.03 + 0.03 * i)
+            axis.plot([end, end], score['ci95'], color=colour, linewidth=2)
+            axis.plot(end, score['mean'], 'o', color=colour, markersize=4, label=f'{preset}: {score["mean"]:.2f}')
+        axis.set_title(game, loc='left')
+        axis.set_xlabel('environment frames')
+        axis.legend(fontsize=7, frameon=False)
+    save(figure, path, [record for of in games for record in of.values()])
+
+
 def main(folder: pathlib.Path, presets: list[str]) -> int:
     chosen = [folder / name for name in presets] or sorted(
         p for p in folder.iterdir() if p.is_dir() and p.name != 'bench'
     )
+    found = {}
     for preset in chosen:
-        records = read(preset) if preset.is_dir() else []
+        records = found[preset.name] = read(preset) if preset.is_dir() else []
         if not records:
             print(f'plot: no results in {preset}, expected <env>.json files with scores', file=sys.stderr)
             return 2
@@ -144,6 +170,9 @@ def main(folder: pathlib.Path, presets: list[str]) -> int:
             plot_scores(records, preset / 'scores.svg')
             plot_aggregate(records, preset / 'aggregate.svg')
             plot_curves(records, preset / 'curves.svg')
+    if len(presets) > 1:
+        with plt.rc_context(STYLE):
+            plot_together(found, folder / f'{"_".join(presets)}.svg')
     return 0
 
 

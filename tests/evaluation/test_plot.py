@@ -20,11 +20,11 @@ def plot():
     return module
 
 
-def save(folder, game, own):
-    record = returns.record(preset='dreamer4', env=f'minatar/{game}', command='reverie train', seeds=[0, 1],
+def save(folder, game, own, preset='dreamer4'):
+    record = returns.record(preset=preset, env=f'minatar/{game}', command='reverie train', seeds=[0, 1],
                             seconds=1.0, env_frames=1, gradient_steps={}, reference=10.0,
                             scores={'random': [0.0, 0.0], 'imagination': own})  # fmt: skip
-    returns.save(folder / 'dreamer4' / f'minatar_{game}.json', record)
+    returns.save(folder / preset / f'minatar_{game}.json', record)
 
 
 def test_a_preset_gets_its_plots_and_the_iqm_over_games_and_seeds(plot, tmp_path, capsys):
@@ -38,6 +38,14 @@ def test_a_preset_gets_its_plots_and_the_iqm_over_games_and_seeds(plot, tmp_path
     assert not (tmp_path / 'dreamer4' / 'curves.svg').exists()
     rows = {row[0]: row for row in plot.aggregate(plot.read(tmp_path / 'dreamer4'))}
     np.testing.assert_allclose(rows['random'][1], 0.0)
+
+
+def test_two_presets_come_into_one_plot_of_the_games_they_share(plot, tmp_path):
+    for preset, game, own in (('a', 'breakout', [[1.0]]), ('b', 'breakout', [[2.0]]), ('b', 'freeway', [[9.0]])):
+        save(tmp_path, game, own, preset)
+    assert plot.main(tmp_path, ['a', 'b']) == 0
+    text = (tmp_path / 'a_b.svg').read_text()
+    assert 'a: 1.00' in text and 'b: 2.00' in text and 'freeway' not in text
 
 
 def test_a_preset_without_results_is_refused(plot, tmp_path, capsys):
