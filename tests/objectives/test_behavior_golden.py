@@ -20,6 +20,7 @@ from reverie.objectives.behavior import (
     SlowAverage,
     SlowCopy,
     by_row,
+    lambda_return,
     with_root,
 )
 from tests.golden_numbers import golden
@@ -296,3 +297,9 @@ def test_rows_of_an_imagined_loss_stay_with_their_window():
     starts = jnp.arange(6.0)  # start i belongs to window i // 3
     rows = by_row(with_root(starts, jnp.stack([starts] * (h - 1))), batch)
     assert rows.tolist() == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
+
+
+def test_transdreamers_returns_are_those_of_the_next_state():
+    g = {name: jnp.asarray(x[..., 0]).T for name, x in golden('td/lambda').items()}  # [time, rows]
+    ours = jax.jit(lambda *xs: lambda_return(*xs, 1.0, 0.95))(g['reward'], g['discount'][1:], g['value'][1:])
+    np.testing.assert_allclose(ours, g['ret'], rtol=1e-4)
