@@ -177,7 +177,7 @@ def transdreamer_v3_small() -> DreamerConfig:
     return dataclasses.replace(
         cfg,
         world=dataclasses.replace(cfg.world, dynamics=dynamics),
-        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(3e-3)),
+        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(3e-4)),
         optimiser=LaProp(1e-3, 50),
         horizon=8,
         imagine_last=16,
