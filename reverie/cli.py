@@ -1,4 +1,4 @@
-"""The command line: reverie collect | data | train | eval | report | bench | doctor.
+"""The command line: reverie collect | data | train | eval | report | play | bench | doctor.
 
 Heavy imports happen inside the commands, so that --help and a mistyped option answer at once.
 """
@@ -124,11 +124,50 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure speed on this device: the phases, and imagination with the cache against recomputing the context."""
+    """Measure speed on this device: training (phases), or interactive play at the paper's shape (fps)."""
 
+    what: tyro.conf.Positional[Literal['phases', 'fps']] = 'phases'
+    """phases: of a preset, and imagination with the cache against recomputing the context. fps: frames of play."""
     preset: str = 'dreamer4'
+    """Of phases."""
+    model: str = 'dreamer4-2b'
+    """Of fps: dreamer4-2b, dreamer4-600m, dreamer4-200m or dreamer4-tiny, with random weights."""
+    players: int = 1
+    """Of fps: how many play at once."""
+    frames: int = 200
+    """Of fps: how many are timed."""
+    steps: int = 4
+    """Of fps: K, denoising steps of a frame."""
     out: pathlib.Path | None = None
     """Results file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """Play inside an agent's dream, or beside it in the real game, in the browser."""
+
+    agent: tyro.conf.Positional[str]
+    """A run folder, or a preset to see with random weights."""
+    env: str | None = None
+    """Environment for a preset, e.g. minatar/asterix."""
+    env_options: tuple[str, ...] = ()
+    """Options of that environment as name=value."""
+    seed: int = 0
+    """Which of a run's seeds."""
+    players: int = 2
+    """Places; all players share one forward pass."""
+    fps: float = 20.0
+    """Frames per second that a page begins with."""
+    host: str = '127.0.0.1'
+    """Address to listen on; 0.0.0.0 lets other machines in, who still need the token of the printed address."""
+    port: int = 8000
+    """0 takes any free one."""
+    allow_host: tuple[str, ...] = ()
+    """Further names that this server is reached by, e.g. that of a proxy."""
+    browser: bool = True
+    """Open the page when it is ready."""
+    steps: int | None = None
+    """K, denoising steps of a frame to begin with, for agents that have a choice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,12 +274,25 @@ def data(args: Data) -> None:
 
 def bench(args: Bench) -> None:
     from reverie.evaluation.returns import save
-    from reverie.programs import speed
+    from reverie.programs import fps, speed
 
-    record = speed.measure(args.preset, command())
+    if args.what == 'fps':
+        record = fps.measure(args.model, command(), players=args.players, frames=args.frames, steps=args.steps)
+    else:
+        record = speed.measure(args.preset, command())
     rich_print(record)
     if args.out:
         save(args.out, record)
+
+
+def play(args: Play) -> None:
+    from reverie.serve.play import play
+
+    play(
+        args.agent, env_name=args.env, options=options_of(args.env_options), host=args.host, port=args.port,
+        players=args.players, pace=args.fps, seed=args.seed, browser=args.browser, names=args.allow_host,
+        steps=args.steps, say=say,
+    )  # fmt: skip
 
 
 def doctor(args: Doctor) -> None:
@@ -271,6 +323,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
     'train': (Train, train),  # parsed by `parse_train`
     'eval': (Eval, evaluate),
     'report': (Report, report),
+    'play': (Play, play),
     'bench': (Bench, bench),
     'doctor': (Doctor, doctor),
 }

@@ -312,6 +312,26 @@ class Agent(Protocol):
     def init(self, key: PRNGKeyArray) -> Params: ...
 
 
+@runtime_checkable
+class Playable(Agent, Protocol):
+    """An agent that people can play in: its world model and read-outs of the features, all traced.
+
+    One whose world model has a choice of sampling steps also has `sampling_steps` and `with_sampling_steps(K)`.
+    """
+
+    def model(self, params: Params) -> WorldModel: ...
+
+    def expected_return(self, params: Params, feat: Float[Array, 'N F']) -> Float[Array, ' N'] | None:
+        """The critic's mean; None without a critic."""
+        ...
+
+    def choose(
+        self, params: Params, state: State, feat: Float[Array, 'N F'], key: PRNGKeyArray
+    ) -> tuple[Float[Array, 'N A'], Float[Array, 'N A'] | None]:
+        """-> (what the agent does, one-hot if discrete; the probabilities of discrete actions, None if it has none)."""
+        ...
+
+
 def sg(x: PyTree) -> PyTree:
     """Stop-gradient."""
     return jax.lax.stop_gradient(x)

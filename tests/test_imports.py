@@ -8,7 +8,8 @@ import pytest
 import reverie
 
 ROOT = pathlib.Path(reverie.__file__).parent
-EVERYTHING = {'nn', 'models', 'objectives', 'agents', 'data', 'envs', 'training', 'evaluation', 'programs', 'cli'}
+EVERYTHING = {'nn', 'models', 'objectives', 'agents', 'data', 'envs', 'training', 'evaluation', 'programs'}
+EVERYTHING |= {'serve', 'cli'}
 ALLOWED = {
     'types': set(),
     'nn': set(),
@@ -19,7 +20,8 @@ ALLOWED = {
     'envs': set(),
     'training': {'data', 'envs'},
     'evaluation': {'envs', 'data'},
-    'programs': EVERYTHING - {'cli'},
+    'programs': EVERYTHING - {'serve', 'cli'},
+    'serve': EVERYTHING - {'cli'},
     'cli': EVERYTHING,
 }
 

@@ -208,6 +208,11 @@ class Dreamer:
         """The raw output of a critic; `cfg.number` makes a law or a mean of it."""
         return self.bind['value'](params[name])(feat)
 
+    def choose(self, params: Params, state: State, feat: Float[Array, 'N F'], key: PRNGKeyArray):
+        """The policy's draw [N, A] and, of discrete actions, the probabilities it was drawn with [N, A]."""
+        law = self.policy(params, feat)
+        return law.sample(key), jax.nn.softmax(law.logits, -1) if self.discrete else None
+
     def loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> Outcome:
         """World model, actor and critic, in one pass; gradients do not mix, see `imagine_loss`."""
         key_world, key_imagine = jax.random.split(key)

@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel, ShortcutState
 from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig, draw_mask
-from reverie.nn.core import MLP, build
+from reverie.nn.core import MLP, build, lighten
 from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp_bins
 from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
 from reverie.objectives.flow import Noise, bootstrap_target, corrupt, draw_noise, shortcut_loss
-from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, ReadOut, Step, UserError, sg
+from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, ReadOut, State, Step, UserError, sg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +233,8 @@ class Dreamer4:
         dynamics = self.cfg.dynamics
         return sg(z.reshape(*z.shape[:2], self.cfg.tokenizer.latents // dynamics.pack, -1))
 
-    def model(self, params: Params, *, images: bool = False) -> ShortcutModel:
-        """The world model; with `images` it can also observe and decode frames."""
+    def model(self, params: Params, *, images: bool = True) -> ShortcutModel:
+        """The world model; without `images` it neither observes nor decodes frames."""
         reward, cont = self._bind('reward', params), self._bind('cont', params)
         return ShortcutModel(
             self._bind('dynamics', params),
@@ -243,6 +243,31 @@ class Dreamer4:
             lambda feat: self.twohot(reward(feat)[0]).mean(),
             lambda feat: Bernoulli(cont(feat)[0, ..., 0]).mean(),
         )
+
+    def expected_return(self, params: Params, feat: Float[Array, '*B D']) -> Float[Array, '*B']:
+        """The value head's mean."""
+        return self.twohot(self._bind('value', params)(feat)[0]).mean()
+
+    def choose(self, params: Params, state: State, feat: Float[Array, 'N D'], key: PRNGKeyArray):
+        """The policy's draw, one-hot [N, A], and the probabilities it was drawn with [N, A]."""
+        law = Categorical(self._bind('policy', params)(feat)[0])
+        return law.sample(key), jax.nn.softmax(law.logits, -1)
+
+    def for_inference(self, params: Params) -> Params:
+        """Kernels in the type they are multiplied in; see `nn.core.lighten`."""
+        outlines = nnx.eval_shape(lambda: self._modules(nnx.Rngs(0)))
+        light = {name: lighten(outlines[name], params[name]) for name in outlines if name in params}
+        return {**params, **light}
+
+    @property
+    def sampling_steps(self) -> tuple[int, ...]:
+        """The numbers K of denoising steps that the model knows."""
+        return tuple(2**i for i in range(self.cfg.dynamics.finest + 1))
+
+    def with_sampling_steps(self, steps: int) -> 'Dreamer4':
+        """The same agent, dreaming with another K."""
+        dynamics = dataclasses.replace(self.cfg.dynamics, sampling_steps=steps)
+        return Dreamer4(dataclasses.replace(self.cfg, dynamics=dynamics), self.spec)
 
     # ---------------------------------------------------------------- losses, one per phase
 
@@ -334,7 +359,7 @@ class Dreamer4:
     def imagination_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
         """PMPO on one rollout per context with the transformer frozen; Dreamer 4 eqs. 10 and 11."""
         cfg = self.cfg
-        model, value_head = self.model(params), self._bind('value', params)
+        model, value_head = self.model(params, images=False), self._bind('value', params)
         policy_head, prior_head = (self.bind['policy'](params[name]) for name in ('policy', 'prior'))
         key_context, key_roll = jax.random.split(key)
         state, context = model.prefill(self.encode(params, batch.step), batch.step, batch.has_action, key_context)

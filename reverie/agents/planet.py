@@ -146,6 +146,10 @@ class Planet:
         """PlaNet has no critic."""
         return None
 
+    def choose(self, params: Params, state: State, feat: Float[Array, 'N F'], key: PRNGKeyArray):
+        """The planned action [N, A]; a plan has no probabilities."""
+        return self.cfg.plan.plan(self.model(params), state, key, self.spec.actions.size), None
+
     def loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> Outcome:
         """PlaNet eq. 3, and eq. 7 where it is asked for."""
         key_world, key_over = jax.random.split(key)

@@ -125,9 +125,17 @@ class ShortcutState(NamedTuple):
 
     dynamics: Cache
     z: Float[Array, 'N Z c']  # latents of the newest frame
-    first: Bool[Array, ' N']  # whether the newest frame began an episode
     encoder: Cache | None = None
-    decoder: Cache | None = None  # frames before the newest one
+    decoder: Cache | None = None
+    image: Float[Array, 'N h w c'] | None = None  # the newest frame: each is decoded once, when it comes
+
+
+class Ahead(NamedTuple):
+    """A dream whose newest frame is not in the dynamics' cache yet, and what its commit needs."""
+
+    state: ShortcutState
+    action: Float[Array, 'N A']  # that led to the newest frame
+    key: PRNGKeyArray  # of the noise it is committed with
 
 
 class ShortcutModel:
@@ -153,9 +161,9 @@ class ShortcutModel:
         return ShortcutState(
             d.empty(batch),
             jnp.zeros((batch, d.tokens, d.channels)),
-            jnp.ones(batch, bool),
             None if self.encoder is None else self.encoder.empty(batch),
             None if self.decoder is None else self.decoder.empty(batch),
+            None if self.decoder is None else jnp.zeros((batch, *self.decoder.shape)),
         )
 
     def prefill(
@@ -175,7 +183,7 @@ class ShortcutModel:
         _, feat, written = self.dynamics(noisy, level, stride, step.prev_action, labelled, step.is_first, looks=looks)
         assert feat is not None
         cache = self.dynamics.blocks.prefill(written, step.is_first)
-        return ShortcutState(cache, z[:, -1], step.is_first[:, -1]), feat
+        return ShortcutState(cache, z[:, -1]), feat
 
     def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T']:
         """How much each step of a window [B, T] looks at each step, per time layer; mean over the tokens of a frame."""
@@ -190,9 +198,9 @@ class ShortcutModel:
         image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
         assert self.encoder is not None, 'observing takes an encoder'
         z, encoder = self.encoder(image, is_first, None, state.encoder)
-        decoder = self._shown(state)
-        state = state._replace(encoder=encoder, decoder=decoder)
-        return self._commit(state, self.dynamics.packed(z)[:, 0], step.prev_action, step.is_first, key)
+        z = self.dynamics.packed(z)[:, 0]
+        state = self._shown(state._replace(encoder=encoder), z, step.is_first)
+        return self._commit(state, z, step.prev_action, step.is_first, key)
 
     def imagine(
         self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
@@ -201,14 +209,21 @@ class ShortcutModel:
         key_sample, key_commit = jax.random.split(key)
         z = self.denoise(state, action, key_sample)
         no = jnp.zeros(len(action), bool)
-        state = state._replace(decoder=self._shown(state))
-        state, feat = self._commit(state, z, action, no, key_commit)
-        reward = jnp.zeros(len(action)) if self.reward is None else self.reward(feat)
-        cont = jnp.ones(len(action)) if self.cont is None else self.cont(feat)
-        return state, Prediction(feat, reward, cont)
+        state, feat = self._commit(self._shown(state, z, no), z, action, no, key_commit)
+        return state, self._prediction(feat)
+
+    def _prediction(self, feat: Float[Array, 'N D']) -> Prediction:
+        reward = jnp.zeros(len(feat)) if self.reward is None else self.reward(feat)
+        cont = jnp.ones(len(feat)) if self.cont is None else self.cont(feat)
+        return Prediction(feat, reward, cont)
 
     def denoise(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Float[Array, 'N Z c']:
         """z <- z + (f(z, tau, d) - z) / (1 - tau) d for tau = 0, d, .., 1 - d with d = 1/K; Dreamer 4 section 3.2."""
+        z = jax.random.normal(key, (len(action), 1, self.dynamics.tokens, self.dynamics.channels))
+        return self._denoise(z, 0, state.dynamics, action)
+
+    def _denoise(self, z: Array, first: int, cache: Cache, action: Array) -> Array:
+        """The denoising steps from number `first` on, which only read the cache. z [N, 1, Z, c] -> [N, Z, c]"""
         cfg, n = self.dynamics.cfg, len(action)
         steps = cfg.sampling_steps
         stride = jnp.full((n, 1), steps.bit_length() - 1)
@@ -216,29 +231,52 @@ class ShortcutModel:
 
         def step(z, i):
             level = jnp.full((n, 1), i * (cfg.k_max // steps))
-            x, _, _ = self.dynamics(z, level, stride, action[:, None], yes, no, state.dynamics, agent=False)
+            x, _, _ = self.dynamics(z, level, stride, action[:, None], yes, no, cache, agent=False)
             return z + (x - z) / (steps - i), None  # d / (1 - tau) = 1 / (K - i)
 
-        z = jax.random.normal(key, (n, 1, self.dynamics.tokens, self.dynamics.channels))
-        return jax.lax.scan(step, z, jnp.arange(steps))[0][:, 0]
+        return jax.lax.scan(step, z, jnp.arange(first, steps))[0][:, 0]
+
+    def lead(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Ahead:
+        """Dream a frame and leave its commit to the next one: the beginning of `imagine_ahead`."""
+        key_sample, key_commit = jax.random.split(key)
+        z = self.denoise(state, action, key_sample)
+        state = self._shown(state, z, jnp.zeros(len(action), bool))._replace(z=z)
+        return Ahead(state, action, key_commit)
+
+    def imagine_ahead(self, ahead: Ahead, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[Ahead, Prediction]:
+        """Dream the next frame; the first denoising step is one forward pass with the commit of the newest frame.
+
+        The same frames as `imagine` with the same keys, in K passes instead of K + 1; but what is predicted of a frame
+        is known only with the one after it: the prediction is that of the frame which was the newest.
+        """
+        dynamics, cfg = self.dynamics, self.dynamics.cfg
+        n, steps, state = len(action), self.dynamics.cfg.sampling_steps, ahead.state
+        key_sample, key_commit = jax.random.split(key)
+        fresh = jax.random.normal(key_sample, (n, 1, dynamics.tokens, dynamics.channels))
+        z = jnp.concatenate([dynamics.noised(state.z, ahead.key)[:, None], fresh], 1)
+        both = lambda committed, new: jnp.tile(jnp.array([[committed, new]]), (n, 1))
+        actions, yes, no = jnp.stack([ahead.action, action], 1), jnp.ones((n, 2), bool), jnp.zeros((n, 2), bool)
+        level, stride = both(cfg.context_level, 0), both(cfg.finest, steps.bit_length() - 1)
+        x, feat, written = dynamics(z, level, stride, actions, yes, no, state.dynamics)
+        assert feat is not None
+        newest = [(k[:, :, :, :1], v[:, :, :, :1]) for k, v in written]
+        cache = dynamics.blocks.commit(state.dynamics, newest, no[:, :1])
+        z = self._denoise(fresh + (x[:, 1:] - fresh) / steps, 1, cache, action)
+        state = self._shown(state, z, no[:, 0])._replace(dynamics=cache, z=z)
+        return Ahead(state, action, key_commit), self._prediction(feat[:, 0])
 
     def decode(self, state: ShortcutState) -> Float[Array, 'N h w c']:
-        """The newest frame as an image, in the light of the frames before it."""
-        return self._decode(state)[0][:, 0]
+        """The newest frame as an image."""
+        assert state.image is not None, 'decoding takes a decoder'
+        return state.image
 
-    def _decode(self, state):
-        assert self.decoder is not None, 'decoding takes a decoder'
-        z = state.z.reshape(len(state.z), 1, self.decoder.cfg.latents, self.decoder.cfg.bottleneck)
-        return self.decoder(z, state.first[:, None], state.decoder)
-
-    def _shown(self, state):
-        """The decoder's cache once the newest frame belongs to the past; nothing to add before the first frame."""
-        if state.decoder is None:
-            return None
-        _, cache = self._decode(state)
-        started = state.dynamics.pos > 0
-        pick = lambda new, old: jnp.where(started.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-        return jax.tree.map(pick, cache, state.decoder)
+    def _shown(self, state: ShortcutState, z: Array, is_first: Array) -> ShortcutState:
+        """The newest frame decoded, in the light of the frames before it; nothing without a decoder."""
+        if self.decoder is None or state.decoder is None:
+            return state
+        latents = z.reshape(len(z), 1, self.decoder.cfg.latents, self.decoder.cfg.bottleneck)
+        image, cache = self.decoder(latents, is_first[:, None], state.decoder)
+        return state._replace(decoder=cache, image=image[:, 0])
 
     def _commit(self, state, z, action, is_first, key):
         """Write the finished frame, slightly noised, into the cache and read the agent's token."""
@@ -249,4 +287,4 @@ class ShortcutModel:
         _, feat, written = self.dynamics(noisy, level, stride, action[:, None], yes, is_first_t, state.dynamics)
         assert feat is not None
         cache = self.dynamics.blocks.commit(state.dynamics, written, is_first_t)
-        return state._replace(dynamics=cache, z=z, first=is_first), feat[:, 0]
+        return state._replace(dynamics=cache, z=z), feat[:, 0]

@@ -244,6 +244,21 @@ class MLP(nnx.Module):
         return x if self.out is None else self.out(x.astype(jnp.float32))
 
 
+def lighten(module: nnx.Module, params: Params) -> Params:
+    """The weights of `module` with kernels in the type they are multiplied in: the same numbers come out, bit for bit.
+
+    Halves what a forward pass in bfloat16 reads; not for training, which keeps fp32 weights.
+    """
+    params = jax.tree.map(lambda x: x, params)
+    for path, layer in nnx.iter_modules(module):
+        if isinstance(layer, Linear | BlockLinear):
+            node: Any = params
+            for key in path:
+                node = node[key]
+            node['kernel'] = node['kernel'].astype(layer.dtype)
+    return params
+
+
 def count(params: Params) -> int:
     """Number of weights."""
     return sum(x.size for x in jax.tree.leaves(params))

@@ -370,19 +370,27 @@ def played(env_name: str) -> type[Played]:
     return Hosted if env_name.partition('/')[0] in FAMILIES else Played
 
 
-def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
-    """A finished run. Raises UserError if there is none, or it was left before its last phase."""
+def describe(folder: pathlib.Path) -> Experiment:
+    """What a run folder was trained with; weights are not read. Raises UserError if it is none."""
     path = folder / 'config.json'
     if not path.exists():
         raise UserError(f'{folder} is not a run folder, expected a config.json in it')
-    saved = json.loads(path.read_text())
-    config = restore(presets.get(saved['preset']), saved['config'])
-    fields = (saved['preset'], config, saved['env'], saved['seed'], saved['seeds'], saved['command'])
-    experiment: Experiment
-    if 'data' in saved:
-        experiment = Recorded(*fields, data=pathlib.Path(saved['data']), label_fraction=saved['label_fraction'])
-    else:
-        experiment = played(saved['env'])(*fields, options=saved['env_options'], env_frames=saved['env_frames'])
+    try:
+        saved = json.loads(path.read_text())
+        config = restore(presets.get(saved['preset']), saved['config'])
+        fields = (saved['preset'], config, saved['env'], saved['seed'], saved['seeds'], saved['command'])
+        if 'data' in saved:
+            return Recorded(*fields, data=pathlib.Path(saved['data']), label_fraction=saved['label_fraction'])
+        return played(saved['env'])(*fields, options=saved['env_options'], env_frames=saved['env_frames'])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}: {error}); expected the config of a run'
+        ) from error
+
+
+def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
+    """A finished run. Raises UserError if there is none, or it was left before its last phase."""
+    experiment = describe(folder)
     params, meta = checkpoint.load(folder)
     last = experiment.agent.phases[-1].name
     if meta['phase'] != last or not meta['complete']:

@@ -124,7 +124,7 @@ def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray)
 def imagination(agent: Dreamer4, params: Params, rows: int, frames: int, repeats: int) -> dict[str, Any]:
     """Milliseconds per imagined frame with the cache and without, at the preset's context C, in one run."""
     context = agent.cfg.dynamics.transformer.context
-    shape = agent.model(params).dynamics
+    shape = agent.model(params, images=False).dynamics
     z = jax.random.normal(jax.random.key(0), (rows, context, shape.tokens, shape.channels))
     action = jax.nn.one_hot(jnp.zeros((rows, context + 1), int), agent.spec.actions.size)
     no = jnp.zeros((rows, context), bool)
@@ -133,13 +133,13 @@ def imagination(agent: Dreamer4, params: Params, rows: int, frames: int, repeats
 
     @jax.jit
     def cached(params, z):
-        model = agent.model(params)
+        model = agent.model(params, images=False)
         state, _ = model.prefill(z, step, jnp.ones(rows, bool), keys[0])
         return jax.lax.scan(lambda s, k: (model.imagine(s, action[:, -1], k)[0], None), state, keys)[0].z
 
     @jax.jit
     def window(params, z):
-        model = agent.model(params)
+        model = agent.model(params, images=False)
 
         def one(z, key):
             new = recomputed(model, z, action, key)

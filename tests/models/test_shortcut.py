@@ -11,6 +11,7 @@ from flax import nnx
 from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel
 from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig
 from reverie.nn.attention import TransformerConfig
+from reverie.nn.core import build, lighten
 from reverie.types import Step, UserError
 
 TINY = TransformerConfig(
@@ -218,6 +219,49 @@ def test_decoding_along_a_dream_equals_decoding_the_whole_dream_at_once(model, s
         return image, model.decoder(z.reshape(B, 11, 4, 3), first)[0]
 
     np.testing.assert_allclose(*dream(step), atol=1e-5)
+
+
+def test_committing_a_frame_in_the_pass_that_begins_the_next_gives_the_same_dream(model, step):
+    model = ShortcutModel(dynamics(context_noise=0.1), model.encoder, model.decoder)
+
+    @jax.jit
+    def dream(step):
+        major = jax.tree.map(lambda x: x[:, :6].swapaxes(0, 1), step)
+        observe = lambda state, x: (model.observe(state, x, jax.random.key(0))[0], None)
+        start, _ = jax.lax.scan(observe, model.initial(B), major)
+        actions = step.prev_action[:, 1:].swapaxes(0, 1)
+        keys = jax.random.split(jax.random.key(1), len(actions))
+
+        def apart(state, x):
+            state, pred = model.imagine(state, *x)
+            return state, (state.z, model.decode(state), pred.feat)
+
+        def fused(ahead, x):
+            ahead, pred = model.imagine_ahead(ahead, *x)
+            return ahead, (ahead.state.z, ahead.state.image, pred.feat)
+
+        first, rest = (actions[0], keys[0]), (actions[1:], keys[1:])
+        ahead = model.lead(start, *first)
+        return jax.lax.scan(apart, start, (actions, keys))[1], (ahead.state.z, jax.lax.scan(fused, ahead, rest)[1])
+
+    (z, image, feat), (first, (z_fused, image_fused, feat_fused)) = dream(step)
+    assert len(z) > CFG.transformer.context  # the ring has turned
+    np.testing.assert_allclose(first, z[0], atol=1e-5)
+    np.testing.assert_allclose(z_fused, z[1:], atol=1e-4)
+    np.testing.assert_allclose(image_fused, image[1:], atol=1e-4)
+    np.testing.assert_allclose(feat_fused, feat[:-1], atol=1e-4)  # one frame later
+
+
+def test_light_weights_give_the_same_numbers_bit_for_bit(step):
+    half = dynamics(transformer=dataclasses.replace(TINY, dtype='bfloat16'))
+    params, bind = build(half)
+    light = lighten(half, params)
+    small = [x.dtype == jnp.bfloat16 for x in jax.tree.leaves(light)]
+    assert sum(small) > 15 and not all(small)  # norms, embeddings and the fp32 readout stay as they are
+    z, _ = run(half, step)
+    forward = jax.jit(lambda params, z: run(bind(params), step)[1](z)[:2])
+    for a, b in zip(forward(params, z), forward(light, z), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('change, word', [({'k_max': 6}, 'k_max=6'), ({'sampling_steps': 16}, 'at most k_max=8')])

@@ -1,0 +1,204 @@
+"""How well a run plays over a real socket: frames per second, delay from key to frame, memory, and a soak.
+
+    python benchmarks/play.py runs/demo-breakout --out results/bench/play_demo_cpu.json
+    python benchmarks/play.py runs/demo-breakout --soak 60
+
+Starts `reverie play` as a process of its own. The first form plays for a minute as a person with the agent's skill
+would (keys are the likeliest action of the frame just seen, so that episodes last), then at full speed until 10,000
+frames have come. The delay of a key counts from sending it to receiving the first frame that obeys it; keys that a new
+episode answers are left out and counted. The second form lets clients connect, stall and vanish, and looks at what they
+leave behind.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import random
+import re
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+from websockets.sync.client import connect
+
+from reverie.evaluation.returns import provenance, save
+from reverie.serve.messages import unpack
+
+
+class Server:
+    """`reverie play` in a process, and what can be seen of it."""
+
+    def __init__(self, run, players, fps):
+        begin = time.monotonic()
+        command = [sys.executable, '-u', '-m', 'reverie.cli', 'play', run, '--port', '0', '--no-browser']
+        command += ['--players', str(players), '--fps', str(fps)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            print(line, end='', flush=True)
+            if found := re.search(r'http://(\S+)/\?token=(\S+)', line):
+                self.at, self.token = found.groups()
+                break
+        else:
+            raise SystemExit('reverie play did not start')
+        self.start_s = time.monotonic() - begin
+
+    def join(self):
+        return connect(f'ws://{self.at}/play?token={self.token}', max_size=None, close_timeout=0.2)
+
+    def status(self):
+        with urllib.request.urlopen(f'http://{self.at}/status?token={self.token}') as answer:
+            return json.load(answer)
+
+    def rss(self):
+        """Resident megabytes."""
+        with open(f'/proc/{self.process.pid}/status') as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith('VmRSS')) / 1024
+
+    def files(self):
+        return len(list(pathlib.Path(f'/proc/{self.process.pid}/fd').iterdir()))
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(20)
+
+
+def frames(ws):
+    """Headers of frames as they come, with the time."""
+    for message in ws:
+        if isinstance(message, bytes):
+            yield unpack(message)[0], time.monotonic()
+
+
+def play(server, seconds, key_every=0.25):
+    """-> (frames, held, delays [s], keys left out, seconds). held: seconds shown as game over."""
+    with server.join() as ws:
+        source = frames(ws)
+        header, begin = next(source)
+        count, number, sent, delays, left_out, pressed, arrivals = 0, 0, {}, [], 0, begin, []
+        for header, now in source:
+            count += 1
+            arrivals.append((now, header['over']))
+            for i in [i for i in sent if i <= header['id']]:
+                then, epoch = sent.pop(i)
+                if epoch == header['epoch']:
+                    delays.append(now - then)
+                else:
+                    left_out += 1
+            if now - begin > seconds:
+                break
+            if not header['over'] and now - pressed > key_every * random.uniform(0.5, 1.5):
+                number, pressed = number + 1, now
+                sent[number] = (time.monotonic(), header['epoch'])
+                ws.send(json.dumps({'type': 'act', 'action': int(np.argmax(header['probs'])), 'id': number}))
+        over = sum(b[0] - a[0] for a, b in itertools.pairwise(arrivals) if a[1])
+        return count, over, delays, left_out, now - begin
+
+
+def memory(server, total, every=1000):
+    """Resident MB after each `every` frames, played by the agent at the highest pace until `total` have come."""
+    seen, count = [], 0
+    with server.join() as ws:
+        ws.send(json.dumps({'type': 'set', 'field': 'pace', 'value': 120.0}))
+        ws.send(json.dumps({'type': 'set', 'field': 'by_agent', 'value': True}))
+        begin = time.monotonic()
+        for _, now in frames(ws):
+            count += 1
+            if count % every == 0:
+                seen.append(round(server.rss(), 1))
+                print(f'{count:6} frames  {seen[-1]:.1f} MB  {count / (now - begin):.0f} frames/s', flush=True)
+            if count >= total:
+                return seen, count / (now - begin)
+
+
+def raw(server):
+    """A client that says what it must and never reads."""
+    host, port = server.at.rsplit(':', 1)
+    client = socket.create_connection((host, int(port)))
+    lines = (
+        f'GET /play?token={server.token} HTTP/1.1', f'Host: {server.at}', 'Upgrade: websocket', 'Connection: Upgrade',
+        'Sec-WebSocket-Version: 13', 'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==', '', '',
+    )  # fmt: skip
+    client.sendall('\r\n'.join(lines).encode())
+    return client
+
+
+def soak(server, seconds):
+    """Clients that connect, stall, talk nonsense and vanish. -> what is left of them"""
+    rng, open_, begin, made = random.Random(0), [], time.monotonic(), 0
+    before = None
+    while time.monotonic() - begin < seconds:
+        if before is None and time.monotonic() - begin > seconds / 6:  # what the first clients cost is not growth
+            before = (server.rss(), server.files())
+        made += 1
+        client = raw(server)
+        open_.append(client)
+        if rng.random() < 0.3:
+            client.sendall(bytes(rng.randrange(256) for _ in range(rng.randrange(200))))
+        if len(open_) > 12:
+            leaving = open_.pop(rng.randrange(len(open_)))
+            if rng.random() < 0.5:  # vanish as a killed process does
+                leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+            leaving.close()
+        time.sleep(0.02)
+    for client in open_:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        client.close()
+    time.sleep(1.0)
+    left = server.status()['players']
+    with server.join() as ws:  # and it still plays
+        next(frames(ws))
+    time.sleep(1.0)
+    return {
+        'seconds': seconds, 'clients': made, 'players_left_after_1s': left,
+        'rss_mb': {'early': round(before[0], 1), 'end': round(server.rss(), 1)},
+        'files': {'early': before[1], 'end': server.files()},
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run')
+    parser.add_argument('--seconds', type=float, default=60)
+    parser.add_argument('--frames', type=int, default=10_000, help='over which memory is looked at')
+    parser.add_argument('--fps', type=float, default=30)
+    parser.add_argument('--players', type=int, default=2)
+    parser.add_argument('--soak', type=float, help='seconds of misbehaving clients instead')
+    parser.add_argument('--out', help='write the figures here as JSON')
+    args = parser.parse_args()
+    server = Server(args.run, args.players, args.fps)
+    record = {
+        'name': 'play', 'command': shlex.join(['python', *sys.argv]), **provenance(), 'run': args.run,
+        'players': args.players, 'pace': args.fps, 'start_seconds': round(server.start_s, 1),
+    }  # fmt: skip
+    try:
+        if args.soak:
+            record |= {'name': 'soak', 'soak': soak(server, args.soak)}
+        else:
+            time.sleep(20)  # the other worlds are compiled in the background
+            count, over, delays, left_out, seconds = play(server, args.seconds)
+            ms = 1e3 * np.array(delays)
+            record |= {
+                'seconds': round(seconds, 1), 'fps': count / seconds, 'fps_between_ends': count / (seconds - over),
+                'key_to_frame_ms': {
+                    'p50': float(np.median(ms)), 'p95': float(np.percentile(ms, 95)), 'max': float(ms.max()),
+                    'keys': len(ms), 'left_out': left_out,
+                },
+            }  # fmt: skip
+            print(json.dumps({k: record[k] for k in ('fps', 'fps_between_ends', 'key_to_frame_ms')}), flush=True)
+            seen, rate = memory(server, args.frames)
+            record['memory'] = {'every_frames': 1000, 'rss_mb': seen, 'fps': rate}
+    finally:
+        server.stop()
+    print(json.dumps(record, indent=1))
+    if args.out:
+        save(args.out, record)
+
+
+if __name__ == '__main__':
+    main()

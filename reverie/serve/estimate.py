@@ -1,0 +1,24 @@
+"""What a frame costs, counted in the program before it is compiled."""
+
+import math
+from typing import Any
+
+
+def flops(jaxpr: Any) -> float:
+    """Floating-point operations of the matrix products and convolutions in a jaxpr; scans count in full."""
+    return sum((_of(eqn) for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns), 0.0)
+
+
+def _of(eqn: Any) -> float:
+    name, params = eqn.primitive.name, eqn.params
+    if name == 'dot_general':
+        (contracted, _), _ = params['dimension_numbers']
+        return 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    if name == 'conv_general_dilated':
+        kernel = eqn.invars[1].aval
+        outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
+        return 2.0 * eqn.outvars[0].aval.size * kernel.size / outputs
+    if name == 'cond':
+        return max(flops(branch) for branch in params['branches'])
+    inner = [p for p in params.values() if hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')]
+    return (params['length'] if name == 'scan' else 1) * sum(map(flops, inner), 0.0)

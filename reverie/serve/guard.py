@@ -1,0 +1,91 @@
+"""Who may talk to the server: Host, Origin and token of a request, and how fast a page may send orders."""
+
+import dataclasses
+import hmac
+import ipaddress
+import secrets
+import time
+from collections.abc import Mapping
+
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(18)
+
+
+def split_host(header: str) -> tuple[str, int | None] | None:
+    """'localhost:8000' or '[::1]:8000' -> (name, port or None); None if it is neither."""
+    name, port = header, None
+    if header.startswith('['):
+        name, bracket, rest = header[1:].partition(']')
+        if not bracket or (rest and not rest.startswith(':')):
+            return None
+        port = rest[1:] or None
+    elif header.count(':') == 1:
+        name, _, port = header.partition(':')
+    elif ':' in header:
+        return None
+    if not name or (port is not None and not (port.isascii() and port.isdigit() and len(port) < 6)):
+        return None
+    return name.lower(), None if port is None else int(port)
+
+
+def is_address(name: str) -> bool:
+    """A literal IP address: it names this machine whatever a name server says, so it cannot be rebound."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """host, port: where the server listens. token: part of the URL. names: further host names to answer to."""
+
+    host: str
+    port: int
+    token: str
+    names: tuple[str, ...] = ()
+
+    def knows(self, header: str) -> bool:
+        """Whether a Host header, or the part of an Origin behind //, means this server."""
+        found = split_host(header)
+        if found is None:
+            return False
+        name, port = found
+        if name in self.names:  # behind a proxy, which has a port of its own
+            return True
+        if port != self.port:
+            return False
+        return name in (*LOOPBACK, self.host) or (self.host not in LOOPBACK and is_address(name))
+
+    def refusal(self, headers: Mapping[str, str], token: str | None) -> str | None:
+        """Why a request is refused, or None. A page of another site gives itself away by Origin or Host."""
+        if not self.knows(headers.get('host', '')):
+            return 'unknown host'
+        origin = headers.get('origin')
+        if origin is not None:
+            scheme, _, rest = origin.partition('://')
+            if scheme not in ('http', 'https') or not self.knows(rest):
+                return 'wrong origin'
+        if token is None or not hmac.compare_digest(token.encode(), self.token.encode()):
+            return 'wrong token; use the address that reverie play printed'
+        return None
+
+
+class Bucket:
+    """At most `rate` orders per second in the long run, `burst` at once."""
+
+    def __init__(self, rate: float, burst: float):
+        self.rate, self.burst, self.left, self.then = rate, burst, float(burst), time.monotonic()
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self.left = min(self.burst, self.left + (now - self.then) * self.rate)
+        self.then = now
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True

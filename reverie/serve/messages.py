@@ -1,0 +1,163 @@
+"""What goes over the socket: orders of a page, checked before anything acts on them, and frames for it.
+
+An order is a small JSON object {"type": ...}. A frame is binary: the length of a JSON header (4 bytes, big-endian), the
+header, then the pictures it lists.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import struct
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+
+from reverie.evaluation.video import colourise
+from reverie.serve import keys
+from reverie.types import ActionSpace
+
+MAX_BYTES = 4096  # of one order
+RAW_BYTES = 1 << 16  # pictures up to this size travel as they are, larger ones as JPEG
+PACES = (0.5, 120.0)  # frames per second a page may ask for
+
+
+class Malformed(ValueError):
+    """An order that is not one of ours, in a few words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Act:
+    """From now on this action; `id` counts the page's orders and comes back with the first frame that obeys."""
+
+    action: tuple[float, ...]  # one-hot if discrete
+    id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """A change of how one plays."""
+
+    field: Literal['world', 'by_agent', 'paused', 'steps', 'pace', 'source']
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Do:
+    """step: one frame while paused. reset: begin anew. again: the same beginning. gif, mp4, episode: save."""
+
+    what: Literal['step', 'reset', 'again', 'gif', 'mp4', 'episode']
+
+
+Order = Act | Set | Do
+WHAT = ('step', 'reset', 'again', 'gif', 'mp4', 'episode')
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise Malformed(f'{text} is not a number here')
+
+
+def _number(value: Any, low: float, high: float, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Malformed(f'{what}: expected a number')
+    if not low <= value <= high:
+        raise Malformed(f'{what}: expected {low:g} to {high:g}')
+    return float(value)
+
+
+def _whole(value: Any, low: int, high: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise Malformed(f'{what}: expected a whole number from {low} to {high}')
+    return value
+
+
+def _one_of(value: Any, choices: tuple[Any, ...], what: str) -> Any:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise Malformed(f'{what}: expected one of {", ".join(map(str, choices))}')
+    return value
+
+
+def _keys(order: dict[str, Any], *names: str) -> None:
+    if set(order) != {'type', *names}:
+        raise Malformed(f'{order["type"]}: expected the fields {", ".join(("type", *names))}')
+
+
+def _action(value: Any, space: ActionSpace) -> tuple[float, ...]:
+    if space.kind == 'discrete':
+        return keys.vector(space, _whole(value, 0, space.size - 1, 'action'))
+    if not isinstance(value, list) or len(value) != space.size:
+        raise Malformed(f'action: expected {space.size} numbers')
+    return tuple(_number(x, -1.0, 1.0, 'action') for x in value)
+
+
+def parse(text: str, space: ActionSpace, worlds: tuple[str, ...], steps: tuple[int, ...], sources: tuple[str, ...]):
+    """An order of a page. -> Act, Set or Do; raises Malformed for anything else."""
+    try:
+        order = json.loads(text, parse_constant=_refuse_constant)
+    except Malformed:
+        raise
+    except (ValueError, RecursionError):  # nested a thousand deep, or a number with thousands of digits
+        raise Malformed('not JSON') from None
+    if not isinstance(order, dict) or not isinstance(order.get('type'), str):
+        raise Malformed('expected an object with a type')
+    kind = order['type']
+    if kind == 'act':
+        _keys(order, 'action', 'id')
+        return Act(_action(order['action'], space), _whole(order['id'], 0, 2**53, 'id'))
+    if kind in WHAT:
+        _keys(order)
+        return Do(kind)
+    if kind != 'set':
+        raise Malformed('unknown type')
+    _keys(order, 'field', 'value')
+    field, value = order['field'], order['value']
+    if field == 'pace':
+        return Set('pace', _number(value, *PACES, 'pace'))
+    choices = {'world': worlds, 'by_agent': (False, True), 'paused': (False, True), 'steps': steps, 'source': sources}
+    if not isinstance(field, str) or field not in choices:
+        raise Malformed('unknown field')
+    return Set(field, _one_of(value, choices[field], field))  # type: ignore[arg-type]  # a key of `choices`
+
+
+def picture(image: np.ndarray, symbolic: bool) -> tuple[dict[str, Any], bytes]:
+    """One frame as (what the header says of it, bytes): RGB raw or as JPEG, or the numbers of a vector.
+
+    image: uint8 [h, w, c], or float32 [n].
+    """
+    if image.ndim == 1:
+        return {'kind': 'numbers', 'numbers': [round(float(x), 4) for x in np.nan_to_num(image)]}, b''
+    rgb = rgb_of(image, symbolic)
+    size = {'h': rgb.shape[0], 'w': rgb.shape[1]}
+    if rgb.nbytes <= RAW_BYTES:
+        return {'kind': 'raw', **size}, rgb.tobytes()
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, 'JPEG', quality=90)
+    return {'kind': 'jpeg', **size}, out.getvalue()
+
+
+def rgb_of(image: np.ndarray, symbolic: bool) -> np.ndarray:
+    """uint8 [*n, h, w, c] -> RGB; grids of symbols get a colour for each channel, as in the reports."""
+    channels = image.shape[-1]
+    if not symbolic and channels in (1, 3):
+        return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:-1], 3)))
+    return colourise(image.astype(np.float32) / 255, symbolic=True)
+
+
+def pack(header: dict[str, Any], pictures: list[tuple[dict[str, Any], bytes]]) -> bytes:
+    """A frame as one binary message. Numbers that are not finite become null."""
+    header = {name: (None if isinstance(x, float) and not math.isfinite(x) else x) for name, x in header.items()}
+    header['pictures'] = [{**what, 'bytes': len(data)} for what, data in pictures]
+    text = json.dumps(header, allow_nan=False, separators=(',', ':')).encode()
+    return b''.join([struct.pack('>I', len(text)), text, *(data for _, data in pictures)])
+
+
+def unpack(message: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Inverse of `pack`."""
+    (length,) = struct.unpack('>I', message[:4])
+    header, at, parts = json.loads(message[4 : 4 + length]), 4 + length, []
+    for what in header['pictures']:
+        parts.append(message[at : at + what['bytes']])
+        at += what['bytes']
+    return header, parts

@@ -1,0 +1,212 @@
+"""The page, its socket and the saved files over HTTP; everything that reaches the engine has passed the guard."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import importlib.resources
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from reverie.serve import messages
+from reverie.serve.engine import Engine
+from reverie.serve.guard import Bucket, Guard
+from reverie.serve.players import Mailbox, Player
+from reverie.types import UserError
+
+RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once
+SEND_S = 10.0  # a page that takes no frame for so long is gone
+CONNECTIONS = 128  # open at once, beyond which requests get 503
+MALFORMED, BINARY, FULL, SLOW = 1008, 1003, 1013, 1011  # codes that a socket is closed with
+TYPES = {'gif': 'image/gif', 'mp4': 'video/mp4'}
+
+
+def page() -> str:
+    return importlib.resources.files('reverie.serve').joinpath('page.html').read_text()
+
+
+def policy(html: str) -> str:
+    """Content-Security-Policy: the page's own script and style, known by their hashes, and nothing from elsewhere."""
+    hashed = lambda tag: ' '.join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in re.findall(rf'<{tag}>(.*?)</{tag}>', html, re.DOTALL)
+    )
+    return (
+        f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; connect-src 'self'; "
+        "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+class Guarded:
+    """Refuses what the guard refuses, with 403, before any route sees it; adds headers to every answer."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, csp: str):
+        self.app, self.guard = app, guard
+        self.headers = [
+            (b'content-security-policy', csp.encode()), (b'x-content-type-options', b'nosniff'),
+            (b'referrer-policy', b'no-referrer'), (b'cache-control', b'no-store'), (b'x-frame-options', b'DENY'),
+        ]  # fmt: skip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] not in ('http', 'websocket'):
+            await self.app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        refusal = self.guard.refusal(connection.headers, connection.query_params.get('token'))
+        if refusal is None:
+            await self.app(scope, receive, self._with_headers(send))
+        elif scope['type'] == 'http':
+            await PlainTextResponse(refusal, 403)(scope, receive, self._with_headers(send))
+        else:
+            await WebSocket(scope, receive, send).send_denial_response(PlainTextResponse(refusal, 403))
+
+    def _with_headers(self, send: Send) -> Send:
+        async def wrapped(message: Any) -> None:
+            if message['type'] == 'http.response.start':
+                message['headers'] = [*message.get('headers', []), *self.headers]
+            await send(message)
+
+        return wrapped
+
+
+class App:
+    """The routes. hello: what a page is told when its socket opens."""
+
+    def __init__(self, engine: Engine, guard: Guard, hello: dict[str, Any]):
+        self.engine, self.hello = engine, hello
+        self.html = page()
+        routes = [
+            Route('/', self.index), Route('/status', self.status), Route('/saved/{name}', self.saved),
+            WebSocketRoute('/play', self.play),
+        ]  # fmt: skip
+        self.asgi: ASGIApp = Guarded(Starlette(routes=routes), guard, policy(self.html))
+
+    async def index(self, request: Request) -> Response:
+        return Response(self.html, media_type='text/html')
+
+    async def status(self, request: Request) -> Response:
+        engine = self.engine
+        return JSONResponse(
+            {'players': len(engine.players), 'places': engine.session.slots, 'frames': engine.made, 'fps': engine.fps()}
+        )
+
+    async def saved(self, request: Request) -> Response:
+        """A recording by its name; only names that the saver gave out are known."""
+        files = {} if self.engine.saver is None else self.engine.saver.files
+        path = files.get(request.path_params['name'])
+        if path is None or not path.is_file():
+            return PlainTextResponse('no such recording', 404)
+        return FileResponse(path, media_type=TYPES.get(path.suffix[1:]), filename=path.name)
+
+    async def play(self, ws: WebSocket) -> None:
+        """One player: a place while the socket is open, orders in, frames out."""
+        await ws.accept()
+        mailbox = Mailbox(asyncio.get_running_loop())
+        player = self.engine.join(mailbox)
+        if player is None:
+            await ws.close(FULL, f'all {self.engine.session.slots} places are taken')
+            return
+        tasks = [asyncio.create_task(self._send(ws, mailbox, player)), asyncio.create_task(self._receive(ws, player))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.engine.leave(player)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if ws.application_state is WebSocketState.CONNECTED and ws.client_state is WebSocketState.CONNECTED:
+            with contextlib.suppress(RuntimeError):  # it went away in the meantime
+                await ws.close(SLOW, 'no frame was taken for too long')
+
+    async def _send(self, ws: WebSocket, mailbox: Mailbox, player: Player) -> None:
+        await ws.send_json({**self.hello, 'type': 'hello', 'place': player.slot, **player.state()})
+        while True:
+            item = await mailbox.get()
+            send = ws.send_text(item) if isinstance(item, str) else ws.send_bytes(item)
+            try:
+                await asyncio.wait_for(send, SEND_S)
+            except (TimeoutError, WebSocketDisconnect, RuntimeError):
+                return
+
+    async def _receive(self, ws: WebSocket, player: Player) -> None:
+        session, bucket = self.engine.session, Bucket(RATE, BURST)
+        space = session.agent.spec.actions
+        while True:
+            message = await ws.receive()
+            if message['type'] == 'websocket.disconnect':
+                return
+            text = message.get('text')
+            if text is None:
+                await ws.close(BINARY, 'orders are text')
+                return
+            if not bucket.take():
+                await ws.close(MALFORMED, 'too many orders')
+                return
+            try:
+                order = messages.parse(text, space, session.worlds, session.steps_choices, session.sources)
+            except messages.Malformed as error:
+                await ws.close(MALFORMED, str(error)[:100])
+                return
+            self.engine.order(player, order)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; taken before anything slow starts. Raises UserError if the port is in use."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family[0], socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(family[4])
+    except OSError as error:
+        raise UserError(
+            f'cannot listen on {host}:{port}: {error.strerror}; expected a free port, e.g. --port 0'
+        ) from None
+    return sock
+
+
+def make_server(app: App) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app.asgi, log_level='warning', access_log=False, lifespan='off', ws='websockets-sansio',
+        ws_max_size=messages.MAX_BYTES, ws_per_message_deflate=False, ws_ping_interval=5.0, ws_ping_timeout=5.0,
+        limit_concurrency=CONNECTIONS, timeout_keep_alive=5, timeout_graceful_shutdown=2, server_header=False,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def serve(app: App, sock: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until Ctrl-C or until the engine fails; `ready` is called when the page can be opened."""
+    server = make_server(app)
+    failure: list[BaseException] = []
+
+    def fail(error: BaseException) -> None:
+        failure.append(error)
+        server.should_exit = True
+
+    async def run() -> None:
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            ready()
+        await task
+
+    app.engine.on_failure = fail
+    app.engine.start()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(run())
+    finally:
+        app.engine.stop()
+        sock.close()
+    if failure:
+        raise failure[0]

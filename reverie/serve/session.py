@@ -1,0 +1,290 @@
+"""Playing in a world model or in the real environment, one frame at a time: N players in one compiled forward pass.
+
+A `Session` holds what the device knows of N players: the world model's state, the environment's, and the action that
+the agent would take next. `start` puts one player at a beginning, `frame` moves some of them on. Both are compiled
+once; players come, go and begin anew without compiling again, and a frame costs the same for ever.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from reverie.envs.device import Vector
+from reverie.types import Env, Params, Playable, Step, UserError
+
+World = Literal['dream', 'real', 'both']
+Source = Literal['game', 'data']
+
+
+class Carry(NamedTuple):
+    """What stays on the device; leading dim [N] players."""
+
+    model: PyTree[Array]  # the world model's state
+    env: PyTree[Array]  # that of the real environment, () without one
+    action: Float[Array, 'N A']  # what the agent would do next
+
+
+class Frame(NamedTuple):
+    """What players get to see, leading dim [N]. Pictures are uint8 [N, h, w, c], other observations float32 [N, n].
+
+    real: the environment's frame where it plays along (world 'both'), else None. reward, cont, is_last: of the world
+    that is played. value and probs (of the agent's next action) are None where the agent has none.
+    """
+
+    image: Array
+    real: Array | None
+    action: Float[Array, 'N A']  # the one that led here
+    reward: Float[Array, ' N']
+    cont: Float[Array, ' N']
+    is_last: Bool[Array, ' N']
+    value: Float[Array, ' N'] | None
+    probs: Float[Array, 'N A'] | None
+
+
+def shown(obs: PyTree[Array]) -> Array:
+    """What of an observation is put on the screen: the first image in it, else all its numbers in a row."""
+    if isinstance(obs, Mapping):
+        images = [key for key in sorted(obs) if obs[key].ndim == 4]
+        flat = lambda x: x.reshape(len(x), -1).astype(jnp.float32)
+        return shown(obs[images[0]]) if images else jnp.concatenate([flat(obs[k]) for k in sorted(obs)], -1)
+    if obs.ndim != 4:
+        return obs.reshape(len(obs), -1).astype(jnp.float32)
+    if obs.dtype == jnp.uint8:
+        return obs
+    return jnp.round(255 * jnp.clip(obs.astype(jnp.float32), 0, 1)).astype(jnp.uint8)
+
+
+def rows_of(mask: Bool[Array, ' N'], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
+    """`new` where the mask is true, `old` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+class Session:
+    """N players of one agent.
+
+    agent: any `Playable`. params: of one seed; until something is played, shapes will do.
+    env: the real environment on the device, None for dreams only.
+    contexts: number -> Step [1, L] of recorded frames to begin a dream from, None without recordings.
+    slots: N. context: frames played by the agent before a game start. seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        agent: Playable,
+        params: Params,
+        env: Env | None = None,
+        contexts: Callable[[int], Step] | None = None,
+        *,
+        slots: int = 1,
+        context: int = 8,
+        seed: int = 0,
+    ):
+        if slots < 1:
+            raise UserError(f'{slots} players asked for; expected at least 1')
+        if env is None and contexts is None:
+            raise UserError('a dream begins from real frames: expected an environment or recordings')
+        self.agent, self.params, self.env, self.contexts = agent, params, env, contexts
+        self.slots, self.context = slots, context
+        self.discrete = agent.spec.actions.kind == 'discrete'
+        self.frames = 0  # calls so far: the number of the next draw
+        self._key = jax.random.key(seed)
+        self.steps_choices: tuple[int, ...] = getattr(agent, 'sampling_steps', ())
+        self.steps: int = agent.cfg.dynamics.sampling_steps if self.steps_choices else 0  # type: ignore[attr-defined]
+        self._agents: dict[int, Playable] = {self.steps: agent}
+        self._vector = None if env is None else (Vector(env, slots), Vector(env, 1))
+        self._jit = jax.jit(self._frame, static_argnames=('world', 'steps'), donate_argnames=('carry',))
+        self._game, self._data = jax.jit(self._start_game), jax.jit(self._start_data)
+        self._put = jax.jit(self._put_row, donate_argnames=('carry',))
+        self._programs: dict[tuple[str, int], Any] = {}
+        self._shape = jax.eval_shape(self._empty, params, self._key)
+        self.carry: Carry | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a player may begin."""
+        return (*(('game',) if self.env is not None else ()), *(('data',) if self.contexts is not None else ()))
+
+    @property
+    def worlds(self) -> tuple[World, ...]:
+        return ('dream', 'real', 'both') if self.env is not None else ('dream',)
+
+    def start(self, slot: int, number: int, source: Source = 'game', real: bool = False) -> Frame:
+        """Put the player of `slot` at a beginning; the same number and source always give the same one.
+
+        'game': the agent has played the first frames of an episode. 'data': a recorded context; the environment stays
+        where it was. real: show the environment's own frame instead of the model's view of it. -> Frame [1]
+        """
+        if self.carry is None:
+            self.carry = jax.jit(self._empty)(self.params, self._key)
+        if source not in self.sources:
+            raise UserError(f'start {source!r} given; expected one of {", ".join(self.sources)}')
+        if source == 'game':
+            key = jax.random.fold_in(self._key, number)
+            row, frame, seen = self._call('game', self._game, self.params, key)
+        else:
+            assert self.contexts is not None
+            row, frame, seen = self._call('data', self._data, self.params, self.contexts(number))
+        self.carry = self._call(f'put {source}', self._put, self.carry, row, np.int32(slot))
+        return frame._replace(image=seen if real else frame.image)
+
+    def frame(
+        self, action: np.ndarray, by_agent: np.ndarray, rows: np.ndarray, world: World = 'dream', steps: int = 0
+    ) -> Frame:
+        """Move the players of `rows` [N] on by one frame, under `action` [N, A] or, where `by_agent` [N], the agent's.
+
+        Where there is one player, `rows` must be true.
+        world: 'dream', 'real', or 'both': the dream, and the environment beside it under the same actions.
+        steps: K, denoising steps of a frame, for models that have a choice. Returns at once: the device works on.
+        """
+        if self.carry is None:
+            raise UserError('no player has begun; expected a start before the first frame')
+        program = self.compile(world, steps)
+        numbers = np.asarray(action, np.float32), np.asarray(by_agent, bool), np.asarray(rows, bool)
+        self.carry, frame = program(self.params, self.carry, *numbers, np.uint32(self.frames % 2**32))
+        self.frames += 1
+        return frame
+
+    def _call(self, name: str, function: Any, *args: Any) -> Any:
+        """Compiled at its first call and never again, wherever its arguments come from."""
+        if (name, 0) not in self._programs:
+            self._programs[name, 0] = function.lower(*args).compile()
+        return self._programs[name, 0](*args)
+
+    def ready(self, world: World, steps: int = 0) -> bool:
+        """Whether `frame` need not compile first."""
+        return (world, steps or self.steps) in self._programs
+
+    def compile(self, world: World = 'dream', steps: int = 0) -> Any:
+        """The program of `frame` for a world and K. May run in another thread; players go on meanwhile."""
+        steps = steps or self.steps
+        if (world, steps) not in self._programs:
+            if world not in self.worlds:
+                raise UserError(f'world {world!r} given; expected one of {", ".join(self.worlds)}')
+            self._programs[world, steps] = self.trace(world, steps).lower().compile()
+        return self._programs[world, steps]
+
+    def trace(self, world: World = 'dream', steps: int = 0) -> Any:
+        """The program before it is compiled; its jaxpr tells what a frame costs."""
+        steps = steps or self.steps
+        if steps not in self._agents:
+            if steps not in self.steps_choices:
+                raise UserError(f'{steps} sampling steps given; expected one of {self.steps_choices}')
+            self._agents[steps] = self.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
+        return self._jit.trace(*self._outlines(), world=world, steps=steps)
+
+    def _outlines(self) -> tuple[Any, ...]:
+        """Shapes of what a program takes."""
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.params)
+        action = jax.ShapeDtypeStruct((self.slots, self.agent.spec.actions.size), np.float32)
+        flag, number = jax.ShapeDtypeStruct((self.slots,), bool), jax.ShapeDtypeStruct((), np.uint32)
+        return params, self._shape, action, flag, flag, number
+
+    # ---------------------------------------------------------------- traced
+
+    def _empty(self, params: Params, key: Array) -> Carry:
+        n = self.slots
+        env = () if self._vector is None else self._vector[0].reset(key)[0]
+        return Carry(self.agent.model(params).initial(n), env, jnp.zeros((n, self.agent.spec.actions.size)))
+
+    def _taken(self, action: Float[Array, 'N A']) -> Array:
+        """An action as environments take it."""
+        return action.argmax(-1) if self.discrete else action
+
+    def _frame(
+        self, params: Params, carry: Carry, given: Float[Array, 'N A'], by_agent: Bool[Array, ' N'],
+        rows: Bool[Array, ' N'], number: Array, *, world: World, steps: int,
+    ) -> tuple[Carry, Frame]:  # fmt: skip
+        model = self._agents[steps].model(params)
+        key_model, key_env, key_choose = jax.random.split(jax.random.fold_in(self._key, number), 3)
+        action = jnp.where(by_agent[:, None], carry.action, given)
+        env, step = carry.env, None
+        if world != 'dream':
+            assert self._vector is not None
+            env, step = self._vector[0].step(carry.env, self._taken(action), key_env)
+        if world == 'real':
+            assert step is not None
+            state, feat = model.observe(carry.model, step, key_model)
+            image, reward, cont, is_last = step.obs, step.reward, 1.0 - step.is_terminal, step.is_last
+        else:
+            state, pred = model.imagine(carry.model, action, key_model)
+            feat, image = pred.feat, model.decode(state)
+            reward, cont, is_last = pred.reward, pred.cont, pred.cont < 0.5
+        following, value, probs = self._read_out(params, state, feat, key_choose, by_agent)
+        new = Carry(state, env, following)
+        real = shown(step.obs) if world == 'both' and step is not None else None
+        ended = is_last | step.is_last if world == 'both' and step is not None else is_last
+        frame = Frame(shown(image), real, action, reward, cont, ended, value, probs)
+        return (new if self.slots == 1 else rows_of(rows, new, carry)), frame
+
+    def _read_out(self, params: Params, state: PyTree, feat: Array, key: Array, by_agent: Bool[Array, ' N']):
+        """-> (the agent's next action [N, A], value, probs). A planner thinks only where the agent plays."""
+        choose = functools.partial(self.agent.choose, params, state, feat, key)
+        action, probs = jax.eval_shape(choose)
+        if probs is not None:
+            action, probs = choose()
+        else:
+            action = jax.lax.cond(by_agent.any(), lambda: choose()[0], lambda: jnp.zeros(action.shape, action.dtype))
+        return action.astype(jnp.float32), self.agent.expected_return(params, feat), probs
+
+    def _start_game(self, params: Params, key: Array) -> tuple[Carry, Frame, Array]:
+        """-> (row [1], its frame as the model sees it, the environment's own frame)."""
+        assert self._vector is not None
+        vector, model = self._vector[1], self.agent.model(params)
+        key_reset, key_play = jax.random.split(key)
+        begin = vector.reset(key_reset)
+
+        def play(carry, x):
+            number, key = x
+            (state, env, action), first, _ = carry
+            key_env, key_see = jax.random.split(key)
+            env, step = jax.lax.cond(
+                number == 0, lambda: (env, first), lambda: vector.step(env, self._taken(action), key_env)
+            )
+            state, action, frame = self._seen(params, state, step, key_see)
+            return (Carry(state, env, action), first, frame), None
+
+        empty = Carry(model.initial(1), begin[0], jnp.zeros((1, self.agent.spec.actions.size)))
+        blank = self._blank(params, begin[1])
+        numbers = jnp.arange(self.context + 1)
+        keys = jax.random.split(key_play, self.context + 1)
+        (row, _, frame), _ = jax.lax.scan(play, (empty, begin[1], blank), (numbers, keys))
+        return row, frame._replace(image=shown(model.decode(row.model))), frame.image
+
+    def _start_data(self, params: Params, steps: Step) -> tuple[Carry, Frame, Array]:
+        """The same for recorded steps [1, L], without an environment."""
+        model = self.agent.model(params)
+        keys = jax.random.split(self._key, steps.is_first.shape[1])
+        major = jax.tree.map(lambda x: x.swapaxes(0, 1), steps)
+
+        def see(carry, x):
+            return self._seen(params, carry[0], *x), None
+
+        action = jnp.zeros((1, self.agent.spec.actions.size))
+        start = (model.initial(1), action, self._blank(params, jax.tree.map(lambda x: x[0], major)))
+        (state, action, frame), _ = jax.lax.scan(see, start, (major, keys))
+        return Carry(state, None, action), frame._replace(image=shown(model.decode(state))), frame.image
+
+    def _seen(self, params: Params, state: PyTree, step: Step, key: Array) -> tuple[PyTree, Array, Frame]:
+        """A real frame [1] arrives. -> (state, what the agent does next, the frame)"""
+        key_model, key_choose = jax.random.split(key)
+        state, feat = self.agent.model(params).observe(state, step, key_model)
+        action, value, probs = self._read_out(params, state, feat, key_choose, jnp.ones(1, bool))
+        taken, cont = step.prev_action.astype(jnp.float32), 1.0 - step.is_terminal
+        reward = step.reward.astype(jnp.float32)
+        return state, action, Frame(shown(step.obs), None, taken, reward, cont, step.is_last, value, probs)
+
+    def _blank(self, params: Params, step: Step) -> Frame:
+        """A frame of zeros, of the shapes that `_seen` gives."""
+        outline = jax.eval_shape(self._seen, params, self.agent.model(params).initial(1), step, self._key)[2]
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outline)
+
+    def _put_row(self, carry: Carry, row: Carry, slot: Array) -> Carry:
+        """Without an environment in the row, that of the carry stays where it was."""
+        put = lambda a, b: a.at[slot].set(b[0].astype(a.dtype))
+        placed = jax.tree.map(put, carry._replace(env=None), row._replace(env=None))
+        return placed._replace(env=carry.env if row.env is None else jax.tree.map(put, carry.env, row.env))

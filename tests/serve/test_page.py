@@ -1,0 +1,222 @@
+"""`reverie play RUN` as its user meets it: the page in headless Chromium, and every mistake as one line."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from reverie.serve import keys
+from reverie.serve.play import cast, play
+from reverie.types import ActionSpace, UserError
+from tests.serve.fake import wait
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+CHROMIUM = next((p for name in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(name))), None)
+
+
+@pytest.fixture(scope='module')
+def address(run_folder, tmp_path_factory):
+    """Of a server that was started by the command line; ended by Ctrl-C."""
+    env = {
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0',
+        'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+        'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1',
+    }  # fmt: skip
+    command = [sys.executable, '-m', 'reverie.cli', 'play', str(run_folder), '--port', '0', '--no-browser']
+    log = tmp_path_factory.mktemp('log') / 'play.txt'
+    with open(log, 'w') as out:
+        process = subprocess.Popen([*command, '--players', '1', '--fps', '12'], env=env, stdout=out, stderr=out)
+    found = lambda: re.search(r'http://\S+', log.read_text())
+    wait(lambda: found() or process.poll() is not None, 180.0)
+    assert process.poll() is None, log.read_text()
+    stages = [line[:4] for line in log.read_text().splitlines() if line.startswith('[')]
+    assert stages == ['[1/5', '[2/5', '[3/5', '[4/5', '[5/5'] and 'GFLOP a frame' in log.read_text()
+    yield found().group(0)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0, log.read_text()[-2000:]
+    assert 'Traceback' not in log.read_text()
+
+
+@pytest.fixture(scope='module')
+def page(address):
+    if CHROMIUM is None:
+        pytest.skip('no Chromium on this machine; install Debian’s chromium to test the page')
+    playwright = pytest.importorskip('playwright.sync_api', reason='the page is driven by playwright')
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        page = browser.new_page(viewport={'width': 1280, 'height': 800})
+        errors = []
+        page.on('pageerror', lambda error: errors.append(str(error)))
+        page.on('console', lambda message: errors.append(message.text) if message.type == 'error' else None)
+        page.goto(address)
+        until(page, 'newest !== null')
+        yield page
+        browser.close()
+        assert not errors
+
+
+def until(page, condition):
+    """A JavaScript condition comes true. The page's policy forbids it to evaluate strings, so it is asked again."""
+    end = time.monotonic() + 60.0
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)
+
+
+def colours(page, canvas='screen'):
+    """How many different colours are on the canvas."""
+    return page.evaluate(
+        "id => { const c = document.getElementById(id), context = c.getContext('2d');"
+        ' const d = context.getImageData(0, 0, c.width, c.height).data;'
+        ' return new Set(new Uint32Array(d.buffer)).size; }', canvas,
+    )  # fmt: skip
+
+
+def test_the_page_shows_the_game_its_keys_and_what_the_agent_thinks(page):
+    assert 'dreamer4_debug on minatar/breakout' in page.inner_text('#title')
+    assert page.locator('#actions button').count() == 6 and page.locator('#legend span').count() == 4
+    assert [page.inner_text(f'#actions button:nth-child({i}) span') for i in (1, 2)] == ['noop', 'left']
+    until(page, "document.getElementById('reward').textContent !== '–'")
+    assert colours(page) > 1
+    assert page.evaluate("getComputedStyle(document.getElementById('screen')).imageRendering") == 'pixelated'
+    assert page.inner_text('#world') == 'dream' and page.inner_text('#who') == 'you play'
+    assert page.inner_text('#actions button:nth-child(1) em').endswith('%')
+    assert re.fullmatch(r'-?\d+\.\d\d', page.inner_text('#value'))
+
+
+def test_a_key_and_a_touch_change_the_game_and_their_delay_is_shown(page):
+    page.keyboard.down('ArrowRight')
+    until(page, 'newest.action[3] === 1')
+    page.keyboard.up('ArrowRight')
+    until(page, 'newest.action[0] === 1')
+    box = page.locator('#actions button:nth-child(6)').bounding_box()
+    page.mouse.move(box['x'] + 10, box['y'] + 10)
+    page.mouse.down()
+    until(page, 'newest.action[5] === 1')
+    page.mouse.up()
+    until(page, 'newest.action[0] === 1')
+    until(page, "/^\\d+ ms$/.test(document.getElementById('p95').textContent)")
+
+
+def test_pause_single_steps_and_resets(page):
+    page.keyboard.press('Space')
+    until(page, 'state.paused')
+    page.wait_for_timeout(300)
+    stopped = page.evaluate('newest.t')
+    page.wait_for_timeout(300)
+    assert page.evaluate('newest.t') == stopped
+    page.keyboard.press('.')
+    until(page, f'newest.t === {stopped + 1}')
+    start = page.evaluate('newest.start')
+    page.keyboard.press('Shift+R')
+    until(page, 'newest.t === 0')
+    assert page.evaluate('newest.start') == start
+    page.keyboard.press('r')
+    until(page, f'newest.start !== {start} && newest.t === 0')
+    page.keyboard.press('Space')
+    until(page, '!state.paused && newest.t > 2')
+
+
+def test_human_and_agent_dream_and_reality_and_sampling_steps_switch(page):
+    page.keyboard.press('m')
+    until(page, "newest.by_agent && document.getElementById('who').textContent === 'the agent plays'")
+    page.keyboard.press('Tab')
+    until(
+        page, "newest.world === 'real' && newest.t > 1 && document.getElementById('world').textContent === 'real game'"
+    )
+    start = page.evaluate('newest.start')
+    assert colours(page) <= 5  # the real game has no shades
+    page.keyboard.press('Tab')
+    until(page, "newest.world === 'dream' && newest.t > 1")
+    assert page.evaluate('newest.start') == start
+    page.keyboard.press('b')
+    until(page, "newest.world === 'both' && / dB$/.test(document.getElementById('psnr').textContent)")
+    assert colours(page, 'screen2') > 1 and page.is_visible('#real')
+    page.keyboard.press('b')
+    page.keyboard.press('[')
+    until(page, "newest.steps === 2 && newest.world === 'dream'")
+    page.keyboard.press('m')
+    until(page, '!newest.by_agent')
+
+
+def test_a_recording_is_saved_and_offered(page, run_folder):
+    page.click('[data-do=gif]')
+    until(page, "document.querySelector('#toast a') !== null")
+    (saved,) = (run_folder / 'plays').glob('*.gif')
+    assert page.evaluate("document.querySelector('#toast a').download") == saved.name
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda f: f / 'nowhere', ['nowhere', 'run folder', 'dreamer4_demo']),
+        (lambda f: shutil.rmtree(f / 'checkpoints'), ['no checkpoint']),
+        (lambda f: (f / 'config.json').write_text('{"preset": "dreamer4_de'), ['config.json', 'cannot be read']),
+        (lambda f: (f / 'config.json').write_text('{}'), ['config.json', 'preset']),
+        (lambda f: next(f.glob('checkpoints/*/params/*')).unlink(), ['no sound checkpoint', 'damaged']),
+        (lambda f: widen(f / 'config.json'), ['weights', 'shape', 'another config']),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_played_is_one_line_that_says_why(run_folder, tmp_path, change, words):
+    folder = pathlib.Path(shutil.copytree(run_folder, tmp_path / 'run'))
+    made = change(folder)
+    target = made if isinstance(made, pathlib.Path) else folder
+    with pytest.raises(UserError) as error:
+        cast(str(target), None, {}, 0).params()
+    assert all(word in str(error.value) for word in words), error.value
+    assert '\n' not in str(error.value)
+
+
+def widen(path):
+    saved = json.loads(path.read_text())
+    saved['config']['head_units'] *= 2
+    path.write_text(json.dumps(saved))
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(players=0), ['--players 0']),
+        (dict(pace=1000.0), ['--fps 1000']),
+        (dict(steps=3), ['--steps 3', '(1, 2, 4)']),
+        (dict(seed=1), ['--seed 1']),
+        (dict(env_name='minatar/asterix'), ['--env']),
+    ],
+)
+def test_an_option_out_of_range_is_one_line_that_says_what_was_expected(run_folder, options, words):
+    with pytest.raises(UserError) as error:
+        play(str(run_folder), **{'port': 0, 'browser': False, 'say': lambda line: None, **options})
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded():
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port, said = taken.getsockname()[1], []
+        with pytest.raises(UserError, match=f'127.0.0.1:{port}'):
+            play('nowhere', port=port, browser=False, say=said.append)
+        assert not said
+
+
+def test_keys_come_from_the_names_of_actions_and_never_collide():
+    names = ('noop', 'fire', 'up', 'upleft', 'upleftfire', 'move_left', 'place_stone', 'do', 'left')
+    found = keys.bindings(ActionSpace('discrete', len(names), names))
+    chords = [frozenset(c) for b in found for c in b.chords]
+    assert len(chords) == len(set(chords)) and not found[0].chords
+    assert ('ArrowUp', 'ArrowLeft') in found[3].chords and ('ArrowUp', 'ArrowLeft', 'x') in found[4].chords
+    assert ('ArrowLeft',) in found[5].chords  # the first of two lefts
+    assert len(found[6].chords) == 1 and len(found[8].chords) == 1
+    assert not set('mrbg.[] -=') & {key for chord in chords for key in chord}
+    assert keys.rest(ActionSpace('discrete', 3, ('left', 'NOOP', 'right'))) == 1
+    assert keys.rest(ActionSpace('discrete', 2, ('left', 'right'))) is None
+    many = keys.bindings(ActionSpace('discrete', 60))
+    assert len({b.chords for b in many if b.chords}) == sum(bool(b.chords) for b in many) > 25
+    pair = keys.bindings(ActionSpace('continuous', 2, ('x', 'y')))
+    assert [b.action for b in pair] == [(-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)]
