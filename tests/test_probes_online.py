@@ -1,10 +1,14 @@
 """Every preset that plays must find the best policy of a probe, from its own play, in a few hundred updates."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from reverie.agents import presets
+from reverie.agents.dreamer import LaProp
+from reverie.envs.memory import Cue
 from reverie.evaluation.returns import evaluate
 from reverie.training import runner
 from reverie.training.online import Online, Play
@@ -18,9 +22,8 @@ PLAYING = [n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and n
 STEPS = 30
 
 
-def solved(name, env, folder):
-    """-> mean return of the policy over whole episodes of STEPS steps, sampled and greedy."""
-    cfg = shrink(presets.get(name))
+def played(cfg, env, folder, steps=STEPS):
+    """-> mean return of the trained policy over episodes of so many steps, sampled and greedy."""
     agent, r = presets.make(cfg, env.spec), cfg.replay
     source = Online(
         env, agent.explorer, Play(r.envs, r.capacity, r.ratio, r.prefill, r.random_prefill, context=r.context)
@@ -29,24 +32,32 @@ def solved(name, env, folder):
     readout = agent.readouts['agent']
     params = readout.params(jax.tree.map(lambda x: x[0], params))
     play = lambda greedy: evaluate(
-        env, readout.actor, params, jax.random.key(0), episodes=32, max_steps=STEPS, greedy=greedy, chunk=STEPS
+        env, readout.actor, params, jax.random.key(0), episodes=32, max_steps=steps, greedy=greedy, chunk=steps
     )
     return [float(play(greedy).returns.mean()) for greedy in (False, True)]
 
 
 @pytest.mark.parametrize('name', [n for n in PLAYING if n != 'planet'])
 def test_the_agent_counts_up_and_then_waits(name, tmp_path):
-    sampled, greedy = solved(name, Counter(3), tmp_path)
+    sampled, greedy = played(shrink(presets.get(name)), Counter(3), tmp_path)
     assert greedy > STEPS - 3  # random play scores a third
     assert sampled > 0.7 * STEPS
 
 
 @pytest.mark.parametrize('name', ['planet'])
 def test_the_agent_chooses_the_number_it_sees(name, tmp_path):
-    sampled, greedy = solved(name, Match(), tmp_path)
+    sampled, greedy = played(shrink(presets.get(name)), Match(), tmp_path)
     assert np.minimum(sampled, greedy) > 0.8 * STEPS  # a blind policy scores at most 0.4
 
 
 def test_planet_refuses_discrete_actions():
     with pytest.raises(UserError, match='planet takes continuous'):
         presets.make(presets.get('planet'), Counter(3).spec)
+
+
+def test_the_transformer_remembers_a_cue_that_it_no_longer_sees(tmp_path):
+    cfg = shrink(presets.get('transdreamer_v3'), updates=600)
+    replay = dataclasses.replace(cfg.replay, length=12)
+    cfg = dataclasses.replace(cfg, replay=replay, optimiser=LaProp(1e-3, 20), imagine_last=6)
+    sampled, greedy = played(cfg, Cue(3), tmp_path, steps=5)
+    assert greedy > 0.85 and sampled > 0.8  # a policy without memory scores one half

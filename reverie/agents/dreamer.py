@@ -34,7 +34,7 @@ from reverie.objectives.behavior import (
     rollout,
     with_root,
 )  # fmt: skip
-from reverie.types import Batch, EnvSpec, Losses, Metrics, Outcome, Params, Phase, ReadOut, State, Step, sg
+from reverie.types import Batch, EnvSpec, Losses, Metrics, Outcome, Params, Phase, ReadOut, State, Step, UserError, sg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +144,8 @@ class Dreamer:
     """
 
     def __init__(self, cfg: DreamerConfig, spec: EnvSpec):
+        if cfg.imagine_last is not None and not 2 <= cfg.imagine_last <= cfg.replay.length:
+            raise UserError(f'imagine_last={cfg.imagine_last}: expected 2 to {cfg.replay.length}, the window, or None')
         self.cfg, self.spec = cfg, spec
         self.world = World(cfg.world, spec)
         self.discrete = spec.actions.kind == 'discrete'

@@ -13,7 +13,7 @@ from reverie.agents import presets
 from reverie.agents.world import AsEarned, World
 from reverie.models.encoders import ObsConfig
 from reverie.programs.experiment import restore
-from reverie.types import ActionSpace, Batch, EnvSpec, Step
+from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
 from tests.small import world as shrunk
 
 B, T = 2, 3
@@ -81,3 +81,10 @@ def test_the_mixture_passes_a_gradient_through_the_model_to_discrete_actions():
     sample = lambda out: acting.law(out).sample(jax.random.key(0))[1]
     assert acting.objective.through_model
     assert float(jnp.abs(jax.grad(sample)(jnp.zeros(2))).min()) > 0.1
+
+
+@pytest.mark.parametrize('last', [1, 65])
+def test_rollouts_that_start_beyond_the_window_are_refused(last):
+    config = dataclasses.replace(presets.dreamer_v3(), imagine_last=last)
+    with pytest.raises(UserError, match=f'imagine_last={last}: expected 2 to 64'):
+        presets.make(config, SPEC)
