@@ -4,14 +4,13 @@
     python benchmarks/play.py runs/demo-breakout --soak 60
 
 Starts `reverie play` as a process of its own. The first form plays for a minute as a person with the agent's skill
-would (keys are the likeliest action of the frame just seen, so that episodes last), then at full speed until 10,000
-frames have come. The delay of a key counts from sending it to receiving the first frame that obeys it; keys that a new
-episode answers are left out and counted. The second form lets clients connect, stall and vanish, and looks at what they
-leave behind.
+would (keys are the likeliest action of the frame just seen, so that episodes last; R at game over), then at full speed
+until 10,000 frames have come. The delay of a key counts from sending it to receiving the first frame that obeys it;
+keys that a new episode answers are left out and counted. The second form lets clients connect, stall and vanish, and
+looks at what they leave behind.
 """
 
 import argparse
-import itertools
 import json
 import pathlib
 import random
@@ -76,14 +75,13 @@ def frames(ws):
 
 
 def play(server, seconds, key_every=0.25):
-    """-> (frames, held, delays [s], keys left out, seconds). held: seconds shown as game over."""
+    """-> (frames, delays [s], keys left out, seconds)"""
     with server.join() as ws:
         source = frames(ws)
         header, begin = next(source)
-        count, number, sent, delays, left_out, pressed, arrivals = 0, 0, {}, [], 0, begin, []
+        count, number, sent, delays, left_out, pressed = 0, 0, {}, [], 0, begin
         for header, now in source:
             count += 1
-            arrivals.append((now, header['over']))
             for i in [i for i in sent if i <= header['id']]:
                 then, epoch = sent.pop(i)
                 if epoch == header['epoch']:
@@ -92,12 +90,13 @@ def play(server, seconds, key_every=0.25):
                     left_out += 1
             if now - begin > seconds:
                 break
-            if not header['over'] and now - pressed > key_every * random.uniform(0.5, 1.5):
+            if header['over']:
+                ws.send('{"type": "reset"}')  # a new start at once instead of after a moment
+            elif now - pressed > key_every * random.uniform(0.5, 1.5):
                 number, pressed = number + 1, now
                 sent[number] = (time.monotonic(), header['epoch'])
                 ws.send(json.dumps({'type': 'act', 'action': int(np.argmax(header['probs'])), 'id': number}))
-        over = sum(b[0] - a[0] for a, b in itertools.pairwise(arrivals) if a[1])
-        return count, over, delays, left_out, now - begin
+        return count, delays, left_out, now - begin
 
 
 def memory(server, total, every=1000):
@@ -107,8 +106,10 @@ def memory(server, total, every=1000):
         ws.send(json.dumps({'type': 'set', 'field': 'pace', 'value': 120.0}))
         ws.send(json.dumps({'type': 'set', 'field': 'by_agent', 'value': True}))
         begin = time.monotonic()
-        for _, now in frames(ws):
+        for header, now in frames(ws):
             count += 1
+            if header['over']:
+                ws.send('{"type": "reset"}')
             if count % every == 0:
                 seen.append(round(server.rss(), 1))
                 print(f'{count:6} frames  {seen[-1]:.1f} MB  {count / (now - begin):.0f} frames/s', flush=True)
@@ -181,16 +182,16 @@ def main():
             record |= {'name': 'soak', 'soak': soak(server, args.soak)}
         else:
             time.sleep(20)  # the other worlds are compiled in the background
-            count, over, delays, left_out, seconds = play(server, args.seconds)
+            count, delays, left_out, seconds = play(server, args.seconds)
             ms = 1e3 * np.array(delays)
             record |= {
-                'seconds': round(seconds, 1), 'fps': count / seconds, 'fps_between_ends': count / (seconds - over),
+                'seconds': round(seconds, 1), 'fps': count / seconds,
                 'key_to_frame_ms': {
                     'p50': float(np.median(ms)), 'p95': float(np.percentile(ms, 95)), 'max': float(ms.max()),
                     'keys': len(ms), 'left_out': left_out,
                 },
             }  # fmt: skip
-            print(json.dumps({k: record[k] for k in ('fps', 'fps_between_ends', 'key_to_frame_ms')}), flush=True)
+            print(json.dumps({k: record[k] for k in ('fps', 'key_to_frame_ms')}), flush=True)
             seen, rate = memory(server, args.frames)
             record['memory'] = {'every_frames': 1000, 'rss_mb': seen, 'fps': rate}
     finally:

@@ -17,6 +17,7 @@ OPTIONAL = (
     ('gymnax', 'gymnax environments', 'gymnax'),
     ('tensorboardX', 'TensorBoard logs', 'tensorboard'),
     ('wandb', 'W&B logs', 'wandb'),
+    ('imageio_ffmpeg', 'MP4 recordings of play', 'video'),
     ('minatar', 'tests against the original games', 'dev'),
 )
 

@@ -211,7 +211,9 @@ class Engine:
         steps = order.value if order.field == 'steps' else player.steps
         if order.field in ('world', 'steps') and not self.session.ready(world, steps):
             player.tell(type='notice', text='compiling, a moment …')
-            self._compiler.submit(self._compile, world, steps, functools.partial(self._obey, player, order))
+            if player.wanted is None:
+                self._compiler.submit(self._compile, world, steps, functools.partial(self._resume, player))
+            player.wanted = order  # of several changes the last one counts
             return
         setattr(player, order.field, order.value)
         player.due = min(player.due, time.monotonic() + 1 / player.pace)
@@ -224,6 +226,12 @@ class Engine:
             if order.value == 'data' and player.world != 'dream':
                 player.world = 'dream'
             self._begin(player, next(self._numbers))
+
+    def _resume(self, player: Player) -> None:
+        """What the player wanted is compiled now."""
+        order, player.wanted = player.wanted, None
+        if order is not None:
+            self._obey(player, order)
 
     def _compile(self, world: Any, steps: int, then: Callable[[], None] | None) -> None:
         try:

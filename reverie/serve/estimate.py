@@ -1,15 +1,19 @@
 """What a frame costs, counted in the program before it is compiled."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 
-def flops(jaxpr: Any) -> float:
-    """Floating-point operations of the matrix products and convolutions in a jaxpr; scans count in full."""
-    return sum((_of(eqn) for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns), 0.0)
+def flops(jaxpr: Any, branch: Callable[..., float] = max) -> float:
+    """Floating-point operations of the matrix products and convolutions in a jaxpr; scans count in full.
+
+    branch: which branch of a condition counts, `max` or `min`.
+    """
+    return sum((_of(eqn, branch) for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns), 0.0)
 
 
-def _of(eqn: Any) -> float:
+def _of(eqn: Any, branch: Callable[..., float]) -> float:
     name, params = eqn.primitive.name, eqn.params
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
@@ -19,6 +23,6 @@ def _of(eqn: Any) -> float:
         outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
         return 2.0 * eqn.outvars[0].aval.size * kernel.size / outputs
     if name == 'cond':
-        return max(flops(branch) for branch in params['branches'])
+        return branch(flops(b, branch) for b in params['branches'])
     inner = [p for p in params.values() if hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')]
-    return (params['length'] if name == 'scan' else 1) * sum(map(flops, inner), 0.0)
+    return (params['length'] if name == 'scan' else 1) * sum((flops(x, branch) for x in inner), 0.0)

@@ -174,9 +174,12 @@ def keep_programs() -> None:
 
 def expectation(session: Session) -> str:
     """How fast frames can come at the very best, from counting and a measured matrix product."""
-    work = flops(session.trace().jaxpr)
+    program = session.trace().jaxpr
     speed = matmul_tflops(1024 if jax.default_backend() == 'cpu' else 8192, 'float32') * 1e12
-    return f'{work / 1e9:.2f} GFLOP a frame, expect at most {min(speed / work, 1000):,.0f} frames/s'
+    person, agent = flops(program, min), flops(program, max)
+    rate = lambda work: f'{min(speed / work, 1000):,.{0 if speed > 10 * work else 1}f}'
+    planning = f', {rate(agent)} while the agent plans' if agent > 1.01 * person else ''
+    return f'{person / 1e9:.2g} GFLOP a frame, expect at most {rate(person)} frames/s{planning}'
 
 
 def warm(session: Session, frames: int = 20) -> float:
@@ -186,7 +189,7 @@ def warm(session: Session, frames: int = 20) -> float:
         for slot in range(n):
             session.start(slot, 0, source)
     yes = np.ones(n, bool)
-    step = lambda: jax.block_until_ready(session.frame(np.zeros((n, size)), yes, yes))
+    step = lambda: jax.block_until_ready(session.frame(np.zeros((n, size)), ~yes, yes))
     step()
     begin = time.perf_counter()
     for _ in range(frames):

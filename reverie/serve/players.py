@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import json
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reverie.serve.messages import Set
 from reverie.serve.session import Source, World
 
 TAPE_FRAMES, TAPE_BYTES = 2000, 64 << 20  # of the episode that may be saved
@@ -28,7 +30,7 @@ class Mailbox:
 
     def put(self, item: bytes | str) -> None:
         """From any thread."""
-        if not self.loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the server has stopped, and its loop with it
             self.loop.call_soon_threadsafe(self._put, item)
 
     def _put(self, item: bytes | str) -> None:
@@ -79,6 +81,7 @@ class Player:
         self.due = time.monotonic()
         self.over_at: float | None = None  # when the next episode begins
         self.ended = -1  # epoch that is over: its later frames are not shown
+        self.wanted: Set | None = None  # a change that waits for its program to be compiled
         self.score, self.fresh = 0.0, True  # fresh: the next reward belongs to a new episode
         self.tape: collections.deque[Taped] = collections.deque()
         self._room = 0

@@ -70,7 +70,7 @@ class Session:
     agent: any `Playable`. params: of one seed; until something is played, shapes will do.
     env: the real environment on the device, None for dreams only.
     contexts: number -> Step [1, L] of recorded frames to begin a dream from, None without recordings.
-    slots: N. context: frames played by the agent before a game start. seed: of all draws.
+    slots: N. context: frames that the agent plays before a game start; a planner waits. seed: of all draws.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class Session:
         """A real frame [1] arrives. -> (state, what the agent does next, the frame)"""
         key_model, key_choose = jax.random.split(key)
         state, feat = self.agent.model(params).observe(state, step, key_model)
-        action, value, probs = self._read_out(params, state, feat, key_choose, jnp.ones(1, bool))
+        action, value, probs = self._read_out(params, state, feat, key_choose, jnp.zeros(1, bool))
         taken, cont = step.prev_action.astype(jnp.float32), 1.0 - step.is_terminal
         reward = step.reward.astype(jnp.float32)
         return state, action, Frame(shown(step.obs), None, taken, reward, cont, step.is_last, value, probs)

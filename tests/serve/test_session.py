@@ -163,6 +163,9 @@ def test_counted_operations_are_those_of_the_products():
         return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0] @ w
 
     assert flops(jax.make_jaxpr(f)(np.ones((3, 4)), np.ones((4, 4)))) == 6 * 2 * 3 * 4 * 4
+    either = lambda x: jax.lax.cond(x.sum() > 0, lambda: x @ x @ x, lambda: x @ x)
+    counted = jax.make_jaxpr(either)(np.ones((3, 3)))
+    assert (flops(counted), flops(counted, min)) == (108, 54)
     conv = lambda x, k: jax.lax.conv(x, k, (1, 1), 'VALID')
     assert flops(jax.make_jaxpr(conv)(np.ones((1, 3, 6, 6)), np.ones((5, 3, 2, 2)))) == 2 * 5 * 25 * 3 * 4
 
