@@ -153,7 +153,8 @@ class Experiment(abc.ABC):
             for law, greedy in (('sampled', False), ('greedy', True)):
                 played = self.score(readout.actor, readout.params(params), key, greedy=greedy, **how)
                 scores[name][law] = played
-                cut = f', {played.truncated.mean():.0%} cut at {max_steps} steps' if played.truncated.any() else ''
+                short = played.truncated & (played.lengths >= max_steps)  # by us, not by the game's own time limit
+                cut = f', {short.mean():.0%} cut at {max_steps} steps' if short.any() else ''
                 say(f'eval  {name:<12} {law:<8} {played.returns.mean():7.2f}{cut}')
         log = metrics.read(folder / 'metrics.jsonl')
         record = returns.record(
