@@ -32,7 +32,7 @@ class System(Protocol):
     """A mechanical system and its task."""
 
     name: str
-    obs_size: int
+    obs: tuple[str, ...]  # what its numbers are
     push: str  # what the action is
 
     def begin(self, key: PRNGKeyArray) -> State: ...
@@ -54,7 +54,7 @@ class Pendulum:
     """A point-like ball on a massless rod; the motor is too weak to lift it in one go. 0.02 s per step."""
 
     name = 'control/pendulum'
-    obs_size = 3
+    obs = ('cos of the angle', 'sin of the angle', 'angular velocity')
     push = 'torque'
 
     step_s: float = 0.02
@@ -87,7 +87,7 @@ class CartPole:
     """A pole on a cart on a rail of +-1.8 m. 0.01 s per step, Runge-Kutta of fourth order."""
 
     name = 'control/cartpole_swingup'
-    obs_size = 5
+    obs = ('place of the cart', 'cos of the angle', 'sin of the angle', 'speed of the cart', 'angular velocity')
     push = 'force'
 
     step_s: float = 0.01
@@ -180,7 +180,8 @@ class Control:
     @property
     def spec(self) -> EnvSpec:
         actions = ActionSpace('continuous', 1, (self.system.push,))
-        return EnvSpec(self.system.name, (self.system.obs_size,), actions, max_return=float(CONTROL_STEPS))
+        system, most = self.system, float(CONTROL_STEPS)
+        return EnvSpec(system.name, (len(system.obs),), actions, max_return=most, channels=system.obs)
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Step]:
         state = self.system.begin(key)
