@@ -168,9 +168,9 @@ def transdreamer_v3_small() -> DreamerConfig:
 
     Run:      reverie train transdreamer_v3_small --env memory/8 --frames 1.5e5
     Expect:   docs/RESULTS.md
-    Differs from the paper: as `transdreamer_v3`, small and in fp32, with a learning rate for few updates; rollouts start
-              from the last 12 steps of each window; replay holds the last 8,192 steps, because it is the policy's
-              changing preferences that tell a model that a cue matters (docs/LOG.md).
+    Differs from the paper: as `transdreamer_v3`, small and in fp32, with a learning rate for few updates; rollouts
+              start from the last 12 steps of each window; replay holds the last 8,192 steps, because it is the
+              policy's changing preferences that tell a model that a cue matters (docs/LOG.md).
     """
     cfg, style = dreamer_v3_small(), Style()
     blocks = TransformerConfig(
