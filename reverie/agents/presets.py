@@ -384,7 +384,8 @@ def planet_small() -> PlanetConfig:
     """PlaNet for two CPU cores: swings up a cart-pole from its state, with a smaller model and search.
 
     Run:      reverie train planet_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 1e4
-    Expect:   docs/RESULTS.md
+    Expect:   562 (539 to 583, one seed) after 11 minutes of processor time;
+              results/planet_small/control_cartpole_swingup.json
     Differs from the paper: as `planet`; 128 units, batches of 16 x 25, a tenth of the candidates and half of the
               iterations of the search; weights and free nats as in `dreamer_v1_small`.
     """
