@@ -1,4 +1,5 @@
-# make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: all checks.
+# make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: lint, types, tests.
+# make probes: every agent that plays learns a world whose best policy is known.
 # Both set themselves up in .venv; they need Python 3.11 or newer, make and git.
 PYTHON ?= $(shell for v in python3 python3.12 python3.11 python3.13; do \
   $$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$v && break; done)
@@ -7,7 +8,7 @@ GAME ?= breakout
 RUN := runs/demo-$(GAME)
 DATA := datasets/demo-$(GAME)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test probes lint format clean
 
 demo: .venv/ready
 	@$(BIN)/reverie doctor
@@ -20,7 +21,10 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --ignore tests/test_probes_online.py
+
+probes: .venv/ready-dev
+	$(BIN)/python -m pytest -n 2 --durations=15 tests/test_probes_online.py
 
 format: .venv/ready-dev
 	$(BIN)/ruff check --fix .

@@ -50,5 +50,5 @@ def shrink(cfg, updates: int = 300):
     fast = LaProp(3e-3, 20) if isinstance(cfg.optimiser, LaProp) else Adams(3e-3, 2e-3, 2e-3)
     slow = SlowCopy(10) if isinstance(cfg.slow, SlowCopy) else cfg.slow  # a hundred updates are a third of all
     return dataclasses.replace(
-        cfg, policy=head(cfg.policy), value=head(cfg.value), optimiser=fast, slow=slow, horizon=5
+        cfg, policy=head(cfg.policy), value=head(cfg.value), optimiser=fast, slow=slow, horizon=5, imagine_last=None
     )
