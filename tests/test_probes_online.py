@@ -18,7 +18,7 @@ from tests.small import shrink
 
 # Of presets that differ in a number or in size alone, one is enough.
 ALIKE = ('debug', 'release', 'small', 'control')
-# V2's objectives on the TSSM: at 300 updates chance decides whether it finds the policy; its parts are probed in others.
+# V2's objectives on the TSSM: in 300 updates chance decides whether it finds the policy; others probe its parts.
 APART = ('transdreamer',)
 PLAYING = [n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(ALIKE) and n not in APART]
 STEPS = 30
