@@ -333,7 +333,7 @@ def dreamer_v1() -> DreamerConfig:
 def dreamer_v1_small() -> DreamerConfig:
     """Dreamer V1 for two CPU cores: swings up a cart-pole from its state, the released model with fewer updates.
 
-    Run:      reverie train dreamer_v1_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 25e3
+    Run:      reverie train dreamer_v1_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 20e3
     Expect:   docs/RESULTS.md
     Differs from the paper: as `dreamer_v1`; 128 units in MLPs, batches of 8 x 25, higher rates; numbers and rewards
               weigh ten times as much and free nats are 1, since five numbers carry less than an image.
