@@ -58,7 +58,7 @@ def test_planet_refuses_discrete_actions():
 
 
 def test_the_transformer_remembers_a_cue_that_it_no_longer_sees(tmp_path):
-    cfg = shrink(presets.get('transdreamer_v3'), updates=600)
+    cfg = shrink(presets.get('transdreamer_v3_small'), updates=600)
     replay = dataclasses.replace(cfg.replay, length=12)
     cfg = dataclasses.replace(cfg, replay=replay, optimiser=LaProp(1e-3, 20), imagine_last=6)
     sampled, greedy = played(cfg, Cue(3), tmp_path, steps=5)

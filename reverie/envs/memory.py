@@ -110,9 +110,14 @@ class CueState(NamedTuple):
 class Cue:
     """A probe of memory: a cue is seen at step 0 alone, and must be chosen `delay` steps later.
 
-    Step 0 lights the left or the right half of a 4x4 grid; then nothing is seen until step `delay`, when the second
-    channel is lit. The action taken there earns 1 if it is that of the cue, and ends the episode. A policy without
-    memory earns one half on average.
+    Step 0 lights the left or the right half of a 4x4 grid. The second channel is lit at step `delay` and, for a
+    warning, at the one before; else nothing is seen. The action taken at step `delay` earns 1 if it is that of the cue,
+    and ends the episode: its last step shows the cue's half again, whatever was chosen. A policy without memory earns
+    one half on average.
+
+    A world model learns from what it can predict, hence the answer: of the reward, while the policy is undecided,
+    neither the cue nor the action tells anything alone. And it is of the step before that a transformer's state knows,
+    hence the warning: what it learns to look for in order to answer, it finds for the choice as well.
     """
 
     delay: int = 32
@@ -135,10 +140,10 @@ class Cue:
     def _step(
         self, state: CueState, prev_action: Array, reward: Float[Array, ''], over: Bool[Array, ''] | bool
     ) -> Step:
-        half = (jnp.arange(4) // 2 == state.cue) & (state.time == 0)
-        go = jnp.broadcast_to(state.time == self.delay, (4, 4))
-        seen = jnp.stack([jnp.broadcast_to(half, (4, 4)), go], -1)
         over = jnp.asarray(over)
+        half = (jnp.arange(4) // 2 == state.cue) & ((state.time == 0) | over)
+        go = jnp.broadcast_to((state.time == self.delay - 1) | (state.time == self.delay), (4, 4))
+        seen = jnp.stack([jnp.broadcast_to(half, (4, 4)), go], -1)
         return Step(seen, prev_action, reward, state.time == 0, over, over)
 
 

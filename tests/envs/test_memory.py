@@ -111,16 +111,18 @@ def test_moves_are_what_their_names_say():
 
 
 @pytest.mark.parametrize('right', [True, False])
-def test_a_cue_is_seen_once_and_pays_if_chosen_at_the_end(right):
+def test_a_cue_is_not_seen_until_it_was_chosen_and_pays_if_it_was(right):
     env, key = Cue(3), jax.random.key(1)
     state, step = env.reset(key)
     cue = int(state.cue)
-    assert step.obs[:, :, 0].any(0).tolist() == [cue == 0] * 2 + [cue == 1] * 2 and bool(step.is_first)
+    half = [cue == 0] * 2 + [cue == 1] * 2
+    assert step.obs[:, :, 0].all(0).tolist() == half and bool(step.is_first)
     rewards = []
     for t in range(1, 5):
         action = cue if right == (t == 4) else 1 - cue  # what is done before does not matter
         state, step = env.step(state, jnp.asarray(action), key)
-        assert not step.obs[..., 0].any() and bool(step.obs[..., 1].all()) == (t == 3) and not bool(step.is_first)
+        assert step.obs[:, :, 0].all(0).tolist() == (half if t == 4 else [False] * 4)  # the answer, right or wrong
+        assert bool(step.obs[..., 1].all()) == bool(step.obs[..., 1].any()) == (t in (2, 3)) and not bool(step.is_first)
         rewards.append(float(step.reward))
         assert bool(step.is_terminal) == bool(step.is_last) == (t == 4)
     assert rewards == [0, 0, 0, float(right)]
