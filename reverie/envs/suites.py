@@ -18,6 +18,7 @@ import numpy as np
 FAMILIES = ('atari', 'dmc', 'crafter', 'gym')
 IMAGE_SIZE = (64, 64)
 SMALLEST_IMAGE = 32  # a Box [h, w, c] below it is a grid of symbols, never resized
+LONGEST_STATE = 1 << 16  # numbers in a vector
 
 
 class Refused(ValueError):
@@ -189,8 +190,9 @@ def camera(env: Any, name: str) -> Any:
 def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str) -> View | None:
     """How to see observations of `space`: as 'image' [h, w, c] uint8, as 'state' (float32), or as what they are (None).
 
-    Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted; a grid up to 16 x 16
-    stays a grid. -> None if an image is asked for and there is none. Raises Refused for what has no array form.
+    Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted: a Discrete is
+    one-hot, a MultiDiscrete one one-hot after the other, a Box its numbers; a grid up to 16 x 16 stays a grid.
+    -> None if an image is asked for and there is none. Raises Refused for what has no array form.
     """
     from gymnasium import spaces
 
@@ -204,10 +206,23 @@ def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str)
     if isinstance(space, spaces.Box) and len(space.shape) == 3 and max(space.shape[:2]) <= 16:
         dtype = np.bool_ if space.dtype == np.bool_ else np.float32
         return View(space.shape, dtype, lambda x: np.asarray(x, dtype))
-    if not space.is_np_flattenable:
-        raise Refused(f'{name} has observations {space}; expected arrays of a fixed size')
-    shape = spaces.flatten_space(space).shape or ()
+    if not _is_flat(space):
+        raise Refused(f'{name} has observations {space}; expected numbers or choices of a fixed count')
+    width = spaces.flatdim(space)
+    if width > LONGEST_STATE:
+        raise Refused(f'{name} has observations {space}, a vector of {width:,}; expected at most {LONGEST_STATE:,}')
+    shape = (width,)
     return View(shape, np.float32, lambda x: np.asarray(spaces.flatten(space, x), np.float32))
+
+
+def _is_flat(space: Any) -> bool:
+    """Whether a vector can hold it: no text, no graphs, nothing whose length changes."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return all(map(_is_flat, parts))
+    return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
 
 
 def _is_image(space: Any) -> bool:

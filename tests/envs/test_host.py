@@ -93,6 +93,38 @@ def test_actions_from_minus_one_to_one_span_the_bounds_of_the_environment():
     np.testing.assert_allclose(step.prev_action, given)
 
 
+def test_a_number_for_a_state_becomes_one_hot():
+    """FrozenLake tells the cell, 4 * row + column; without slipping, down is 1 and right is 2."""
+    with HostVector(functools.partial(gymnasium.make, 'FrozenLake-v1', is_slippery=False), 2) as envs:
+        assert envs.spec.obs_shape == (16,) and envs.obs_dtype == np.float32
+        cells = [envs.reset().obs, *(envs.step(np.array(a)).obs for a in ([1, 2], [1, 2]))]
+    np.testing.assert_array_equal(cells, [np.eye(16)[[0, 0]], np.eye(16)[[4, 1]], np.eye(16)[[8, 2]]])
+
+
+SPACE = gymnasium.spaces
+
+
+@pytest.mark.parametrize(('space', 'seen', 'expected'), [
+    (SPACE.Discrete(3, start=-1), -1, [1, 0, 0]), (SPACE.MultiDiscrete([2, 3]), [1, 2], [0, 1, 0, 0, 1]),
+    (SPACE.Tuple([SPACE.Discrete(2), SPACE.MultiBinary(2)]), (1, [1, 0]), [0, 1, 1, 0]),
+    (SPACE.Box(0, 9, (2,), np.int64), [4, 9], [4, 9]),
+])  # fmt: skip
+def test_choices_become_one_hot_and_numbers_stay_numbers(space, seen, expected):
+    view = suites.viewer(space, None, None, 'x')
+    got = view.see(np.array(seen) if not isinstance(seen, tuple) else tuple(map(np.array, seen)))
+    assert view.shape == (len(expected),) and got.dtype == np.float32 and got.tolist() == expected
+
+
+@pytest.mark.parametrize(('space', 'says'), [
+    (SPACE.Text(5), 'Text'), (SPACE.Sequence(SPACE.Discrete(2)), 'Sequence'),
+    (SPACE.Dict(a=SPACE.Discrete(2), b=SPACE.Text(3)), 'numbers or choices of a fixed count'),
+    (SPACE.Discrete(10**9), 'a vector of 1,000,000,000; expected at most 65,536'),
+])  # fmt: skip
+def test_observations_that_are_no_vector_are_named(space, says):
+    with pytest.raises(suites.Refused, match=f'x has observations .*{says}'):
+        suites.viewer(space, None, None, 'x')
+
+
 def test_images_shrink_by_area():
     image = np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8)
     small = suites.area_resizer((7, 10), (3, 4))(image)
