@@ -56,8 +56,8 @@ def film(truth: UInt8[np.ndarray, 't h w 3'], dream: UInt8[np.ndarray, 't h w 3'
     return out
 
 
-def _strip(truth: np.ndarray, dream: np.ndarray, decibel: np.ndarray, context: int) -> str:
-    """Frames of one dream, evenly spaced if there are many; [t, h, w, 3] colours, [t] dB."""
+def _strip(truth: np.ndarray, dream: np.ndarray, decibel: np.ndarray, likeness: np.ndarray, context: int) -> str:
+    """Frames of one dream, evenly spaced if there are many; [t, h, w, 3] colours, [t] PSNR and SSIM."""
     t = len(truth)
     first = max(0, context - 2)
     shown = np.unique(np.linspace(first, t - 1, min(FRAMES, t - first)).round().astype(int))
@@ -65,21 +65,22 @@ def _strip(truth: np.ndarray, dream: np.ndarray, decibel: np.ndarray, context: i
     for i in shown:
         given = i < context
         pair = image(video.png(truth[i]), f'truth, frame {i + 1}') + image(video.png(dream[i]), f'dream, frame {i + 1}')
-        under = 'given' if given else f'{decibel[i]:.1f} dB'
+        under = 'given' if given else f'{decibel[i]:.1f} dB<br>{likeness[i]:.2f}'
         cells.append(
             f'<figure class="{"given" if given else ""}">{pair}<figcaption>{i + 1}<br>{under}</figcaption></figure>'
         )
     return '<div class="frames">' + ''.join(cells) + '</div>'
 
 
-def _psnr_figure(decibel: np.ndarray, held: np.ndarray, context: int) -> str:
-    """PSNR [n, t] of each step, beside that of holding the last given frame still."""
-    x = np.arange(1, decibel.shape[1] + 1)[context:]
-    lines = [Line(x, row[context:], 'seed') for row in decibel] if len(decibel) <= 16 else []
-    lines += [Line(x, held[:, context:].mean(0), 'base'), Line(x, decibel[:, context:].mean(0))]
-    lines = [dataclasses.replace(line, y=np.minimum(line.y, DRAWN)) for line in lines]
-    chart = curves(lines, 'frame', 'PSNR of each dreamed frame', False, limits=(0.0, None))
-    return figure('PSNR, dB', f'mean {decibel[:, context:].mean():.1f}, still {held[:, context:].mean():.1f}', chart)
+def _fidelity(title: str, unit: str, dreamed: np.ndarray, held: np.ndarray, context: int) -> str:
+    """A measure [n, t] of each dreamed frame, beside that of holding the last given frame still."""
+    x = np.arange(1, dreamed.shape[1] + 1)[context:]
+    lines = [Line(x, row[context:], 'seed') for row in dreamed] if len(dreamed) <= 16 else []
+    lines += [Line(x, held[:, context:].mean(0), 'base'), Line(x, dreamed[:, context:].mean(0))]
+    lines = [dataclasses.replace(line, y=np.clip(line.y, 0.0, DRAWN)) for line in lines]
+    chart = curves(lines, 'frame', f'{title} of each dreamed frame', False, limits=(0.0, None))
+    means = [f'{values[:, context:].mean():{".1f" if unit else ".3f"}}' for values in (dreamed, held)]
+    return figure(f'{title}{unit}', f'mean {means[0]}, still {means[1]}', chart)
 
 
 def _prediction_figures(run: Run, i: int, context: int) -> str:
@@ -156,15 +157,15 @@ def _numbers(run: Run, context: int) -> list[str]:
 
 
 def _images(run: Run, context: int) -> list[str]:
-    """Animated dreams, the strip, PSNR per step."""
+    """Animated dreams, the strip, PSNR and SSIM per step."""
     s, out = run.samples, ['<p>What happened is above, the dream below.</p>']
     truth, dream = s['dream/truth'], s['dream/dream']
     n, t = truth.shape[:2]
     action = s.get('dream/action', np.full((n, t), -1)).astype(int)
     actions = max(len(names := labels(run, 'actions')), int(action.max()) + 1)
     rgb_truth, rgb_dream = video.colourise(truth), video.colourise(dream)
-    decibel = video.psnr(truth, dream)
-    held = video.psnr(truth, np.repeat(truth[:, [max(context - 1, 0)]], t, 1))
+    still = np.repeat(truth[:, [max(context - 1, 0)]], t, 1)
+    decibel, likeness = video.psnr(truth, dream), video.ssim(truth, dream)
     out += [legend(run, truth.shape[-1]), '<h3>Moving</h3><div class="films">']
     for i in range(min(n, FILMS)):
         frames = film(rgb_truth[i], rgb_dream[i], action[i], actions, context)
@@ -174,10 +175,10 @@ def _images(run: Run, context: int) -> list[str]:
         '</div><p class="note">Blue edge: dreamed; grey edge: given. Lit cell at the lower right: the action '
         f'that led to the frame{escape(f" (from the left: {cells})") if cells else ""}.</p>'
     )
-    out += ['<h3>Frame by frame</h3>', _strip(rgb_truth[0], rgb_dream[0], decibel[0], context)]
+    out += ['<h3>Frame by frame</h3>', _strip(rgb_truth[0], rgb_dream[0], decibel[0], likeness[0], context)]
     out.append(
         f'<p class="note">Dream 1: number of the frame, PSNR (identical frames: {video.PSNR_CAP:.0f} dB; the curve '
-        f'below is drawn to {DRAWN:.0f}).</p>'
+        f'below is drawn to {DRAWN:.0f}), SSIM (identical frames: 1).</p>'
     )
     out.append('<h3>How far the dream holds</h3>')
     out.append(
@@ -188,5 +189,7 @@ def _images(run: Run, context: int) -> list[str]:
             ('base', 'last given frame held still'),
         )
     )
-    out.append(f'<div class="charts">{_psnr_figure(decibel, held, context)}</div>')
+    charts = _fidelity('PSNR', ', dB', decibel, video.psnr(truth, still), context)
+    charts += _fidelity('SSIM', '', likeness, video.ssim(truth, still), context)
+    out.append(f'<div class="charts">{charts}</div>')
     return out

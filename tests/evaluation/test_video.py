@@ -25,6 +25,39 @@ def test_psnr_of_identical_frames_is_the_stated_cap():
     assert video.psnr(np.ones((1, 2, 2, 1)), np.ones((1, 2, 2, 1)))[0] == video.PSNR_CAP
 
 
+def slow_ssim(x, y, window):
+    """Wang et al. 2004, eq. 13, place by place; [h, w] images and [k, k] weights."""
+    k, values = len(window), []
+    for i in range(x.shape[0] - k + 1):
+        for j in range(x.shape[1] - k + 1):
+            a, b = x[i : i + k, j : j + k], y[i : i + k, j : j + k]
+            ma, mb = (window * a).sum(), (window * b).sum()
+            va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
+            cov = (window * (a - ma) * (b - mb)).sum()
+            top = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
+            values.append(top / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
+    return np.mean(values)
+
+
+@pytest.mark.parametrize('shape', [(14, 17), (11, 30), (10, 10), (6, 9), (1, 4)])
+def test_ssim_is_a_loop_over_windows_of_eleven_or_seven_or_what_fits(shape):
+    rng = np.random.default_rng(0)
+    truth = rng.random((2, *shape, 3))
+    dream = np.clip(truth + 0.3 * rng.normal(size=truth.shape), 0, 1)
+    size = {14: 11, 11: 11, 10: 7, 6: 5, 1: 1}[shape[0]]
+    bell = np.exp(-((np.arange(size) - size // 2) ** 2) / 4.5) if size == 11 else np.ones(size)
+    window = np.outer(bell, bell) / bell.sum() ** 2
+    got = video.ssim(truth, dream)
+    for i in range(2):
+        each = [slow_ssim(truth[i, ..., c], dream[i, ..., c], window) for c in range(3)]
+        assert got[i] == pytest.approx(np.mean(each), rel=1e-9)
+
+
+def test_ssim_of_identical_frames_is_one_and_of_a_negative_below_nought():
+    frame = np.random.default_rng(0).random((1, 20, 20, 1))
+    assert video.ssim(frame, frame)[0] == pytest.approx(1.0) and video.ssim(frame, 1 - frame)[0] < 0
+
+
 def test_a_channel_has_its_colour_dimmed_by_its_value_and_two_channels_blend():
     obs = np.zeros((3, 1, 4))
     obs[0, 0, 1], obs[1, 0, 1], obs[2, 0, [0, 2]] = 1.0, 0.5, 1.0
