@@ -4,10 +4,11 @@
 """
 
 import hashlib
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from reverie.data.writing import Splitter, Writer, split_stream
 from reverie.types import EnvSpec, UserError
 
 __all__ = ['Episodes', 'Splitter', 'Writer', 'split_stream', 'verify']
+log = logging.getLogger(__name__)
 READ_AT_ONCE = 512  # records per read call: bounds the memory that undecoded bytes take
 
 
@@ -35,18 +37,42 @@ class Episodes:
     """A dataset opened for reading. Raises UserError if it is missing, empty, damaged or of another version.
 
     Opening compares sizes and record counts; only `verify` reads every byte.
+
+    max_lost: share of the episodes that may be damaged. They are left out, with a warning that names the file and the
+        share; the files stay as they are. `lost` holds their numbers: `records` yields all others.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+    def __init__(self, path: str | os.PathLike, max_lost: float = 0.0):
+        self.path, self.max_lost = pathlib.Path(path), max_lost
         self.manifest = read_manifest(self.path)
         self.schema, self.spec = read_schema(self.path / MANIFEST, self.manifest)
         self.counts: dict[str, Any] = self.manifest['counts']
         self.shards = [self.path / shard['file'] for shard in self.manifest['shards']]
-        for shard in self.manifest['shards']:
-            check_shard(self.path / shard['file'], shard)
+        self.first = np.cumsum([0] + [shard['records'] for shard in self.manifest['shards']])  # record of each shard
+        self.lost: set[int] = set()
+        self.sound: list[int] = []  # shards that can be opened
+        for i, shard in enumerate(self.manifest['shards']):
+            try:
+                check_shard(self.shards[i], shard)
+                self.sound.append(i)
+            except UserError as error:
+                self.lose(range(self.first[i], self.first[i + 1]), error)
+
+    def lose(self, numbers: Iterable[int], fault: UserError) -> None:
+        """Leave damaged episodes out. Raises UserError if they and those lost before are more than `max_lost`."""
+        if self.max_lost <= 0:
+            raise fault
+        if self.lost.issuperset(numbers := set(map(int, numbers))):
+            return
+        self.lost |= numbers
+        share = len(self.lost) / len(self)
+        known = f'{len(self.lost):,} of {len(self):,} episodes ({share:.2%}) are damaged'
+        if share > self.max_lost:
+            raise UserError(f'{fault}; {known}, expected at most {self.max_lost:.2%}') from fault
+        log.warning('%s; left out, %s', fault, known)
 
     def __len__(self) -> int:
+        """Episodes, lost ones included."""
         return self.counts['episodes']
 
     @property
@@ -62,8 +88,10 @@ class Episodes:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever any shard does."""
-        return hashlib.sha256(' '.join(shard['sha256'] for shard in self.manifest['shards']).encode()).hexdigest()[:16]
+        """Changes whenever any shard does, and with the episodes that are lost."""
+        known = ' '.join(shard['sha256'] for shard in self.manifest['shards'])
+        known += f' without {sorted(self.lost)}' if self.lost else ''
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     @property
     def mean_return(self) -> float | None:
@@ -93,13 +121,35 @@ class Episodes:
                 raise UserError(f'{self.path}: dataset has {what} {given}, expected {expected}')
 
     def records(self) -> Iterator[Record]:
-        """Every record in file order, decoded and checked. Raises UserError naming the record that is wrong."""
-        for path, shard in zip(self.shards, self.manifest['shards'], strict=True):
+        """Every sound record in file order, decoded and checked. Raises UserError naming one that is wrong."""
+        return (record for _, record in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Record]]:
+        """The same, each with its number in the dataset."""
+        for i in self.sound:
+            path, count = self.shards[i], self.manifest['shards'][i]['records']
+            for begin in range(0, count, READ_AT_ONCE):
+                indices = list(range(begin, min(begin + READ_AT_ONCE, count)))
+                for index, data in zip(indices, self._read(path, indices), strict=True):
+                    number = int(self.first[i]) + index
+                    try:
+                        if isinstance(data, UserError):
+                            raise data
+                        record = decode(data, self.schema, f'{path} record {index}')
+                    except UserError as fault:
+                        self.lose([number], fault)
+                        continue
+                    yield number, record
+
+    def _read(self, path: pathlib.Path, indices: list[int]) -> list[bytes | UserError]:
+        """Bytes of records, read at once; one by one if that fails, so that damage costs no others."""
+        try:
             with open_shard(path) as reader:
-                for begin in range(0, shard['records'], READ_AT_ONCE):
-                    indices = list(range(begin, min(begin + READ_AT_ONCE, shard['records'])))
-                    for i, data in zip(indices, reader.read(indices), strict=True):
-                        yield decode(data, self.schema, f'{path} record {i}')
+                return reader.read(indices)
+        except UserError as fault:
+            if len(indices) == 1 or self.max_lost <= 0:
+                return [fault] * len(indices)
+        return [data for index in indices for data in self._read(path, [index])]
 
 
 def verify(path: str | os.PathLike) -> dict[str, Any]:

@@ -11,6 +11,7 @@ the other rows are uniform over the stream (for the dynamics). Dreamer 4 mixes t
 import logging
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -41,12 +42,9 @@ class Resident:
         self.rows = Rows(relevant, label_fraction, seed)
         self.schema = episodes.schema
         self.path = episodes.path
-        self.fingerprint = episodes.fingerprint
         keep = keep_labels(len(episodes), label_fraction, seed)
-        records = (
-            r if kept else hide_actions(r, self.schema) for r, kept in zip(episodes.records(), keep, strict=True)
-        )
-        stream = concatenate(records)
+        stream = concatenate(r if keep[i] else hide_actions(r, self.schema) for i, r in episodes.numbered())
+        self.fingerprint = episodes.fingerprint  # now it is known what can be read
         rewarded = rewarded_steps(stream)
         self.frames = len(stream.flags)
         self.has_rewarded = len(rewarded) > 0
@@ -96,7 +94,7 @@ def check_state(state: dict[str, Any], source: str, fingerprint: str) -> None:
     """Raises UserError unless the state was saved by this sort of source on the same data."""
     for name, expected in (('source', source), ('dataset', fingerprint)):
         if state.get(name) != expected:
-            raise UserError(f'data state has {name} {state.get(name)}, expected {expected}')
+            raise UserError(f'data state has {name} {state.get(name)}, expected {expected}; use another run folder')
 
 
 def _warn_without_reward(episodes: Episodes, rows: Rows) -> None:
@@ -105,23 +103,43 @@ def _warn_without_reward(episodes: Episodes, rows: Rows) -> None:
 
 
 class RecordSource:
-    """Random access to the records of a dataset, over all shards. Raises UserError naming a record that is wrong."""
+    """Random access to the records of a dataset, over all shards; None for a lost one.
+
+    Raises UserError naming a record that is wrong, if more are than may be.
+    """
 
     def __init__(self, episodes: Episodes, keep: np.ndarray):
         self.episodes, self.keep = episodes, keep
-        self.reader = ArrayRecordDataSource([str(shard) for shard in episodes.shards])
+        self.reader = ArrayRecordDataSource([str(episodes.shards[i]) for i in episodes.sound])
+        held = [np.arange(episodes.first[i], episodes.first[i + 1]) for i in episodes.sound]
+        self.place = {int(number): place for place, number in enumerate(np.concatenate(held))}
 
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def __getitem__(self, index: int) -> Record:
-        where = f'{self.episodes.path} record {index}'
+    def __getitem__(self, index: int) -> Record | None:
+        place = self.place.get(index)
+        if place is None:
+            return None
         try:
-            data = self.reader[index]
+            record = self._read(place, f'{self.episodes.path} record {index}')
+        except UserError as fault:
+            self.episodes.lose([index], fault)
+            return None
+        return record if self.keep[index] else hide_actions(record, self.episodes.schema)
+
+    def _read(self, place: int, where: str) -> Record:
+        try:
+            data = self.reader[place]
         except (RuntimeError, ValueError, IndexError) as error:
             raise UserError(f'{where}: cannot be read ({str(error).splitlines()[0][:120]})') from error
-        record = decode(data, self.episodes.schema, where)
-        return record if self.keep[index] else hide_actions(record, self.episodes.schema)
+        return decode(data, self.episodes.schema, where)
+
+
+def _group(records: Sequence[Record | None]) -> Stream | None:
+    """The sound ones of a group end to end."""
+    sound = [record for record in records if record is not None]
+    return concatenate(sound) if sound else None
 
 
 class Streaming:
@@ -151,7 +169,7 @@ class Streaming:
         source = RecordSource(episodes, keep_labels(len(episodes), label_fraction, seed))
         groups = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(self.group_size, batch_fn=list)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        self._groups = iter(groups.map(concatenate).to_iter_dataset(options))
+        self._groups = iter(groups.map(_group).to_iter_dataset(options))
         self._before = self._groups.get_state()  # of the reader, before it gave the current group
         self._group: Stream | None = None
         self._rewarded = np.zeros(0, np.int32)
@@ -194,7 +212,7 @@ class Streaming:
                 return group
             self._before = self._groups.get_state()
             self._group = group = next(self._groups)
-            self._rewarded = rewarded_steps(group)
+            self._rewarded = rewarded_steps(group) if group is not None else np.zeros(0, np.int32)
         raise UserError(f'{self.path}: no group of episodes has {length} frames, expected one at least a window long')
 
     def get_state(self) -> dict[str, Any]:
@@ -213,18 +231,18 @@ class Streaming:
 
 
 def open_source(
-    path: str | os.PathLike,
+    dataset: str | os.PathLike | Episodes,
     spec: EnvSpec,
     memory_budget_bytes: int = 8 << 30,
     relevant: Relevant = 'reward',
     label_fraction: float = 1.0,
     seed: int = 0,
 ) -> Resident | Streaming:
-    """Resident if the dataset fits the budget, else Streaming; other arguments as in `Rows`.
+    """Resident if the dataset, opened or to be opened, fits the budget, else Streaming; other arguments as in `Rows`.
 
     Raises UserError if the dataset is of another game, observation or action space than `spec`.
     """
-    episodes = Episodes(path)
+    episodes = dataset if isinstance(dataset, Episodes) else Episodes(dataset)
     episodes.check(spec)
     if episodes.frames * episodes.bytes_per_frame <= memory_budget_bytes:
         return Resident(episodes, relevant, label_fraction, seed)

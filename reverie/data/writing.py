@@ -4,6 +4,8 @@ A dataset appears under its name only when it is whole: shards are written into 
 manifest goes last, then the folder is renamed.
 """
 
+import contextlib
+import errno
 import itertools
 import json
 import os
@@ -89,7 +91,8 @@ class Writer:
             self._writer = ArrayRecordWriter(name, 'group_size:1')
             self._shards.append({'file': pathlib.Path(name).name})
             self._records = self._bytes = 0
-        self._writer.write(data)
+        with _as_os_error():
+            self._writer.write(data)
         self._records += 1
         self._bytes += len(data)
         self._tallies.setdefault(record.kind, Tally()).add(record)
@@ -99,7 +102,8 @@ class Writer:
     def _end_shard(self) -> None:
         if self._writer is None:
             return
-        self._writer.close()
+        with _as_os_error():
+            self._writer.close()
         self._writer = None
         path = self._folder / self._shards[-1]['file']
         _sync(path)
@@ -112,7 +116,8 @@ class Writer:
                 self._publish()
         finally:
             if self._writer is not None and self._writer.is_open():
-                self._writer.close()
+                with contextlib.suppress(RuntimeError):  # it goes anyway, and the first error says more
+                    self._writer.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
@@ -134,6 +139,18 @@ class Writer:
         _sync(self.path.parent)
         if old is not None:
             shutil.rmtree(old.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """ArrayRecord's word for a disk that takes no more as Python's."""
+    try:
+        yield
+    except RuntimeError as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(code) in str(error):
+                raise OSError(code, f'{os.strerror(code)}: {str(error)[:200]}') from error
+        raise
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -28,7 +28,8 @@ from reverie.training.online_host import OnlineHost
 from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
 
 # Keys of config.json that may differ when a run continues: where and how, not what.
-SAFE = ('command', 'data', 'export', 'device', 'date', 'commit', 'versions', *runner.CADENCE)
+SAFE = ('command', 'data', 'max_lost', 'export', 'device', 'date', 'commit', 'versions', *runner.CADENCE)
+MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: enough for one bad shard of many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,18 +190,22 @@ class Experiment(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Recorded(Experiment):
-    """The agent learns from a dataset. data: the dataset; its environment options are the game's too."""
+    """The agent learns from a dataset.
+
+    data: the dataset; its environment options are the game's too. max_lost: share of it that may be damaged.
+    """
 
     data: pathlib.Path = pathlib.Path('datasets')
     label_fraction: float = 1.0
+    max_lost: float = MAX_LOST
 
     def __post_init__(self):
         super().__post_init__()
         self.episodes.check(self.env.spec)
 
-    @property
+    @functools.cached_property
     def episodes(self) -> Episodes:
-        return Episodes(self.data)
+        return Episodes(self.data, self.max_lost)
 
     @property
     def env(self) -> Env:
@@ -211,7 +216,7 @@ class Recorded(Experiment):
 
     @property
     def source(self) -> Source:
-        return open_source(self.data, self.env.spec, label_fraction=self.label_fraction)
+        return open_source(self.episodes, self.env.spec, label_fraction=self.label_fraction)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -219,6 +224,7 @@ class Recorded(Experiment):
             'data': str(self.data),
             'dataset': self.episodes.fingerprint,
             'label_fraction': self.label_fraction,
+            'max_lost': self.max_lost,
         }
 
     @property
@@ -381,7 +387,8 @@ def describe(folder: pathlib.Path) -> Experiment:
         config = restore(presets.get(saved['preset']), saved['config'])
         fields = (saved['preset'], config, saved['env'], saved['seed'], saved['seeds'], saved['command'])
         if 'data' in saved:
-            return Recorded(*fields, data=pathlib.Path(saved['data']), label_fraction=saved['label_fraction'])
+            lost = saved.get('max_lost', MAX_LOST)
+            return Recorded(*fields, pathlib.Path(saved['data']), saved['label_fraction'], lost)
         return played(saved['env'])(*fields, options=saved['env_options'], env_frames=saved['env_frames'])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(

@@ -29,6 +29,8 @@ class Contexts:
         """The record `index` and as many after it as fill a window."""
         records, frames = [], 0
         while frames < self.length:
+            while index % self._last in self.episodes.lost:
+                index += 1
             shard, i = 0, index % self._last
             while i >= self._records[shard]:
                 i, shard = i - self._records[shard], shard + 1

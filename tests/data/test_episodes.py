@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,45 @@ def test_truncated_missing_and_empty_shards_are_refused_on_opening(dataset, tmp_
     shard.unlink()
     with pytest.raises(UserError, match=f'{shard.name}: shard is missing'):
         Episodes(path)
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'delete', 'empty'])
+def test_a_lost_shard_is_left_out_and_its_share_is_said(dataset, tmp_path, damage, caplog, world):
+    path = copy(dataset, tmp_path)
+    whole = Episodes(path)
+    shard, first, last = whole.shards[1], int(whole.first[1]), int(whole.first[2])
+    if damage == 'delete':
+        shard.unlink()
+    else:
+        data = shard.read_bytes()
+        shard.write_bytes(data[: len(data) // 2] if damage == 'truncate' else bytes(len(data)))
+    share = (last - first) / 40
+    with caplog.at_level(logging.WARNING):
+        data = Episodes(path, max_lost=share)
+    assert data.lost == set(range(first, last)) and data.fingerprint != whole.fingerprint
+    (line,) = caplog.messages
+    assert shard.name in line and f'{last - first} of 40 episodes ({share:.2%}) are damaged' in line
+    numbers = [int(world.read_frame(unpack(r.obs, data.schema))[1][0]) for r in data.records()]
+    assert numbers == [i for i in range(40) if i not in data.lost] == [i for i, _ in data.numbered()]
+    with pytest.raises(UserError, match=rf'{shard.name}: .*are damaged, expected at most 1\.00%'):
+        Episodes(path, max_lost=0.01)
+
+
+def test_a_flipped_bit_costs_its_episode_and_no_other(dataset, tmp_path, world, steps):
+    path, rng = copy(dataset, tmp_path), np.random.default_rng(0)
+    shard, costs = Episodes(path).shards[0], []
+    whole = shard.read_bytes()
+    for position in rng.choice(np.flatnonzero(bytearray(whole)), 24).tolist():  # the rest is padding
+        broken = bytearray(whole)
+        broken[position] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(broken)
+        data = Episodes(path, max_lost=0.9)
+        found = {i: unpack(r.obs, data.schema) for i, r in data.numbered()}
+        assert set(found) == set(range(40)) - data.lost
+        for i, obs in found.items():  # whatever is read is right
+            np.testing.assert_array_equal(obs, steps[i].obs)
+        costs.append(len(data.lost))
+    assert costs.count(1) > 12 and set(costs) <= {0, 1, data.manifest['shards'][0]['records']}
 
 
 def test_a_dataset_of_another_game_or_action_count_is_refused_naming_both(dataset, world):

@@ -238,3 +238,25 @@ def test_a_broken_record_stops_streaming_with_its_name(tmp_path, world, steps):
     source = make('streaming', world.forge(path, [*records[:2], b'junk']))
     with pytest.raises(UserError, match='record 2'):
         source.load(30, B, 2, 1)
+
+
+@pytest.mark.parametrize('kind', ['resident', 'streaming'])
+def test_lost_episodes_are_never_seen_and_too_many_stop_the_source(tmp_path, world, steps, kind, caplog):
+    path = world.write(tmp_path / 'd', steps, shard_bytes=4000)
+    shards = Episodes(path).shards
+    data = bytearray(shards[0].read_bytes())
+    used = np.flatnonzero(data)  # most of a small shard is padding
+    data[used[len(used) // 2]] ^= 1  # noticed when it is read
+    shards[0].write_bytes(data)
+    shards[1].write_bytes(b'')  # noticed when it is opened
+    episodes = Episodes(path, max_lost=0.5)
+    gone = set(episodes.lost)
+    make_one = lambda: Resident(episodes) if kind == 'resident' else Streaming(episodes, group_frames=150)
+    source = make_one()
+    _, number = world.read_frame(draw(source, updates=30).step.obs)
+    seen = set(number.ravel().tolist())
+    assert len(episodes.lost) == len(gone) + 1 > 1 and len(seen) > 20 and not seen & episodes.lost
+    assert len([m for m in caplog.messages if 'left out' in m]) == 1 + len(episodes.lost) - len(gone)
+    episodes = Episodes(path, max_lost=len(gone) / 40)  # enough for the shard, not for the record
+    with pytest.raises(UserError, match=r'13 of 40 episodes .* are damaged, expected at most 30'):
+        draw(make_one(), updates=30)
