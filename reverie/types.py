@@ -41,6 +41,14 @@ Metrics = dict[str, Array | Mean]
 class UserError(ValueError):
     """A mistake of the user's: one line that names what was given and what was expected. The CLI prints it, exits 2."""
 
+    code = 2
+
+
+class MemoryShort(UserError):
+    """Something does not fit into memory; the line says what would. The CLI exits 71 (sysexits: system error)."""
+
+    code = 71
+
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpace:

@@ -77,10 +77,11 @@ def _numbered(leaves: list[Any]) -> dict[str, Any]:
 
 def _describe(tree: PyTree) -> list[dict[str, Any]]:
     paths = jax.tree_util.tree_leaves_with_path(tree)
-    return [dict(path=[_key(k) for k in path], shape=list(x.shape), dtype=str(x.dtype)) for path, x in paths]
+    return [dict(path=[key_name(k) for k in path], shape=list(x.shape), dtype=str(x.dtype)) for path, x in paths]
 
 
-def _key(entry: Any) -> str | int:
+def key_name(entry: Any) -> str | int:
+    """Of one step of a path through a tree."""
     for name in ('key', 'name', 'idx'):
         if hasattr(entry, name):
             value = getattr(entry, name)
@@ -221,20 +222,28 @@ def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tu
     """Parameters [seeds, ...] and meta of the newest sound checkpoint of a run folder, onto one device.
 
     Needs no agent and no optimiser. In the middle of a phase with `ema_decay` these are the last weights, not the mean.
-    Raises UserError if the folder holds no checkpoint.
+    Raises UserError if the folder holds no checkpoint, or one whose meta is not true.
     """
     found = _newest_sound(pathlib.Path(folder) / 'checkpoints')
     if found is None:
         raise UserError(f'no checkpoint in {folder}; expected a run folder written by `reverie train`')
     step, meta = found
-    sharding = SingleDeviceSharding(device or jax.devices()[0])
-    target: Params = {}
+    try:
+        return _read_arrays(step / 'params', _described(meta, device or jax.devices()[0])), meta
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = f'{type(error).__name__}: {str(error).splitlines()[0][:120]}'
+        raise UserError(f'{step}: meta.json does not describe the arrays that are there ({what})') from error
+
+
+def _described(meta: Meta, device: jax.Device) -> Params:
+    """Shapes and dtypes that meta names, on one device."""
+    sharding, target = SingleDeviceSharding(device), Params()
     for leaf in meta['arrays']['params']:
         node = target
         for key in leaf['path'][:-1]:
             node = node.setdefault(key, {})
         node[leaf['path'][-1]] = jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype'], sharding=sharding)
-    return _read_arrays(step / 'params', target), meta
+    return target
 
 
 @dataclasses.dataclass

@@ -17,10 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from reverie.training import checkpoint, state
+from reverie.training import checkpoint, faults, state
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.state import TrainState
-from reverie.training.update import Program, call_size, make_program
+from reverie.training.update import Evidence, Program, call_size, make_program
 from reverie.types import Agent, HostLive, Live, Mean, Metrics, Params, Phase, Source, UserError
 
 CADENCE = ('checkpoint_every_s', 'log_every_s')
@@ -58,7 +58,8 @@ def run(
         (dotted paths; 'optimiser' covers 'optimiser.learning_rate').
     max_streak: non-finite updates in a row, of any seed, after which training stops.
 
-    Raises UserError for another config, damaged checkpoints, or losses that stay non-finite (nothing is saved then).
+    Raises UserError for another config, damaged checkpoints, or losses that stay non-finite (nothing is saved then);
+    the batch of a skipped update is left in faults/. Raises MemoryShort if an update does not fit.
     SIGTERM and Ctrl-C save first, then raise SystemExit(75) and SystemExit(130).
     """
     folder = pathlib.Path(folder)
@@ -162,6 +163,7 @@ class _Call:
     streak: Array  # [seeds, updates]
     trace: Mapping[str, Array]
     memory: PyTree  # [seeds, updates, B, T, ...] for a replay on the host, else None
+    evidence: Evidence  # [seeds, ...] of the first update that was skipped
 
 
 _copy = jax.jit(state.own_buffers)
@@ -209,7 +211,8 @@ class _Loop:
         if params is None:
             params = self._init()
         for index in range(first, len(self.agent.phases)):
-            params = self._phase(index, resumed if resumed is not None else self._begin(index, params))
+            with faults.short_memory(self.agent.phases[index], self.keys.shape[0]):
+                params = self._phase(index, resumed if resumed is not None else self._begin(index, params))
             resumed = None
         return params
 
@@ -293,6 +296,7 @@ class _Loop:
         pending: _Call | None = None
         self.logged_at, self.logged_step, self.looks = time.monotonic(), step, 0
         self.played: dict[str, Mean] = {}
+        self.watch = faults.Watch(self.keeper.folder.parent, phase, self.max_streak)
         while step < phase.steps:
             updates = min(size, phase.steps - step)
             train, call = self._dispatch(program, phase, train, keys, step, updates)
@@ -329,15 +333,18 @@ class _Loop:
             played |= self.source.metrics()
         if self.mesh is not None:
             data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))
-        train, metrics, streak, trace, memory = program.call(train, data, loaded, keys, updates=updates)
-        return train, _Call(step + updates, updates, {**metrics, **played}, streak, trace, memory)
+        if not program.traces:
+            compiled = program.call.lower(train, data, loaded, keys, updates=updates).compile()
+            faults.check_fits(phase, keys.shape[0], compiled, state.available_bytes(jax.devices()[0]))
+        train, metrics, *rest = program.call(train, data, loaded, keys, updates=updates)
+        return train, _Call(step + updates, updates, {**metrics, **played}, *rest)
 
     def _look(self, index: int, call: _Call, program: Program, last: bool = False) -> None:
-        """Wait for a call; stop if too much of it was not finite; log it if it is time."""
+        """Wait for a call; report what of it was not finite, stop if it was too much; log it if it is time."""
         phase = self.agent.phases[index]
         streak = np.asarray(call.streak)
-        if streak.max() >= self.max_streak:
-            raise UserError(describe_fault(phase, call.step - call.updates, streak, call.trace, self.max_streak))
+        if fault := self.watch.look(call.step - call.updates, streak, call.trace, call.evidence):
+            raise UserError(fault)
         if isinstance(self.source, HostLive) and call.memory is not None:
             self.source.absorb(jax.device_get(call.memory), streak == 0)
         metrics = dict(jax.device_get(dict(call.metrics)))
@@ -404,8 +411,8 @@ class _Loop:
     def _save(self, index: int, params: Params, train: TrainState | None, step: int) -> None:
         """Checkpoint a step; `train` is None at the end of a phase."""
         phase = self.agent.phases[index]
-        if not state.all_finite(params):
-            raise UserError(f'phase {phase.name} step {step}: parameters are not finite; nothing was saved')
+        if not state.finite((params, train and train._replace(live=()))):
+            raise UserError(f'phase {phase.name} step {step}: weights or optimiser are not finite; nothing was saved')
         rest = None
         if train is not None:
             rest = train._asdict()
@@ -433,20 +440,3 @@ class _Loop:
             phase = self.agent.phases[index].name
             checkpoint.warn(f'{self.signals[0].name}: saved at {phase}/{step}; run the same command to continue')
             raise SystemExit(EXIT[self.signals[0]])
-
-
-def describe_fault(phase: Phase, before: int, streak: np.ndarray, trace: Mapping[str, Array], max_streak: int) -> str:
-    """One line naming the phase, the step, the seed and every loss or norm that was not finite there.
-
-    before: updates of the phase done before the call. streak: [seeds, updates]. trace: {name: [seeds, updates]}.
-    """
-    seed, update = np.argwhere(streak >= max_streak)[0]
-    values = {name: float(np.asarray(x)[seed, update]) for name, x in trace.items()}
-    losses = {name: x for name, x in values.items() if name.startswith('loss/')}
-    faults = {name: x for name, x in losses.items() if not np.isfinite(x)}
-    faults = faults or {name: x for name, x in values.items() if not np.isfinite(x)}
-    what = ', '.join(f'{name} is {"NaN" if np.isnan(x) else x}' for name, x in faults.items())
-    return (
-        f'phase {phase.name} step {before + update + 1}: {what or "the weighted loss is not finite"} '
-        f'(seed {seed}, {streak[seed, update]} updates in a row were skipped); the last checkpoint is untouched'
-    )

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from reverie.types import Params, Phase, UserError
+
+CGROUP = pathlib.Path('/sys/fs/cgroup')
 
 
 class TrainState(NamedTuple):
@@ -59,14 +61,10 @@ def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
 
-def all_finite(tree: PyTree) -> bool:
-    """Whether every floating-point number of `tree` is finite. Waits for the device."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return bool(_all_finite(leaves))
-
-
 @jax.jit
-def _all_finite(leaves: list[Array]) -> Array:
+def finite(tree: PyTree) -> Bool[Array, '']:
+    """Whether every floating-point number of `tree` is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
 
 
@@ -132,9 +130,10 @@ def available_bytes(device: jax.Device | None = None) -> int | None:
     meminfo = pathlib.Path('/proc/meminfo')
     if meminfo.exists():
         free += [int(line.split()[1]) << 10 for line in meminfo.read_text().splitlines() if 'MemAvailable' in line]
-    limit, used = (pathlib.Path(f'/sys/fs/cgroup/memory.{name}') for name in ('max', 'current'))
+    limit, used, parts = (CGROUP / f'memory.{name}' for name in ('max', 'current', 'stat'))
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():  # a container's own limit
-        free.append(int(limit.read_text()) - int(used.read_text()))
+        cached = [int(line.split()[1]) for line in parts.read_text().splitlines() if line.startswith('inactive_file ')]
+        free.append(int(limit.read_text()) - int(used.read_text()) + sum(cached))  # the cache of files is given up
     return min(free, default=None)
 
 

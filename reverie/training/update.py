@@ -1,8 +1,8 @@
 """One jitted program per phase: `updates` gradient steps of every seed in one call."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
-from reverie.training.state import TrainState, batch_sharding, global_norm, select, trained_groups
+from reverie.training.state import TrainState, batch_sharding, finite, global_norm, select, trained_groups
 from reverie.types import Batch, HostLive, Live, Losses, Mean, Metrics, Outcome, Params, Phase, Source, UserError, sg
 
 
@@ -68,7 +68,7 @@ def learn(
     updates, opt_state = phase.optimiser.update(grads, state.opt_state, trained)
     grad_norm, update_norm = global_norm(grads), global_norm(updates)
     # Every mean is checked, not just their sum: a term of scale 0 that is NaN is a fault too.
-    ok = jnp.isfinite(jnp.stack([total, grad_norm, update_norm, *means.values()])).all()
+    ok = jnp.isfinite(jnp.stack([total, grad_norm, update_norm, *means.values()])).all() & finite(outcome.groups)
     trained = optax.apply_updates(trained, updates)
     ema = state.ema
     decay = phase.ema_decay
@@ -95,6 +95,14 @@ def learn(
     return state, metrics, sg(outcome.memory), ok
 
 
+class Evidence(NamedTuple):
+    """What the loss of one update was given: of a call, that of the first update that was skipped. One seed's."""
+
+    update: Int[Array, '']  # of the phase, from 0; -1 if none was skipped
+    key: Array  # key data of the loss
+    batch: Batch
+
+
 def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
     """One gradient step of one seed, see `learn`."""
     return learn(phase, state, batch, key)[:2]
@@ -106,11 +114,11 @@ class Program:
 
     call: (state, data, loaded, keys [seeds], updates) -> (state, metrics {name: [seeds]}, streak [seeds, updates],
         trace {name: [seeds, updates]} of the losses and norms, memory [seeds, updates, B, T, ...] for a replay on the
-        host, else None); donates state.
+        host, else None, evidence [seeds, ...] of the first update that was skipped); donates state.
     traces: one entry per compilation, the number of updates of a call.
     """
 
-    call: Callable[..., tuple[TrainState, Metrics, Array, Losses, PyTree]]
+    call: Any  # a jitted function
     traces: list[int]
 
 
@@ -136,6 +144,7 @@ def make_program(phase: Phase, source: Source | Live, mesh: Mesh | None = None, 
     rows = None if mesh is None else batch_sharding(mesh, phase.batch)
     traces: list[int] = []
 
+    @functools.partial(jax.jit, inline=True)  # so that its shapes cost no second tracing
     def draw(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Batch, Metrics]:
         if not isinstance(source, Live):
             return state, source.sample(data, loaded, key, phase.batch, phase.length, phase.relevant), {}
@@ -143,20 +152,27 @@ def make_program(phase: Phase, source: Source | Live, mesh: Mesh | None = None, 
         return state._replace(live=live), batch, played
 
     def one_seed(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int) -> Any:
-        def body(state, loaded):
+        def body(carry, loaded):
+            state, evidence = carry
             sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
             state, batch, played = draw(state, data, loaded, sample_key)
             if rows is not None:
                 batch = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
+            given = Evidence(state.step, jax.random.key_data(loss_key), batch)
             state, metrics, memory, ok = learn(phase, state, batch, loss_key)
+            evidence = select(ok | (evidence.update >= 0), evidence, given)
             if isinstance(source, Live) and memory is not None:
                 state = state._replace(live=source.absorb(state.live, memory, ok))
-            return state, ({**metrics, **played}, state.streak, memory if isinstance(source, HostLive) else None)
+            memory = memory if isinstance(source, HostLive) else None
+            return (state, evidence), ({**metrics, **played}, state.streak, memory)
 
-        state, (metrics, streak, memory) = jax.lax.scan(body, state, loaded, length=updates)
+        like = jax.eval_shape(draw, state, data, jax.tree.map(lambda x: x[0], loaded), key)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        none = Evidence(jnp.int32(-1), jnp.zeros_like(jax.random.key_data(key)), blank)
+        (state, evidence), (metrics, streak, memory) = jax.lax.scan(body, (state, none), loaded, length=updates)
         trace = {name: x for name, x in metrics.items() if name.startswith(('loss/', 'opt/'))}
         metrics = {**over_updates(metrics), 'opt/skipped': state.skipped.astype(jnp.float32)}
-        return state, metrics, streak, trace, memory
+        return state, metrics, streak, trace, memory, evidence
 
     def call(state: TrainState, data: PyTree, loaded: PyTree, keys: Key[Array, ' seeds'], updates: int) -> Any:
         traces.append(updates)
@@ -167,7 +183,7 @@ def make_program(phase: Phase, source: Source | Live, mesh: Mesh | None = None, 
         over_seeds = jax.vmap(lambda s, l, k: one_seed(s, data, l, k, updates), in_axes=(0, 1, 0))
         return over_seeds(state, loaded, keys)
 
-    out = None if shardings is None else (shardings, None, None, None, None)
+    out = None if shardings is None else (shardings, None, None, None, None, None)
     return Program(jax.jit(call, static_argnames='updates', donate_argnums=0, out_shardings=out), traces)
 
 

@@ -1,8 +1,10 @@
 """Checkpoints under damage: deleted, truncated and flipped files, full disks, interrupted saves."""
 
 import contextlib
+import gc
 import json
 import os
+import pathlib
 import resource
 import shutil
 
@@ -139,6 +141,39 @@ def test_when_every_step_is_damaged_the_run_refuses_now_and_the_next_time(copy):
             checkpoint.restore_latest(copy, target)
 
 
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_step(copy, tmp_path, monkeypatch):
+    """What is on the disk before each write, sync, rename and removal is what a kill there would leave."""
+    moments = []
+
+    def watched(place, name):
+        act = getattr(place, name)
+
+        def first_look(*args, **options):
+            moments.append(shutil.copytree(copy, tmp_path / f'moment-{len(moments)}'))
+            return act(*args, **options)
+
+        monkeypatch.setattr(place, name, first_look)
+
+    remove = shutil.rmtree
+    for place, name in [(checkpoint, '_write_arrays'), (checkpoint, 'write_json'), (checkpoint, '_sync')]:
+        watched(place, name)
+    for place, name in [(os, 'rename'), (shutil, 'rmtree')]:
+        watched(place, name)
+    keeper = checkpoint.Keeper(copy, max_to_keep=2)
+    keeper.save(3, *tree(3.0), dict(complete=False, gradient_steps=3))
+    monkeypatch.undo()
+    assert len(moments) > 15
+    seen = set()
+    for folder in moments:
+        checkpoint.clean(folder)
+        _, meta = checkpoint._newest_sound(folder)
+        seen.add((meta['gradient_steps'], len(checkpoint.steps(folder))))
+        assert not [p for p in folder.iterdir() if not p.name.isdigit()]
+        remove(folder)
+    assert seen == {(2, 2), (3, 3), (3, 2)}
+    assert restored_value(copy) == 3.0
+
+
 def test_an_interrupted_save_is_ignored_and_removed(copy):
     shutil.copytree(copy / '000000002', copy / 'tmp-000000003')
     assert restored_value(copy) == 2.0
@@ -154,6 +189,24 @@ def test_another_format_is_refused_by_both_numbers(tmp_path, monkeypatch):
         checkpoint.restore_latest(tmp_path, target)
 
 
+def lie(step, edit):
+    """Change meta.json and set the manifest right, as an attacker would."""
+    meta = json.loads((step / 'meta.json').read_text())
+    edit(meta)
+    (step / 'meta.json').write_text(json.dumps(meta))
+    manifest = json.loads((step / 'manifest.json').read_text())
+    (step / 'manifest.json').write_text(json.dumps({**manifest, 'meta.json': checkpoint._digest(step / 'meta.json')}))
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('change', [dict(shape=[2**40, 2**20]), dict(shape='x'), dict(dtype='O'), dict(path=[[]])])
+def test_a_checkpoint_that_lies_about_its_arrays_is_a_users_mistake(copy, change):
+    lie(copy / '000000002', lambda meta: meta['arrays']['params'][2].update(change))
+    with pytest.raises(UserError, match='000000002'):
+        checkpoint.load(copy.parent)
+    gc.collect()  # Orbax leaves coroutines behind, which complain at length when they go: here, not in a later test
+
+
 def test_other_shapes_are_refused_by_name(two_steps):
     def wider(meta):
         params, train = target(meta)
@@ -162,6 +215,13 @@ def test_other_shapes_are_refused_by_name(two_steps):
 
     with pytest.raises(UserError, match=r"'head'.*\[2, 1\].*\[2, 5\]"):
         checkpoint.restore_latest(two_steps, wider)
+
+
+def test_a_checkpoint_of_an_earlier_day_is_read(tmp_path):
+    """Kept in the repository, so that other versions of JAX and Orbax read it too; `write` made it."""
+    kept = shutil.copytree(pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoint-1', tmp_path / 'checkpoints')
+    assert restored_value(kept) == 2.0
+    assert checkpoint.load(tmp_path)[1]['versions']['format'] == 1
 
 
 def test_the_keeper_keeps_the_newest_and_every_phase_end(tmp_path):
@@ -175,8 +235,8 @@ def test_the_keeper_keeps_the_newest_and_every_phase_end(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['000000004', '000000005']
 
 
-def test_a_disk_that_takes_no_more_is_survived_twice_and_then_ends_the_run(tmp_path, capfd):
-    """The kernel refuses every write beyond 8 kB, for Python and Orbax alike."""
+def test_a_disk_that_takes_no_more_is_survived_twice_and_then_ends_the_run(tmp_path, capsys):
+    """The kernel refuses every write beyond 8 kB: for Python, for Orbax, and for a file that captures what is said."""
     keeper = checkpoint.Keeper(tmp_path)
     keeper.save(1, *tree(1.0), dict(complete=False, gradient_steps=1))
     large = dict(model=jnp.asarray(np.random.default_rng(0).normal(size=(64, 64))))  # noise does not compress
@@ -190,7 +250,7 @@ def test_a_disk_that_takes_no_more_is_survived_twice_and_then_ends_the_run(tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert stop.value.code == 74
-    assert capfd.readouterr().err.count('SAVING FAILED') == 3
+    assert capsys.readouterr().err.count('SAVING FAILED') == 3
     assert sorted(os.listdir(tmp_path)) == ['000000001'] and restored_value(tmp_path) == 1.0
     assert keeper.save(5, *tree(5.0), dict(complete=False, gradient_steps=5)) and keeper.failures == 0
 

@@ -111,7 +111,7 @@ def test_a_poisoned_update_changes_nothing_but_counters():
     assert same(kept(before), kept(after))
     assert [int(s.streak) for s in states] == [0, 0, 0, 1, 2, 0, 0]
     assert int(states[-1].skipped) == 2 and int(states[-1].step) == 6
-    assert not same(kept(after), kept(states[5])) and state.all_finite(states[-1].params)
+    assert not same(kept(after), kept(states[5])) and state.finite(states[-1].params)
     assert np.isnan(metrics[2]['loss/size']) and np.isfinite(metrics[2]['loss/fit'])
 
 
@@ -154,7 +154,7 @@ def test_one_call_of_a_program_equals_single_updates(first_phase):
     train = jax.tree.map(lambda x: jnp.array(x)[None], states[0])
     train = state.own_buffers(train)
     source = Table()
-    train, means, streak, trace, memory = program.call(train, source.data, None, jax.random.key(5)[None], updates=7)
+    train, means, streak, trace, memory, _ = program.call(train, source.data, None, jax.random.key(5)[None], updates=7)
     for a, b in zip(leaves(train), leaves(states[-1]), strict=True):
         np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(means['loss/fit'][0], np.mean([m['loss/fit'] for m in metrics]), rtol=1e-5)
@@ -167,7 +167,7 @@ def test_the_mean_of_a_call_leaves_out_what_is_not_finite():
     program, source = make_program(agent.phases[0], Table()), Table()
     train = state.create(agent.init(jax.random.key(0)), agent.phases[0])
     train = state.own_buffers(jax.tree.map(lambda x: x[None], train))
-    _, means, _, trace, _ = program.call(train, source.data, None, jax.random.key(5)[None], updates=3)
+    _, means, _, trace, _, _ = program.call(train, source.data, None, jax.random.key(5)[None], updates=3)
     np.testing.assert_allclose(means['loss/size'][0], np.asarray(trace['loss/size'])[0, [0, 2]].mean(), rtol=1e-6)
     assert float(means['opt/skipped'][0]) == 1
 
