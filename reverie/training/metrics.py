@@ -5,13 +5,15 @@ list. Every record carries phase, step (in the phase), gradient_steps and env_fr
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from reverie.training.checkpoint import warn
@@ -200,18 +202,42 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; works without an account when WANDB_MODE=offline."""
+    """Weights & Biases; needs neither account nor network when WANDB_MODE=offline.
+
+    The W&B run begins with the first record, so that a refused run folder leaves none there; its id is kept in the
+    folder, so that what continues goes on in it. Raises UserError at once if it is not installed, or not logged in.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], project: str, name: str | None = None, config: Any = None):
         try:
             import wandb
         except ImportError as error:
             raise UserError("Weights & Biases was asked for; install it with: pip install 'reverie[wandb]'") from error
-        self.run = wandb.init(project=project, name=name, config=config, dir=str(folder), resume='allow')
+        self.folder, self.error = pathlib.Path(folder), wandb.errors.Error
+        self.run: Any = None
+        self.open = functools.partial(wandb.init, project=project, name=name, config=config, dir=str(folder))
+        if wandb.setup().settings.mode == 'online':
+            with self._named():
+                wandb.login()  # asks for a key or complains now, not when the first updates are done
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except self.error as error:
+            what = ' '.join(str(error).split())[:200]
+            raise UserError(f'Weights & Biases: {what}; log in, or set WANDB_MODE=offline and sync later') from error
 
     def write(self, record: Record) -> None:
+        if self.run is None:
+            known = self.folder / 'wandb-id.txt'
+            if not known.exists():
+                known.write_text(uuid.uuid4().hex[:12])
+            with self._named():
+                self.run = self.open(id=known.read_text(), resume='allow')
         values = {**scalars(record), 'env_frames': record['env_frames'], 'seconds': record['seconds']}
         self.run.log(values, step=record['gradient_steps'])
 
     def close(self) -> None:
-        self.run.finish()
+        if self.run is not None:
+            self.run.finish()

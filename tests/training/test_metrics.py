@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import sys
 
 import pytest
@@ -84,6 +85,62 @@ def test_tensorboard_holds_every_scalar(tmp_path):
     sink.close()
     (file,) = tmp_path.glob('events*')
     assert b'loss/fit' in file.read_bytes() and b'loss/fit/seeds' not in file.read_bytes()
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """W&B as on a machine where nobody has ever logged in, with no network."""
+    wandb = pytest.importorskip('wandb')
+    for name in ('HOME', 'WANDB_CONFIG_DIR', 'WANDB_CACHE_DIR', 'WANDB_DATA_DIR'):
+        monkeypatch.setenv(name, str(tmp_path / 'home'))
+    monkeypatch.delenv('WANDB_API_KEY', raising=False)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setattr(sys, 'stdin', None)  # whoever asks something fails
+    wandb.teardown()
+    yield wandb
+    wandb.teardown()
+
+
+def logged(path):
+    """{step: metrics} of a file that W&B keeps until it is synchronised: LevelDB's log format, 7 bytes of header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, part, found = path.read_bytes(), 7, b'', {}
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # a block's end has no room for another header
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack('<IHB', data[at : at + 7])
+        part, at = part + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            entry, part = Record.FromString(part), b''
+            if entry.WhichOneof('record_type') == 'history':
+                items = {i.key or '/'.join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
+                found[items['_step']] = items
+    return found
+
+
+def test_wandb_offline_holds_every_scalar_and_a_continued_run_keeps_its_id(offline, tmp_path):
+    for steps in ((4, 8), (8, 12)):
+        sink = metrics.WandB(tmp_path / 'run', 'dreams', 'run', dict(a=1))
+        assert not (tmp_path / 'run' / 'wandb').exists() or steps == (8, 12)  # a refused folder leaves nothing
+        (tmp_path / 'run').mkdir(exist_ok=True)
+        for step in steps:
+            sink.write(record(step, **{'loss/size': float('nan'), 'loss/fit/seeds': [0.2, 0.3]}))
+        sink.close()
+    files = sorted((tmp_path / 'run' / 'wandb').glob('offline-run-*/*.wandb'))
+    assert len({file.stem for file in files}) == 1
+    found = {step: items for file in files for step, items in logged(file).items()}
+    assert sorted(found) == [4, 8, 12]
+    assert all(x['loss/fit'] == 0.25 and x['env_frames'] == 8 * s and x['seconds'] == 1.5 for s, x in found.items())
+    assert not any('loss/size' in x or 'loss/fit/seeds' in x for x in found.values())
+
+
+def test_wandb_without_a_key_is_a_users_mistake_at_once(offline, monkeypatch, tmp_path):
+    monkeypatch.setenv('WANDB_MODE', 'online')
+    offline.teardown()
+    with pytest.raises(UserError, match=r'Weights & Biases: .*set WANDB_MODE=offline'):
+        metrics.WandB(tmp_path, 'dreams')
 
 
 @pytest.mark.parametrize(
