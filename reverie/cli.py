@@ -4,18 +4,24 @@ Heavy imports happen inside the commands, so that --help and a mistyped option a
 """
 
 import ast
+import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import pathlib
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import tyro
 
 from reverie.types import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota or a file takes no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,8 @@ class TrainRecorded(Train):
     """Dataset; datasets/<env>-mixed if not given."""
     label_fraction: float = 1.0
     """Share of the episodes whose actions are used; the others count as unlabelled video."""
+    max_lost: float = 0.01
+    """Share of the episodes that may be damaged; they are left out, with a warning. Beyond it nothing is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +239,7 @@ def train(args: Train, preset: str) -> None:
         data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'
         if not data.exists():
             raise UserError(f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}')
-        experiment = Recorded(*fields, data=data, label_fraction=args.label_fraction)
+        experiment = Recorded(*fields, data, args.label_fraction, args.max_lost)
     params = experiment.train(
         run, updates_per_call=args.updates_per_call,
         checkpoint_every_s=args.checkpoint_every_s, log_every_s=args.log_every_s,
@@ -374,16 +382,53 @@ def parse_train(preset: str, *rest: str) -> Train:
     return parse(typed, rest, f'reverie train {preset}', default=default, config=(tyro.conf.AvoidSubcommands,))
 
 
-def main() -> None:
-    """Entry point. A user's mistake is one line on standard error and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(message)s')
+@contextlib.contextmanager
+def requeued() -> Iterator[None]:
+    """SIGTERM ends a command in an orderly way with exit code 75: try again later (sysexits), so a scheduler requeues.
+
+    What is half written goes, and worker processes end. Training saves first, see `training.runner`.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # leaving is under way; a second one must not interrupt it
+        print('reverie: SIGTERM: stopped; run the same command to continue', file=sys.stderr, flush=True)
+        raise SystemExit(75)
+
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        dispatch(sys.argv[1:])
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main() -> None:
+    """Entry point. A user's mistake is one line on standard error and exit code 2; so are a full disk (74), memory
+    that does not suffice (71), SIGTERM (75) and Ctrl-C (130)."""
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(message)s')
+    code = 0
+    try:
+        with requeued():
+            dispatch(sys.argv[1:])
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise SystemExit(2) from None
+        said, code = str(error), error.code
     except BrokenPipeError:
         os._exit(141)
+    except KeyboardInterrupt:
+        said, code = 'interrupted', 130
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        said, code = f'{error}; free space and run the same command', 74
+    except (RuntimeError, MemoryError) as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error) and not isinstance(error, MemoryError):
+            raise
+        said, code = f'out of memory: {" ".join(str(error).split())[:200]}', 71
+    if code:
+        print(f'error: {said}', file=sys.stderr)
+        raise SystemExit(code)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """The command line as its user meets it: the whole job on a tiny agent, and every mistake as one line."""
 
+import errno
+import functools
 import json
 import os
 import pathlib
@@ -14,10 +16,14 @@ import numpy as np
 import pytest
 
 from reverie import cli
+from reverie.agents import presets
 from reverie.agents.ppo import PPOConfig
 from reverie.data import Episodes
+from reverie.evaluation import returns
 from reverie.programs import collect
-from reverie.training import checkpoint
+from reverie.programs.experiment import SAFE, Recorded
+from reverie.training import checkpoint, runner
+from reverie.types import MemoryShort, UserError
 
 CACHE = pathlib.Path(__file__).parent.parent / '.jax_cache'
 ENV = {
@@ -175,6 +181,27 @@ def test_a_truncated_dataset_is_refused_by_name(capsys, monkeypatch, data, tmp_p
     assert shard.name in error and not (tmp_path / 'run').exists()
 
 
+def test_a_dataset_that_lost_little_is_trained_on_and_one_that_lost_more_is_not(capsys, monkeypatch, data, caplog):
+    experiment = functools.partial(Recorded, 'dreamer4_debug', presets.get('dreamer4_debug'), 'minatar/breakout')
+    whole = experiment(data=data)
+    frames = whole.source.frames
+    monkeypatch.setattr(Episodes, '_read', lose_third(Episodes._read))
+    one, all_of_them = 1 / len(whole.episodes), len(whole.episodes)
+    with pytest.raises(UserError, match=rf'1 of {all_of_them} episodes .* expected at most'):
+        experiment(data=data, max_lost=one / 2).source  # noqa: B018
+    damaged = experiment(data=data, max_lost=one)
+    assert damaged.source.frames < frames and damaged.episodes.lost == {3}
+    assert damaged.facts['dataset'] != whole.facts['dataset']  # a run continues on the same data only
+
+
+def lose_third(read):
+    def damaged(self, path, indices):
+        found = read(self, path, indices)
+        return [b'' if i == 3 else x for i, x in zip(indices, found, strict=True)]
+
+    return damaged
+
+
 def test_a_run_folder_of_another_config_is_refused_and_left_alone(capsys, monkeypatch, run, data):
     before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
     error = fails(
@@ -189,6 +216,63 @@ def test_an_existing_dataset_is_not_overwritten(capsys, monkeypatch, data):
     args = ['collect', '--env', 'minatar/breakout', '--kind', 'random', '--frames', '100', '--out', data]
     assert str(data) in fails(capsys, monkeypatch, *args)
     assert (data / 'manifest.json').read_bytes() == before
+
+
+def run_main(monkeypatch, *args: object) -> int | str | None:
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, 'argv', ['reverie', *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code
+
+
+def terminated(*args, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError('SIGTERM was not heard')
+
+
+def test_sigterm_while_collecting_leaves_nothing_and_asks_to_be_requeued(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(collect, 'scores', terminated)
+    path = tmp_path / 'data'
+    assert run_main(monkeypatch, 'collect', '--env', 'minatar/breakout', '--kind', 'random', '--out', path) == 75
+    assert not list(tmp_path.iterdir()) and 'SIGTERM: stopped' in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_while_scoring_leaves_the_run_as_it_was_and_asks_to_be_requeued(capsys, monkeypatch, run):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+    monkeypatch.setattr(returns, 'evaluate_seeds', terminated)
+    assert run_main(monkeypatch, 'eval', run, '--episodes', 4) == 75
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    'error, code, words',
+    [
+        (OSError(errno.ENOSPC, 'No space left on device', 'data/x'), 74, 'No space left'),
+        (MemoryShort('an update takes 9 GB'), 71, '9 GB'),
+        (MemoryError(), 71, 'out of memory'),
+        (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes'), 71, '9 bytes'),
+        (KeyboardInterrupt(), 130, 'interrupted'),
+    ],
+)
+def test_what_is_nobody_s_mistake_has_its_own_exit_code_and_one_line(capsys, monkeypatch, error, code, words):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(cli, 'dispatch', fail)
+    assert run_main(monkeypatch) == code
+    said = capsys.readouterr().err
+    assert said.startswith('error: ') and said.count('\n') == 1 and words in said
+
+
+def test_keys_that_say_where_and_how_may_change_when_a_run_continues(run, tmp_path):
+    saved = json.loads((run / 'config.json').read_text())
+    for key in SAFE:
+        (tmp_path / 'config.json').write_text(json.dumps(saved))
+        runner.claim(tmp_path, {**saved, key: 'other'}, SAFE)
+    with pytest.raises(UserError, match='label_fraction: saved'):
+        runner.claim(tmp_path, {**saved, 'label_fraction': 0.5}, SAFE)
 
 
 def test_help_names_every_command(capsys, monkeypatch):

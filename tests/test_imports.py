@@ -50,6 +50,35 @@ def test_every_module_imports_only_what_its_package_may(path):
     assert not breaches(package, imported(ast.parse(path.read_text())))
 
 
+UNSAFE = {'pickle', 'dill', 'joblib', 'shelve', 'marshal', 'torch', 'cloudpickle'}
+
+
+def executes(tree: ast.AST) -> list[str]:
+    """What in a module could run code that a file holds: pickles by any name, `eval` and `exec`."""
+    found = []
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+        found += [name for name in names if name.split('.')[0] in UNSAFE]
+        if isinstance(node, ast.keyword) and node.arg in ('allow_pickle', 'weights_only'):
+            safe = node.arg == 'weights_only'
+            found += [node.arg] if not (isinstance(node.value, ast.Constant) and node.value.value is safe) else []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ('eval', 'exec'):
+            found.append(node.func.id)
+    return found
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.rglob('*.py')), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_that_is_read_can_run_code(path):
+    sends = ['cloudpickle'] if path.name == 'host.py' else []  # to its own worker processes; nothing of it is a file
+    assert executes(ast.parse(path.read_text())) == sends
+
+
+def test_the_rule_notices_a_pickle():
+    tree = ast.parse('import pickle\nload(f, allow_pickle=True)\nload(f, allow_pickle=False)\nexec(x)')
+    assert sorted(executes(tree)) == ['allow_pickle', 'exec', 'pickle']
+
+
 def test_the_rule_notices_a_breach():
     tree = ast.parse('def f():\n    from reverie.agents.ppo import train\nimport reverie.models.tokenizer')
     assert breaches('training', imported(tree)) == {'agents.ppo.train', 'models.tokenizer'}

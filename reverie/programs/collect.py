@@ -16,6 +16,7 @@ from reverie.agents.ppo import PPO, PPOConfig, PPOResult, train
 from reverie.data.episodes import Splitter, Writer
 from reverie.envs.device import Vector, make
 from reverie.evaluation.returns import RandomActor, Scores, evaluate, provenance
+from reverie.training.state import finite
 from reverie.types import Actor, Env, Params, Step, UserError
 
 # Parts of a dataset as fractions of PPO's final return; None is the random player.
@@ -71,6 +72,8 @@ def players(kind: str, env: Env, ppo: tuple[PPOConfig, PPOResult] | None) -> tup
         if np.isnan(returns[-1]):
             raise UserError(f'no episode ended in {config.env_frames} env_frames of PPO; expected a longer run')
         i = nearest(returns, fraction)
+        if not finite(result.snapshots):
+            raise UserError(f'PPO came to weights that are not finite; expected a rate below {config.learning_rate:g}')
         params = jax.tree.map(lambda x, i=i: x[i], result.snapshots)
         frames = int(result.curve['env_frames'][i])
         chosen.append(Player(f'ppo{fraction:.0%}'[:-1], PPO(env.spec, config), params, frames, float(returns[i])))

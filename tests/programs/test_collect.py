@@ -110,6 +110,15 @@ def test_a_dataset_on_disk_carries_scores_curve_and_players(tmp_path):
         assert len(score['returns']) == 8 and score['mean'] == pytest.approx(np.mean(score['returns']))
 
 
+def test_players_that_are_not_numbers_do_not_play(game, run):
+    config, result = run
+    spoilt = jax.tree.map(np.array, result.snapshots)
+    for x in jax.tree.leaves(spoilt):
+        x[-1] = np.nan
+    with pytest.raises(UserError, match=r'not finite; expected a rate below 0\.005'):
+        players('mixed', game, (config, result._replace(snapshots=spoilt)))
+
+
 def test_mistakes_are_refused_before_anything_is_trained(tmp_path, monkeypatch, game):
     monkeypatch.setattr('reverie.programs.collect.train', lambda *_: pytest.fail('trained'))
     write = lambda path, name, kind, frames: write_dataset(path, name, kind, frames, config=CONFIG, episodes=4)
