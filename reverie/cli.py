@@ -146,6 +146,10 @@ class Bench:
     """Of fps: how many are timed."""
     steps: int = 4
     """Of fps: K, denoising steps of a frame."""
+    softcap: float | None = None
+    """Of fps: another soft cap of the attention's logits; 0 leaves it out."""
+    attention: Literal['xla', 'tokamax', 'auto'] = 'xla'
+    """Of fps: what computes attention."""
     out: pathlib.Path | None = None
     """Results file to write."""
 
@@ -282,11 +286,15 @@ def data(args: Data) -> None:
 
 def bench(args: Bench) -> None:
     from reverie.evaluation.returns import save
-    from reverie.programs import fps, speed
 
     if args.what == 'fps':
-        record = fps.measure(args.model, command(), players=args.players, frames=args.frames, steps=args.steps)
+        from reverie.serve import fps
+
+        options: dict[str, Any] = dict(players=args.players, frames=args.frames, steps=args.steps)
+        record = fps.measure(args.model, command(), **options, softcap=args.softcap, kernel=args.attention)
     else:
+        from reverie.programs import speed
+
         record = speed.measure(args.preset, command())
     rich_print(record)
     if args.out:

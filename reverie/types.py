@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
@@ -119,6 +120,34 @@ class WorldModel(Protocol):
 
     def decode(self, state: State) -> Array:
         """The frame of `state`, in observation space."""
+        ...
+
+
+@runtime_checkable
+class AheadModel(WorldModel, Protocol):
+    """A world model that can show a frame before it has taken it in.
+
+    `ahead` is a state whose newest frame is not taken in yet. Same keys, same frames as by the four methods.
+    """
+
+    def lead(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
+        """The beginning of `imagine`: -> ahead."""
+        ...
+
+    def settle(self, ahead: PyTree) -> tuple[State, Prediction]:
+        """Its end."""
+        ...
+
+    def imagine_ahead(self, ahead: PyTree, action: Array, key: PRNGKeyArray) -> tuple[PyTree, Prediction]:
+        """The end for the newest frame and the beginning of the next: -> (ahead, what is predicted of the former)."""
+        ...
+
+    def observe_ahead(self, state: State, step: Step, key: PRNGKeyArray) -> PyTree:
+        """The beginning of `observe`: -> ahead."""
+        ...
+
+    def retract(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
+        """Take back the end of `observe`, whose step `action` led to: -> ahead."""
         ...
 
 
@@ -324,7 +353,8 @@ class Agent(Protocol):
 class Playable(Agent, Protocol):
     """An agent that people can play in: its world model and read-outs of the features, all traced.
 
-    One whose world model has a choice of sampling steps also has `sampling_steps` and `with_sampling_steps(K)`.
+    One whose world model has a choice of sampling steps also has `sampling_steps` and `with_sampling_steps(K)`; one
+    whose weights may be lighter when nothing is trained has `for_inference(params)`, which also drops idle groups.
     """
 
     def model(self, params: Params) -> WorldModel: ...
@@ -343,3 +373,8 @@ class Playable(Agent, Protocol):
 def sg(x: PyTree) -> PyTree:
     """Stop-gradient."""
     return jax.lax.stop_gradient(x)
+
+
+def rows_of(mask: Bool[Array, ' N'], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
+    """`new` where the mask is true, `old` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)

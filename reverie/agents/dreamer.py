@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.agents.world import HeadConfig, NormalNumber, ReplayConfig, TwoHotNumber, World, WorldConfig
 from reverie.models.latent import LatentModel
-from reverie.nn.core import build
+from reverie.nn.core import build, lighten_all
 from reverie.nn.dists import BoundedNormalLaw, OneHotLaw, StraightThroughLaw, TanhNormalLaw, TruncNormalLaw
 from reverie.nn.optim import clipped_adam, laprop_agc, per_group
 from reverie.objectives.behavior import (
@@ -201,6 +201,10 @@ class Dreamer:
 
     def model(self, params: Params) -> LatentModel:
         return self.world.model(params)
+
+    def for_inference(self, params: Params) -> Params:
+        """Kernels in the type they are multiplied in, see `nn.core.lighten`; without the slow critic and statistics."""
+        return lighten_all(lambda rngs: self.world.modules(rngs) | self._heads(rngs), params)
 
     def policy(self, params: Params, feat: Float[Array, '*B F']) -> Any:
         """The law of actions."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel, ShortcutState
 from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig, draw_mask
-from reverie.nn.core import MLP, build, lighten
+from reverie.nn.core import MLP, build, lighten_all
 from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp_bins
 from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
 from reverie.objectives.flow import Noise, bootstrap_target, corrupt, draw_noise, shortcut_loss
@@ -254,10 +254,8 @@ class Dreamer4:
         return law.sample(key), jax.nn.softmax(law.logits, -1)
 
     def for_inference(self, params: Params) -> Params:
-        """Kernels in the type they are multiplied in; see `nn.core.lighten`."""
-        outlines = nnx.eval_shape(lambda: self._modules(nnx.Rngs(0)))
-        light = {name: lighten(outlines[name], params[name]) for name in outlines if name in params}
-        return {**params, **light}
+        """Kernels in the type they are multiplied in, see `nn.core.lighten`; without the prior and the baseline."""
+        return lighten_all(self._modules, params)
 
     @property
     def sampling_steps(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from reverie.agents.world import ReplayConfig, World, WorldConfig
 from reverie.models.latent import LatentModel
+from reverie.nn.core import lighten_all
 from reverie.nn.optim import clipped_adam
 from reverie.objectives.latent import LatentOvershooting
 from reverie.types import Batch, EnvSpec, Outcome, Params, Phase, ReadOut, State, Step, UserError, WorldModel
@@ -141,6 +142,10 @@ class Planet:
 
     def model(self, params: Params) -> LatentModel:
         return self.world.model(params)
+
+    def for_inference(self, params: Params) -> Params:
+        """Kernels in the type they are multiplied in, see `nn.core.lighten`."""
+        return lighten_all(self.world.modules, params)
 
     def expected_return(self, params: Params, feat: Float[Array, '*B F']) -> None:
         """PlaNet has no critic."""

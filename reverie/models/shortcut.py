@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reverie.models.tokenizer import Decoder, Encoder
-from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, rope
+from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, hold, rope
 from reverie.nn.core import Linear
-from reverie.types import Prediction, Step, UserError
+from reverie.types import Prediction, Step, UserError, rows_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Ahead(NamedTuple):
 
     state: ShortcutState
     action: Float[Array, 'N A']  # that led to the newest frame
-    key: PRNGKeyArray  # of the noise it is committed with
+    noisy: Float[Array, 'N Z c']  # the newest frame as it will be written
 
 
 class ShortcutModel:
@@ -195,22 +195,13 @@ class ShortcutModel:
 
     def observe(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> tuple[ShortcutState, Float[Array, 'N D']]:
         """Tokenize a real frame and commit it."""
-        image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
-        assert self.encoder is not None, 'observing takes an encoder'
-        z, encoder = self.encoder(image, is_first, None, state.encoder)
-        z = self.dynamics.packed(z)[:, 0]
-        state = self._shown(state._replace(encoder=encoder), z, step.is_first)
-        return self._commit(state, z, step.prev_action, step.is_first, key)
+        return self._commit(self.observe_ahead(state, step, key))
 
     def imagine(
         self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> tuple[ShortcutState, Prediction]:
         """Dream the frame that `action` leads to: K denoising passes that read the cache, then the commit."""
-        key_sample, key_commit = jax.random.split(key)
-        z = self.denoise(state, action, key_sample)
-        no = jnp.zeros(len(action), bool)
-        state, feat = self._commit(self._shown(state, z, no), z, action, no, key_commit)
-        return state, self._prediction(feat)
+        return self.settle(self.lead(state, action, key))
 
     def _prediction(self, feat: Float[Array, 'N D']) -> Prediction:
         reward = jnp.zeros(len(feat)) if self.reward is None else self.reward(feat)
@@ -237,11 +228,36 @@ class ShortcutModel:
         return jax.lax.scan(step, z, jnp.arange(first, steps))[0][:, 0]
 
     def lead(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Ahead:
-        """Dream a frame and leave its commit to the next one: the beginning of `imagine_ahead`."""
+        """Dream a frame and leave its commit for later: `imagine` without its last pass."""
         key_sample, key_commit = jax.random.split(key)
         z = self.denoise(state, action, key_sample)
-        state = self._shown(state, z, jnp.zeros(len(action), bool))._replace(z=z)
-        return Ahead(state, action, key_commit)
+        state = self._shown(state, z, jnp.zeros(len(action), bool))
+        return Ahead(state, action, self.dynamics.noised(z, key_commit))
+
+    def settle(self, ahead: Ahead) -> tuple[ShortcutState, Prediction]:
+        """The commit that was left for later, and what is predicted of the newest frame."""
+        state, feat = self._commit(ahead)
+        return state, self._prediction(feat)
+
+    def retract(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Ahead:
+        """Take back the commit of the newest frame, which `action` led to and which was observed with `key`.
+
+        The frame's number is given back, so that nothing looks at its slot until it is written again; where its episode
+        begins stays known.
+        """
+        dynamics = state.dynamics._replace(pos=state.dynamics.pos - 1)
+        return Ahead(state._replace(dynamics=dynamics), action, self.dynamics.noised(state.z, key))
+
+    def observe_ahead(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> Ahead:
+        """Tokenize a real frame and leave its commit for later; where its episode begins is noted at once."""
+        image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
+        assert self.encoder is not None, 'observing takes an encoder'
+        z, encoder = self.encoder(image, is_first, None, state.encoder)
+        cache = state.dynamics._replace(start=jnp.where(step.is_first, state.dynamics.pos, state.dynamics.start))
+        state = self._shown(
+            state._replace(dynamics=cache, encoder=encoder), self.dynamics.packed(z)[:, 0], step.is_first
+        )
+        return Ahead(state, step.prev_action, self.dynamics.noised(state.z, key))
 
     def imagine_ahead(self, ahead: Ahead, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[Ahead, Prediction]:
         """Dream the next frame; the first denoising step is one forward pass with the commit of the newest frame.
@@ -253,7 +269,7 @@ class ShortcutModel:
         n, steps, state = len(action), self.dynamics.cfg.sampling_steps, ahead.state
         key_sample, key_commit = jax.random.split(key)
         fresh = jax.random.normal(key_sample, (n, 1, dynamics.tokens, dynamics.channels))
-        z = jnp.concatenate([dynamics.noised(state.z, ahead.key)[:, None], fresh], 1)
+        z = jnp.concatenate([ahead.noisy[:, None], fresh], 1)
         both = lambda committed, new: jnp.tile(jnp.array([[committed, new]]), (n, 1))
         actions, yes, no = jnp.stack([ahead.action, action], 1), jnp.ones((n, 2), bool), jnp.zeros((n, 2), bool)
         level, stride = both(cfg.context_level, 0), both(cfg.finest, steps.bit_length() - 1)
@@ -262,8 +278,17 @@ class ShortcutModel:
         newest = [(k[:, :, :, :1], v[:, :, :, :1]) for k, v in written]
         cache = dynamics.blocks.commit(state.dynamics, newest, no[:, :1])
         z = self._denoise(fresh + (x[:, 1:] - fresh) / steps, 1, cache, action)
-        state = self._shown(state, z, no[:, 0])._replace(dynamics=cache, z=z)
-        return Ahead(state, action, key_commit), self._prediction(feat[:, 0])
+        state = self._shown(state, z, no[:, 0])._replace(dynamics=cache)
+        return Ahead(state, action, dynamics.noised(z, key_commit)), self._prediction(feat[:, 0])
+
+    def hold(
+        self, rows: Bool[Array, ' N'], new: ShortcutState | Ahead, old: ShortcutState | Ahead
+    ) -> ShortcutState | Ahead:
+        """`old` where a row does not move on, by at most one frame, else `new`; caches are not copied."""
+        return jax.tree.map(
+            lambda a, b: hold(rows, a, b) if isinstance(a, Cache) else rows_of(rows, a, b), new, old,
+            is_leaf=lambda x: isinstance(x, Cache),
+        )  # fmt: skip
 
     def decode(self, state: ShortcutState) -> Float[Array, 'N h w c']:
         """The newest frame as an image."""
@@ -271,20 +296,23 @@ class ShortcutModel:
         return state.image
 
     def _shown(self, state: ShortcutState, z: Array, is_first: Array) -> ShortcutState:
-        """The newest frame decoded, in the light of the frames before it; nothing without a decoder."""
+        """With z as the newest frame, decoded in the light of the frames before it where there is a decoder."""
+        state = state._replace(z=z)
         if self.decoder is None or state.decoder is None:
             return state
         latents = z.reshape(len(z), 1, self.decoder.cfg.latents, self.decoder.cfg.bottleneck)
         image, cache = self.decoder(latents, is_first[:, None], state.decoder)
         return state._replace(decoder=cache, image=image[:, 0])
 
-    def _commit(self, state, z, action, is_first, key):
-        """Write the finished frame, slightly noised, into the cache and read the agent's token."""
-        n, cfg = len(z), self.dynamics.cfg
+    def _commit(self, ahead: Ahead) -> tuple[ShortcutState, Float[Array, 'N D']]:
+        """Write the newest frame, slightly noised, into the cache and read the agent's token.
+
+        The noise: the model forgives its own small errors.
+        """
+        state, n, cfg = ahead.state, len(ahead.action), self.dynamics.cfg
         level, stride = jnp.full((n, 1), cfg.context_level), jnp.full((n, 1), cfg.finest)
-        noisy = self.dynamics.noised(z, key)[:, None]  # the model forgives its own small errors
-        yes, is_first_t = jnp.ones((n, 1), bool), is_first[:, None]
-        _, feat, written = self.dynamics(noisy, level, stride, action[:, None], yes, is_first_t, state.dynamics)
+        yes, no = jnp.ones((n, 1), bool), jnp.zeros((n, 1), bool)
+        frame = ahead.noisy[:, None], level, stride, ahead.action[:, None], yes, no
+        _, feat, written = self.dynamics(*frame, state.dynamics)
         assert feat is not None
-        cache = self.dynamics.blocks.commit(state.dynamics, written, is_first_t)
-        return state._replace(dynamics=cache, z=z), feat[:, 0]
+        return state._replace(dynamics=self.dynamics.blocks.commit(state.dynamics, written, no)), feat[:, 0]

@@ -7,6 +7,9 @@ against a cache of keys and values (acting, imagination); both give the same num
 """
 
 import dataclasses
+import functools
+import importlib.util
+import logging
 from typing import Literal, NamedTuple, TypeVar
 
 import jax
@@ -16,8 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from reverie.nn.core import Identity, LayerNorm, Linear, RMSNorm
+from reverie.types import UserError
 
+log = logging.getLogger(__name__)
 Positions = TypeVar('Positions', Array, np.ndarray)
+Kernel = Literal['xla', 'tokamax', 'auto']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,8 @@ class TransformerConfig:
     The paper gives the structure but no widths; head size, MLP ratio, soft cap, RoPE base and the ratio of query to
     key heads are not from the paper. The fields after `dtype` are for other papers' layers: a soft cap or a RoPE base
     of 0 leaves it out, `residual` 'gtrxl' puts a `Gate` where x + y was, `mlp` 'relu' is two layers with biases.
+
+    kernel: what computes attention, see `attend`; the numbers are the same up to rounding.
     """
 
     width: int = 256
@@ -44,6 +52,7 @@ class TransformerConfig:
     qk_norm: bool = True
     mlp: Literal['swiglu', 'relu'] = 'swiglu'
     residual: Literal['add', 'gtrxl'] = 'add'
+    kernel: Kernel = 'xla'
 
     def normaliser(self) -> RMSNorm | LayerNorm:
         """Of the residual stream."""
@@ -57,6 +66,14 @@ class Cache(NamedTuple):
     v: tuple[Float[Array, 'B S heads C d'], ...]
     pos: Int[Array, ' B']  # frames seen by each row
     start: Int[Array, ' B']  # number of the frame that began the row's episode
+
+
+def hold(rows: Bool[Array, ' B'], new: Cache, old: Cache) -> Cache:
+    """`old` where a row does not move on, else `new`, without copying keys and values.
+
+    The slot that a row which stays would have written next holds a frame just out of its sight: it may be anything.
+    """
+    return Cache(new.k, new.v, jnp.where(rows, new.pos, old.pos), jnp.where(rows, new.start, old.start))
 
 
 class Keys(NamedTuple):
@@ -96,11 +113,34 @@ def attention_weights(
     return jax.nn.softmax(jnp.concatenate(logits, -1), -1)
 
 
-def attend(q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float) -> Float[Array, 'B S heads Q d']:
+@functools.cache
+def chosen(kernel: Kernel, dtype: str) -> Literal['xla', 'tokamax']:
+    """The kernel that 'auto' stands for, once it is known what is there. Raises UserError for one that is missing."""
+    found = importlib.util.find_spec('tokamax') is not None
+    if kernel == 'tokamax' and not found:
+        raise UserError("attention kernel 'tokamax' given, which is missing; pip install 'reverie[attention]'")
+    if kernel != 'auto':
+        return kernel
+    fits = found and jax.default_backend() == 'gpu' and dtype in ('bfloat16', 'float16')
+    log.warning('attention in %s on %s: %s', dtype, jax.default_backend(), 'tokamax' if fits else 'xla')
+    return 'tokamax' if fits else 'xla'
+
+
+def attend(
+    q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float, kernel: Kernel = 'xla'
+) -> Float[Array, 'B S heads Q d']:
     """`attention_weights` times v. Grouped queries: q has a multiple of the key heads.
 
     Several groups share one softmax without their keys being copied next to each other, so a cache is only ever read.
+    kernel: 'xla', these products; 'tokamax', one that never writes the weights to memory, where there is one group: few
+    queries against a cache are bound by reading it; 'auto', tokamax for half precision on a GPU where it is installed.
     """
+    if len(groups) == 1 and chosen(kernel, q.dtype.name) == 'tokamax':
+        import tokamax
+
+        q_t, k_t, v_t = (x.swapaxes(2, 3) for x in (q, groups[0].k, groups[0].v))
+        out = tokamax.dot_product_attention(q_t, k_t, v_t, mask=groups[0].mask, logits_soft_cap=softcap or None)
+        return out.swapaxes(2, 3)
     b, s, heads, n, d = q.shape
     kv = groups[0].k.shape[2]
     weights = attention_weights(q, groups, softcap).astype(q.dtype)
@@ -135,7 +175,7 @@ class Attention(nnx.Module):
         return (rotate(q, angles), rotate(k, angles), v) if self.cfg.rope_base else (q, k, v)
 
     def __call__(self, q: Array, groups: tuple[Keys, ...]) -> Float[Array, 'B S N D']:
-        out = attend(q, groups, self.cfg.softcap).swapaxes(2, 3)
+        out = attend(q, groups, self.cfg.softcap, self.cfg.kernel).swapaxes(2, 3)
         return self.o(out.reshape(*out.shape[:3], -1))
 
 

@@ -251,12 +251,18 @@ def lighten(module: nnx.Module, params: Params) -> Params:
     """
     params = jax.tree.map(lambda x: x, params)
     for path, layer in nnx.iter_modules(module):
-        if isinstance(layer, Linear | BlockLinear):
+        if hasattr(layer, 'kernel') and hasattr(layer, 'dtype'):  # Linear, BlockLinear and convolutions
             node: Any = params
             for key in path:
                 node = node[key]
             node['kernel'] = node['kernel'].astype(layer.dtype)
     return params
+
+
+def lighten_all(make: Callable[[nnx.Rngs], dict[str, nnx.Module]], params: Params) -> Params:
+    """`lighten` for each of the modules that `make` gives by name; other groups of `params` are left out."""
+    outlines = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    return {name: lighten(module, params[name]) for name, module in outlines.items() if name in params}
 
 
 def count(params: Params) -> int:

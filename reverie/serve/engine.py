@@ -21,9 +21,10 @@ import numpy as np
 from reverie.evaluation.video import psnr
 from reverie.serve import keys, messages
 from reverie.serve.messages import Act, Order, Set
+from reverie.serve.moves import Frame
 from reverie.serve.players import Mailbox, Player, Taped
 from reverie.serve.recording import Saver
-from reverie.serve.session import Frame, Session
+from reverie.serve.session import Session
 
 log = logging.getLogger(__name__)
 AHEAD = 2
@@ -209,7 +210,7 @@ class Engine:
     def _set(self, player: Player, order: Set) -> None:
         world = order.value if order.field == 'world' else player.world
         steps = order.value if order.field == 'steps' else player.steps
-        if order.field in ('world', 'steps') and not self.session.ready(world, steps):
+        if order.field in ('world', 'steps', 'by_agent') and not self.session.ready(world, steps):
             player.tell(type='notice', text='compiling, a moment …')
             if player.wanted is None:
                 self._compiler.submit(self._compile, world, steps, functools.partial(self._resume, player))
@@ -235,7 +236,8 @@ class Engine:
 
     def _compile(self, world: Any, steps: int, then: Callable[[], None] | None) -> None:
         try:
-            self.session.compile(world, steps)
+            for plays in (False, True):
+                self.session.compile(world, steps, plays)
             self._inbox.put(then)
         except BaseException as error:
             self._fail(error)
@@ -261,21 +263,36 @@ class Engine:
             player.mailbox.put(self._message(player, one, header))
 
     def _message(self, player: Player, one: Any, header: dict[str, Any]) -> bytes:
-        """Account for a frame of one player and put it into words."""
-        first, last = header['t'] == 0 or player.fresh, bool(one.is_last)
-        player.score = 0.0 if first else player.score + float(one.reward)
-        player.fresh = last
-        player.record(Taped(one.image, one.action, float(one.reward), first, last, last and float(one.cont) < 0.5))
-        if last and header['world'] != 'real':
+        """Account for a frame of one player and put it into words.
+
+        In a late world the heads speak of the frame before; where they end the episode, that one stays on the screen.
+        """
+        late = header['t'] > 0 and self.session.late(header['world'])
+        last = bool(one.is_last) and not (late and header['t'] == 1)  # a start is never the end
+        over = last or (one.real_last is not None and bool(one.real_last))
+        image, spoken = one.image, float(one.reward)
+        reward = player.amend(spoken, last) if late else spoken
+        if late:
+            player.score += reward or 0.0
+            if last and one.real is None:
+                image, header['t'] = player.tape[-1].image, header['t'] - 1
+            else:
+                player.record(Taped(image, one.action, None, False, False, False))
+        else:
+            first = header['t'] == 0 or player.fresh
+            player.score = 0.0 if first else player.score + spoken
+            player.record(Taped(image, one.action, reward, first, over, over and float(one.cont) < 0.5))
+        player.fresh = over
+        if over and header['world'] != 'real':
             player.ended = header['epoch']
             self._inbox.put(functools.partial(self._over, player, header['epoch']))
         header |= {
-            'reward': float(one.reward), 'score': player.score, 'cont': float(one.cont), 'over': last,
+            'reward': reward, 'score': player.score, 'cont': float(one.cont), 'over': over,
             'value': None if one.value is None else float(one.value),
             'probs': None if one.probs is None else [round(float(p), 4) for p in one.probs],
             'action': [round(float(x), 3) for x in one.action], 'dropped': player.mailbox.dropped,
         }  # fmt: skip
-        pictures = [messages.picture(one.image, self.symbolic)]
+        pictures = [messages.picture(image, self.symbolic)]
         if one.real is not None:
             pictures.append(messages.picture(one.real, self.symbolic))
             if one.image.ndim == 3:

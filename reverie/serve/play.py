@@ -141,7 +141,7 @@ def play(
         shapes = jax.eval_shape(who.agent.init, jax.random.key(0))
         session = Session(who.agent, shapes, who.env, who.contexts, slots=players, context=CONTEXT, seed=seed)
         stage(2, f'{who.title}: {expectation(session)}')
-        session.params = who.params()
+        session.load(who.params())
         stage(3, f'weights: {count(session.params):,} numbers')
         fps = warm(session)
         stage(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from reverie.serve.messages import Set
-from reverie.serve.session import Source, World
+from reverie.serve.moves import World
+from reverie.serve.session import Source
 
 TAPE_FRAMES, TAPE_BYTES = 2000, 64 << 20  # of the episode that may be saved
 
@@ -59,7 +60,7 @@ class Taped:
 
     image: np.ndarray
     action: np.ndarray
-    reward: float
+    reward: float | None  # None until the heads have spoken
     is_first: bool
     is_last: bool
     is_terminal: bool
@@ -120,6 +121,14 @@ class Player:
         self.tape.append(taped)
         if len(self.tape) > self._room:
             self.tape.popleft()
+
+    def amend(self, reward: float, is_last: bool) -> float | None:
+        """What is said only now of the newest recorded frame. -> its reward, None if that of a start, long known."""
+        newest = self.tape[-1]
+        if newest.reward is not None:
+            return None
+        self.tape[-1] = dataclasses.replace(newest, reward=reward, is_last=is_last, is_terminal=is_last)
+        return reward
 
     def state(self) -> dict[str, Any]:
         """What a page shows of the settings."""

@@ -94,12 +94,13 @@ class Saver:
 
     def save(self, what: str, player: Player, symbolic: bool, spec: EnvSpec) -> None:
         """Begins to save the player's episode so far, and tells the page when it is done or why it is not."""
-        if self._busy or len(self.files) >= MOST or len(player.tape) < 2:
+        tape = [taped for taped in player.tape if what != 'episode' or taped.reward is not None]
+        if self._busy or len(self.files) >= MOST or len(tape) < 2:
             why = 'another recording is being saved' if self._busy else f'{MOST} recordings were saved already'
-            player.tell(type='notice', text=why if len(player.tape) >= 2 else 'nothing to save yet')
+            player.tell(type='notice', text=why if len(tape) >= 2 else 'nothing to save yet')
             return
         self._busy = True
-        tape, pace, kind = list(player.tape), player.pace, player.world
+        pace, kind = player.pace, player.world
         self._pool.submit(self._save, what, tape, pace, kind, player, symbolic, spec)
 
     def _save(

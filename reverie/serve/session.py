@@ -6,8 +6,8 @@ once; players come, go and begin anew without compiling again, and a frame costs
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,53 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from reverie.envs.device import Vector
-from reverie.types import Env, Params, Playable, Step, UserError
+from reverie.serve.moves import Carry, Early, Frame, Turn, Whole, World, framed, read_out, shown
+from reverie.types import AheadModel, Env, Params, Playable, Step, UserError, rows_of
 
-World = Literal['dream', 'real', 'both']
 Source = Literal['game', 'data']
-
-
-class Carry(NamedTuple):
-    """What stays on the device; leading dim [N] players."""
-
-    model: PyTree[Array]  # the world model's state
-    env: PyTree[Array]  # that of the real environment, () without one
-    action: Float[Array, 'N A']  # what the agent would do next
-
-
-class Frame(NamedTuple):
-    """What players get to see, leading dim [N]. Pictures are uint8 [N, h, w, c], other observations float32 [N, n].
-
-    real: the environment's frame where it plays along (world 'both'), else None. reward, cont, is_last: of the world
-    that is played. value and probs (of the agent's next action) are None where the agent has none.
-    """
-
-    image: Array
-    real: Array | None
-    action: Float[Array, 'N A']  # the one that led here
-    reward: Float[Array, ' N']
-    cont: Float[Array, ' N']
-    is_last: Bool[Array, ' N']
-    value: Float[Array, ' N'] | None
-    probs: Float[Array, 'N A'] | None
-
-
-def shown(obs: PyTree[Array]) -> Array:
-    """What of an observation is put on the screen: the first image in it, else all its numbers in a row."""
-    if isinstance(obs, Mapping):
-        images = [key for key in sorted(obs) if obs[key].ndim == 4]
-        flat = lambda x: x.reshape(len(x), -1).astype(jnp.float32)
-        return shown(obs[images[0]]) if images else jnp.concatenate([flat(obs[k]) for k in sorted(obs)], -1)
-    if obs.ndim != 4:
-        return obs.reshape(len(obs), -1).astype(jnp.float32)
-    if obs.dtype == jnp.uint8:
-        return obs
-    return jnp.round(255 * jnp.clip(obs.astype(jnp.float32), 0, 1)).astype(jnp.uint8)
-
-
-def rows_of(mask: Bool[Array, ' N'], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
-    """`new` where the mask is true, `old` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
 class Session:
@@ -71,7 +28,10 @@ class Session:
     env: the real environment on the device, None for dreams only.
     contexts: number -> Step [1, L] of recorded frames to begin a dream from, None without recordings.
     slots: N. context: frames that the agent plays before a game start; a planner waits. seed: of all draws.
+    early: show a dreamed frame before its commit, where the world model can; None: if it can.
     """
+
+    early = False
 
     def __init__(
         self,
@@ -83,12 +43,14 @@ class Session:
         slots: int = 1,
         context: int = 8,
         seed: int = 0,
+        early: bool | None = None,
     ):
         if slots < 1:
             raise UserError(f'{slots} players asked for; expected at least 1')
         if env is None and contexts is None:
             raise UserError('a dream begins from real frames: expected an environment or recordings')
-        self.agent, self.params, self.env, self.contexts = agent, params, env, contexts
+        self.agent, self.env, self.contexts = agent, env, contexts
+        self.params = self.load(params)
         self.slots, self.context = slots, context
         self.discrete = agent.spec.actions.kind == 'discrete'
         self.frames = 0  # calls so far: the number of the next draw
@@ -96,13 +58,28 @@ class Session:
         self.steps_choices: tuple[int, ...] = getattr(agent, 'sampling_steps', ())
         self.steps: int = agent.cfg.dynamics.sampling_steps if self.steps_choices else 0  # type: ignore[attr-defined]
         self._agents: dict[int, Playable] = {self.steps: agent}
+        self.early = (early is None or early) and self._can_be_early()
+        self._way = Early() if self.early else Whole()
         self._vector = None if env is None else (Vector(env, slots), Vector(env, 1))
-        self._jit = jax.jit(self._frame, static_argnames=('world', 'steps'), donate_argnames=('carry',))
+        self._jit = jax.jit(self._frame, static_argnames=('world', 'steps', 'plays'), donate_argnames=('carry',))
         self._game, self._data = jax.jit(self._start_game), jax.jit(self._start_data)
         self._put = jax.jit(self._put_row, donate_argnames=('carry',))
-        self._programs: dict[tuple[str, int], Any] = {}
+        self._programs: dict[tuple[str, int, bool], Any] = {}
         self._shape = jax.eval_shape(self._empty, params, self._key)
         self.carry: Carry | None = None
+
+    def load(self, params: Params) -> Params:
+        """Take these weights, as light as the agent multiplies them; shapes will do. -> what is kept of them"""
+        light = getattr(self.agent, 'for_inference', lambda params: params)
+        outline = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+        self.params = jax.eval_shape(light, params) if outline else light(params)
+        return self.params
+
+    def _can_be_early(self) -> bool:
+        found: list[bool] = []
+        look = lambda params: found.append(isinstance(self.agent.model(params), AheadModel))
+        jax.eval_shape(look, self.params)  # a world model exists only where it is traced
+        return found[0]
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -132,6 +109,10 @@ class Session:
         self.carry = self._call(f'put {source}', self._put, self.carry, row, np.int32(slot))
         return frame._replace(image=seen if real else frame.image)
 
+    def late(self, world: World) -> bool:
+        """Whether reward, cont and is_last of a `frame` are of the frame before it. Those of a start never are."""
+        return self.early and world != 'real'
+
     def frame(
         self, action: np.ndarray, by_agent: np.ndarray, rows: np.ndarray, world: World = 'dream', steps: int = 0
     ) -> Frame:
@@ -143,39 +124,47 @@ class Session:
         """
         if self.carry is None:
             raise UserError('no player has begun; expected a start before the first frame')
-        program = self.compile(world, steps)
         numbers = np.asarray(action, np.float32), np.asarray(by_agent, bool), np.asarray(rows, bool)
+        program = self.compile(world, steps, bool((numbers[1] & numbers[2]).any()))
         self.carry, frame = program(self.params, self.carry, *numbers, np.uint32(self.frames % 2**32))
         self.frames += 1
         return frame
 
     def _call(self, name: str, function: Any, *args: Any) -> Any:
         """Compiled at its first call and never again, wherever its arguments come from."""
-        if (name, 0) not in self._programs:
-            self._programs[name, 0] = function.lower(*args).compile()
-        return self._programs[name, 0](*args)
+        at = (name, 0, False)
+        if at not in self._programs:
+            self._programs[at] = function.lower(*args).compile()
+        return self._programs[at](*args)
+
+    def _at(self, world: World, steps: int, plays: bool) -> tuple[str, int, bool]:
+        """Of the program that moves players; whether the agent plays matters to early frames of a dream alone."""
+        return world, steps or self.steps, plays and self.late(world)
 
     def ready(self, world: World, steps: int = 0) -> bool:
-        """Whether `frame` need not compile first."""
-        return (world, steps or self.steps) in self._programs
+        """Whether `frame` need not compile first, whoever plays."""
+        return all(self._at(world, steps, plays) in self._programs for plays in (False, True))
 
-    def compile(self, world: World = 'dream', steps: int = 0) -> Any:
-        """The program of `frame` for a world and K. May run in another thread; players go on meanwhile."""
-        steps = steps or self.steps
-        if (world, steps) not in self._programs:
+    def compile(self, world: World = 'dream', steps: int = 0, plays: bool = False) -> Any:
+        """The program of `frame` for a world, K, and whether the agent plays in any row.
+
+        May run in another thread; players go on meanwhile.
+        """
+        at = self._at(world, steps, plays)
+        if at not in self._programs:
             if world not in self.worlds:
                 raise UserError(f'world {world!r} given; expected one of {", ".join(self.worlds)}')
-            self._programs[world, steps] = self.trace(world, steps).lower().compile()
-        return self._programs[world, steps]
+            self._programs[at] = self.trace(world, steps, plays).lower().compile()
+        return self._programs[at]
 
-    def trace(self, world: World = 'dream', steps: int = 0) -> Any:
+    def trace(self, world: World = 'dream', steps: int = 0, plays: bool = False) -> Any:
         """The program before it is compiled; its jaxpr tells what a frame costs."""
-        steps = steps or self.steps
+        world, steps, plays = self._at(world, steps, plays)  # type: ignore[assignment]  # the world as it came
         if steps not in self._agents:
             if steps not in self.steps_choices:
                 raise UserError(f'{steps} sampling steps given; expected one of {self.steps_choices}')
             self._agents[steps] = self.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
-        return self._jit.trace(*self._outlines(), world=world, steps=steps)
+        return self._jit.trace(*self._outlines(), world=world, steps=steps, plays=plays)
 
     def _outlines(self) -> tuple[Any, ...]:
         """Shapes of what a program takes."""
@@ -187,9 +176,10 @@ class Session:
     # ---------------------------------------------------------------- traced
 
     def _empty(self, params: Params, key: Array) -> Carry:
-        n = self.slots
+        n, model = self.slots, self.agent.model(params)
         env = () if self._vector is None else self._vector[0].reset(key)[0]
-        return Carry(self.agent.model(params).initial(n), env, jnp.zeros((n, self.agent.spec.actions.size)))
+        action = jnp.zeros((n, self.agent.spec.actions.size))
+        return Carry(self._way.begin(model, model.initial(n), action, key), env, action)
 
     def _taken(self, action: Float[Array, 'N A']) -> Array:
         """An action as environments take it."""
@@ -197,39 +187,25 @@ class Session:
 
     def _frame(
         self, params: Params, carry: Carry, given: Float[Array, 'N A'], by_agent: Bool[Array, ' N'],
-        rows: Bool[Array, ' N'], number: Array, *, world: World, steps: int,
+        rows: Bool[Array, ' N'], number: Array, *, world: World, steps: int, plays: bool,
     ) -> tuple[Carry, Frame]:  # fmt: skip
         model = self._agents[steps].model(params)
         key_model, key_env, key_choose = jax.random.split(jax.random.fold_in(self._key, number), 3)
-        action = jnp.where(by_agent[:, None], carry.action, given)
-        env, step = carry.env, None
-        if world != 'dream':
-            assert self._vector is not None
-            env, step = self._vector[0].step(carry.env, self._taken(action), key_env)
-        if world == 'real':
-            assert step is not None
-            state, feat = model.observe(carry.model, step, key_model)
-            image, reward, cont, is_last = step.obs, step.reward, 1.0 - step.is_terminal, step.is_last
-        else:
-            state, pred = model.imagine(carry.model, action, key_model)
-            feat, image = pred.feat, model.decode(state)
-            reward, cont, is_last = pred.reward, pred.cont, pred.cont < 0.5
-        following, value, probs = self._read_out(params, state, feat, key_choose, by_agent)
-        new = Carry(state, env, following)
-        real = shown(step.obs) if world == 'both' and step is not None else None
-        ended = is_last | step.is_last if world == 'both' and step is not None else is_last
-        frame = Frame(shown(image), real, action, reward, cont, ended, value, probs)
-        return (new if self.slots == 1 else rows_of(rows, new, carry)), frame
 
-    def _read_out(self, params: Params, state: PyTree, feat: Array, key: Array, by_agent: Bool[Array, ' N']):
-        """-> (the agent's next action [N, A], value, probs). A planner thinks only where the agent plays."""
-        choose = functools.partial(self.agent.choose, params, state, feat, key)
-        action, probs = jax.eval_shape(choose)
-        if probs is not None:
-            action, probs = choose()
-        else:
-            action = jax.lax.cond(by_agent.any(), lambda: choose()[0], lambda: jnp.zeros(action.shape, action.dtype))
-        return action.astype(jnp.float32), self.agent.expected_return(params, feat), probs
+        def play(action: Array) -> tuple[PyTree, Step | None]:
+            if world == 'dream':
+                return carry.env, None
+            assert self._vector is not None
+            return self._vector[0].step(carry.env, self._taken(action), key_env)
+
+        read = functools.partial(read_out, self.agent, params, key_choose, by_agent)
+        moved = self._way(model, carry, Turn(given, by_agent, play, read, key_model, world == 'real', plays))
+        frame = framed(moved, model.decode(self._way.state(moved.carry.model)), world)
+        if self.slots == 1:
+            return moved.carry, frame
+        hold = getattr(model, 'hold', rows_of)  # a cache of keys and values is better not copied
+        held = rows_of(rows, moved.carry._replace(model=None), carry._replace(model=None))
+        return held._replace(model=hold(rows, moved.carry.model, carry.model)), frame
 
     def _start_game(self, params: Params, key: Array) -> tuple[Carry, Frame, Array]:
         """-> (row [1], its frame as the model sees it, the environment's own frame)."""
@@ -253,7 +229,7 @@ class Session:
         numbers = jnp.arange(self.context + 1)
         keys = jax.random.split(key_play, self.context + 1)
         (row, _, frame), _ = jax.lax.scan(play, (empty, begin[1], blank), (numbers, keys))
-        return row, frame._replace(image=shown(model.decode(row.model))), frame.image
+        return self._begun(model, row, frame, jax.random.split(keys[-1])[1])
 
     def _start_data(self, params: Params, steps: Step) -> tuple[Carry, Frame, Array]:
         """The same for recorded steps [1, L], without an environment."""
@@ -267,16 +243,22 @@ class Session:
         action = jnp.zeros((1, self.agent.spec.actions.size))
         start = (model.initial(1), action, self._blank(params, jax.tree.map(lambda x: x[0], major)))
         (state, action, frame), _ = jax.lax.scan(see, start, (major, keys))
-        return Carry(state, None, action), frame._replace(image=shown(model.decode(state))), frame.image
+        return self._begun(model, Carry(state, None, action), frame, keys[-1])
+
+    def _begun(self, model: Any, row: Carry, frame: Frame, key: Array) -> tuple[Carry, Frame, Array]:
+        """key: that the newest frame was seen with."""
+        dreamed = frame._replace(image=shown(model.decode(row.model)))
+        key_model, _ = jax.random.split(key)
+        return row._replace(model=self._way.begin(model, row.model, frame.action, key_model)), dreamed, frame.image
 
     def _seen(self, params: Params, state: PyTree, step: Step, key: Array) -> tuple[PyTree, Array, Frame]:
         """A real frame [1] arrives. -> (state, what the agent does next, the frame)"""
         key_model, key_choose = jax.random.split(key)
         state, feat = self.agent.model(params).observe(state, step, key_model)
-        action, value, probs = self._read_out(params, state, feat, key_choose, jnp.zeros(1, bool))
+        action, value, probs = read_out(self.agent, params, key_choose, jnp.zeros(1, bool), state, feat)
         taken, cont = step.prev_action.astype(jnp.float32), 1.0 - step.is_terminal
         reward = step.reward.astype(jnp.float32)
-        return state, action, Frame(shown(step.obs), None, taken, reward, cont, step.is_last, value, probs)
+        return state, action, Frame(shown(step.obs), None, None, taken, reward, cont, step.is_last, value, probs)
 
     def _blank(self, params: Params, step: Step) -> Frame:
         """A frame of zeros, of the shapes that `_seen` gives."""

@@ -252,6 +252,53 @@ def test_committing_a_frame_in_the_pass_that_begins_the_next_gives_the_same_drea
     np.testing.assert_allclose(feat_fused, feat[:-1], atol=1e-4)  # one frame later
 
 
+def test_the_end_of_an_observation_can_wait_and_be_taken_back(model, step):
+    """Left for later, or undone and done again: the same cache and the same features, across an episode's start."""
+    model = ShortcutModel(dynamics(context_noise=0.1), model.encoder, model.decoder)
+    visible = lambda cache: (cache.pos, cache.start, [x for kv in (cache.k, cache.v) for x in kv])
+
+    @jax.jit
+    def watch(step):
+        def see(state, x):
+            x, key = x
+            waited, feat_waited = model.settle(model.observe_ahead(state, x, key))
+            state, feat = model.observe(state, x, key)
+            again, feat_again = model.settle(model.retract(state, x.prev_action, key))
+            feats = jnp.stack([feat, feat_waited.feat, feat_again.feat])
+            return state, (feats, [visible(s.dynamics) for s in (state, waited, again)])
+
+        major = jax.tree.map(lambda x: x.swapaxes(0, 1), step)
+        return jax.lax.scan(see, model.initial(B), (major, jax.random.split(jax.random.key(0), T)))[1]
+
+    feats, caches = watch(step)
+    for other in (1, 2):
+        np.testing.assert_allclose(feats[:, other], feats[:, 0], atol=1e-5)
+        for a, b in zip(jax.tree.leaves(caches[other]), jax.tree.leaves(caches[0]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_row_that_is_held_dreams_on_as_if_nothing_had_happened(model, step):
+    """Longer than the context, so that the ring turns over what was left in the slots of the row that waited."""
+    model = ShortcutModel(dynamics(context_noise=0.1), model.encoder, model.decoder)
+
+    @jax.jit
+    def dream(step, held):
+        state = model.observe(model.initial(B), jax.tree.map(lambda x: x[:, 0], step), jax.random.key(0))[0]
+
+        def move(ahead, x):
+            key, held = x
+            new, _ = model.imagine_ahead(ahead, step.prev_action[:, 1], key)
+            return model.hold(jnp.stack([~held, held]), new, ahead), new.state.image[0]
+
+        ahead = model.retract(state, step.prev_action[:, 0], jax.random.key(0))
+        return jax.lax.scan(move, ahead, (jax.random.split(jax.random.key(1), T)[jnp.cumsum(~held) - 1], held))[1]
+
+    held = jnp.arange(2 * T) % 2 == 0  # the first row moves on every other time
+    apart, together = dream(step, held), dream(step, jnp.zeros(2 * T, bool))
+    assert 2 * CFG.transformer.context < T
+    np.testing.assert_array_equal(apart[1::2], together[:T])
+
+
 def test_light_weights_give_the_same_numbers_bit_for_bit(step):
     half = dynamics(transformer=dataclasses.replace(TINY, dtype='bfloat16'))
     params, bind = build(half)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.nn.attention import BlockCausal, Keys, TransformerConfig, attend, rope, rotate
+from reverie.nn.attention import BlockCausal, Keys, TransformerConfig, attend, chosen, rope, rotate
 from reverie.nn.core import build
+from reverie.types import UserError
 
 CFG = TransformerConfig(
     width=16, layers=4, heads=4, kv_heads=2, head_dim=8, mlp_ratio=2.0, time_every=2, context=5, dtype='float32'
@@ -106,6 +107,29 @@ def test_attend_equals_a_loop_over_heads_and_queries():
         Keys(split(keys, *r), split(values, *r), jnp.asarray(mask[..., slice(*r)])) for r in ((0, 2), (2, k))
     )
     np.testing.assert_allclose(attend(jnp.asarray(q), groups, cap), out, atol=1e-5)
+
+
+@pytest.mark.parametrize('softcap', [2.0, 0.0])
+@pytest.mark.parametrize('masked', [True, False])
+def test_tokamax_gives_the_same_numbers_and_gradients(softcap, masked):
+    pytest.importorskip('tokamax', reason="pip install 'reverie[attention]'")
+    b, s, heads, kv, n, d = 2, 3, 4, 2, 5, 8
+    q, k, v = (jax.random.normal(jax.random.key(i), (b, s, h, n, d)) for i, h in enumerate((heads, kv, kv)))
+    mask = jnp.tril(jnp.ones((n, n), bool))[None, None, None] if masked else None
+    both = lambda kernel: jax.jit(
+        jax.value_and_grad(lambda q, k, v: (attend(q, (Keys(k, v, mask),), softcap, kernel) ** 2).sum(), (0, 1, 2))
+    )
+    for a, b in zip(*(jax.tree.leaves(both(kernel)(q, k, v)) for kernel in ('tokamax', 'xla')), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_that_is_not_installed_is_refused_and_auto_does_without(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    chosen.cache_clear()
+    with pytest.raises(UserError, match=r'tokamax.*reverie\[attention\]'):
+        chosen('tokamax', 'bfloat16')
+    assert chosen('auto', 'bfloat16') == 'xla'
+    chosen.cache_clear()
 
 
 def test_rope_makes_scores_depend_on_distance_alone():

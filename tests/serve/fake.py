@@ -14,10 +14,11 @@ from websockets.sync.client import connect
 from reverie.serve.engine import Engine
 from reverie.serve.guard import Guard
 from reverie.serve.messages import unpack
+from reverie.serve.moves import Frame
 from reverie.serve.play import hello
 from reverie.serve.recording import Saver
 from reverie.serve.server import App, bind, make_server
-from reverie.serve.session import Frame, Session
+from reverie.serve.session import Session
 from reverie.types import ActionSpace, EnvSpec
 
 SPEC = EnvSpec('fake', (4, 4, 3), ActionSpace('discrete', 3, ('noop', 'left', 'fire')))
@@ -45,7 +46,7 @@ class FakeSession(Session):
     def ready(self, world='dream', steps=0):
         return True
 
-    def compile(self, world='dream', steps=0):
+    def compile(self, world='dream', steps=0, plays=False):
         return None
 
     def _frame(self, rows, action, both=False):
@@ -54,7 +55,17 @@ class FakeSession(Session):
         image[:, 0, 0, 0], image[:, 0, 0, 1] = self.t[rows] % 256, self.starts[rows] % 256
         one = np.ones(n, np.float32)
         real = image if both else None
-        return Frame(image, real, action, one, one, np.zeros(n, bool), one, np.full((n, 3), 1 / 3, np.float32))
+        return Frame(
+            image,
+            real,
+            np.zeros(n, bool) if both else None,
+            action,
+            one,
+            one,
+            np.zeros(n, bool),
+            one,
+            np.full((n, 3), 1 / 3, np.float32),
+        )
 
     def start(self, slot, number, source='game', real=False):
         self.t[slot], self.starts[slot] = 0, number

@@ -1,4 +1,7 @@
-"""`reverie play RUN` as its user meets it: the page in headless Chromium, and every mistake as one line."""
+"""`reverie play RUN` as its user meets it: the page in headless Chromium, and every mistake as one line.
+
+The run is an untrained one, or that of REVERIE_DEMO_RUN (`make page`), trained by `make demo`; only copies are touched.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from reverie.serve import keys
@@ -19,18 +23,26 @@ from reverie.types import ActionSpace, UserError
 from tests.serve.fake import wait
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+TRAINED = os.environ.get('REVERIE_DEMO_RUN')
+trained = pytest.mark.skipif(not TRAINED, reason='only a trained run does this; make page')
 CHROMIUM = next((p for name in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(name))), None)
 
 
 @pytest.fixture(scope='module')
-def address(run_folder, tmp_path_factory):
+def played(run_folder, tmp_path_factory):
+    """The run folder on the page."""
+    return shutil.copytree(TRAINED, tmp_path_factory.mktemp('demo') / 'run') if TRAINED else run_folder
+
+
+@pytest.fixture(scope='module')
+def address(played, tmp_path_factory):
     """Of a server that was started by the command line; ended by Ctrl-C."""
     env = {
         **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0',
         'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
         'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1',
     }  # fmt: skip
-    command = [sys.executable, '-m', 'reverie.cli', 'play', str(run_folder), '--port', '0', '--no-browser']
+    command = [sys.executable, '-m', 'reverie.cli', 'play', str(played), '--port', '0', '--no-browser']
     log = tmp_path_factory.mktemp('log') / 'play.txt'
     with open(log, 'w') as out:
         process = subprocess.Popen([*command, '--players', '1', '--fps', '12'], env=env, stdout=out, stderr=out)
@@ -81,7 +93,8 @@ def colours(page, canvas='screen'):
 
 
 def test_the_page_shows_the_game_its_keys_and_what_the_agent_thinks(page):
-    assert 'dreamer4_debug on minatar/breakout' in page.inner_text('#title')
+    preset = 'dreamer4_demo' if TRAINED else 'dreamer4_debug'
+    assert f'{preset} on minatar/breakout' in page.inner_text('#title')
     assert page.locator('#actions button').count() == 6 and page.locator('#legend span').count() == 4
     assert [page.inner_text(f'#actions button:nth-child({i}) span') for i in (1, 2)] == ['noop', 'left']
     until(page, "document.getElementById('reward').textContent !== '–'")
@@ -107,9 +120,7 @@ def test_a_key_and_a_touch_change_the_game_and_their_delay_is_shown(page):
 
 
 def test_pause_single_steps_and_resets(page):
-    page.keyboard.press('Space')
-    until(page, 'state.paused')
-    page.wait_for_timeout(300)
+    pause_in_play(page)
     stopped = page.evaluate('newest.t')
     page.wait_for_timeout(300)
     assert page.evaluate('newest.t') == stopped
@@ -123,6 +134,16 @@ def test_pause_single_steps_and_resets(page):
     until(page, f'newest.start !== {start} && newest.t === 0')
     page.keyboard.press('Space')
     until(page, '!state.paused && newest.t > 2')
+
+
+def pause_in_play(page):
+    """Pause before the game is over, which comes soon to who holds still."""
+    page.keyboard.press('r')
+    until(page, 'newest.t > 0 && !newest.over')
+    page.keyboard.press('Space')
+    until(page, 'state.paused')
+    page.wait_for_timeout(300)
+    assert not page.evaluate('newest.over')
 
 
 def test_human_and_agent_dream_and_reality_and_sampling_steps_switch(page):
@@ -142,15 +163,51 @@ def test_human_and_agent_dream_and_reality_and_sampling_steps_switch(page):
     assert colours(page, 'screen2') > 1 and page.is_visible('#real')
     page.keyboard.press('b')
     page.keyboard.press('[')
-    until(page, "newest.steps === 2 && newest.world === 'dream'")
+    until(page, f"newest.steps === {1 if TRAINED else 2} && newest.world === 'dream'")
     page.keyboard.press('m')
     until(page, '!newest.by_agent')
 
 
-def test_a_recording_is_saved_and_offered(page, run_folder):
+@trained
+def test_the_paddle_obeys_in_the_dream_and_the_agent_earns_rewards(page):
+    page.keyboard.press(']')
+    until(page, 'newest.steps === 2')
+    pause_in_play(page)
+    ends = []
+    for key in ('ArrowLeft', 'ArrowRight'):
+        page.keyboard.press('Shift+R')
+        until(page, 'newest.t === 0')
+        page.keyboard.down(key)
+        for t in (1, 2, 3, 4):
+            page.keyboard.press('.')
+            until(page, f'newest.t === {t}')
+        page.keyboard.up(key)
+        ends.append(paddle(page))
+    assert ends[1] > ends[0] + 2, ends
+    page.keyboard.press('m')
+    page.keyboard.press('r')
+    page.keyboard.press('Space')
+    until(page, 'newest.by_agent && rewards.some(reward => reward > 0.5)')
+    assert page.evaluate('newest.score') > 0.5
+    page.keyboard.press('m')
+    until(page, '!newest.by_agent')
+
+
+def paddle(page):
+    """The column of the paddle: the mean of the bottom row's, weighted by how blue they are."""
+    rgba = page.evaluate(
+        "(() => { const c = document.getElementById('screen');"
+        " return Array.from(c.getContext('2d').getImageData(0, c.height - 1, c.width, 1).data); })()"
+    )
+    blue = np.array(rgba).reshape(-1, 4)[:, 2].astype(float)
+    return (blue * np.arange(len(blue))).sum() / blue.sum()
+
+
+def test_a_recording_is_saved_and_offered(page, played):
+    before = set((played / 'plays').glob('*.gif'))
     page.click('[data-do=gif]')
     until(page, "document.querySelector('#toast a') !== null")
-    (saved,) = (run_folder / 'plays').glob('*.gif')
+    (saved,) = set((played / 'plays').glob('*.gif')) - before
     assert page.evaluate("document.querySelector('#toast a').download") == saved.name
 
 

@@ -116,6 +116,54 @@ def test_saved_recordings_are_whole_and_reached_by_id_only(running):
         assert 'root' not in answer.text
 
 
+def test_an_mp4_has_every_frame_at_its_size(tmp_path):
+    ffmpeg = pytest.importorskip('imageio_ffmpeg', reason="pip install 'reverie[video]'")
+    with Running(FakeSession(1, (5, 7, 3)), tmp_path, pace=20.0) as running, running.join() as page:
+        page.frames(lambda h: h['t'] >= 12)
+        page.send(type='set', field='paused', value=True)
+        page.send(type='mp4')
+        saved = page.notice('saved', 30.0)
+        answer = running.get(f'/saved/{saved["id"]}')
+    assert answer.headers['content-type'] == 'video/mp4' and answer.content[4:8] == b'ftyp'
+    (path,) = tmp_path.glob('*.mp4')
+    assert path.read_bytes() == answer.content
+    count, seconds = ffmpeg.count_frames_and_secs(path)
+    assert count == int(saved['text'].split()[0]) >= 12 and seconds == pytest.approx(count / 20, abs=0.06)
+    frames = ffmpeg.read_frames(path)
+    assert next(frames)['size'] == (7 * 64, 5 * 64)
+    corner = [np.frombuffer(frame, np.uint8).reshape(5 * 64, 7 * 64, 3)[:64, :64, 0].mean() for frame in frames]
+    assert len(corner) == count and corner[0] < corner[12]  # which counts the frames
+
+
+class LateSession(FakeSession):
+    """The heads speak of the frame before: its number is its reward, and frame 5 is the last."""
+
+    early = True
+
+    def frame(self, *args, **kwargs):
+        frame = super().frame(*args, **kwargs)
+        before = (self.t - 1).astype(np.float32)
+        return frame._replace(reward=before, is_last=before == 5, cont=(before != 5).astype(np.float32))
+
+
+def test_what_is_said_a_frame_late_counts_for_the_frame_it_is_said_of(tmp_path):
+    with Running(LateSession(1), tmp_path, pace=20.0) as running, running.join() as page:
+        page.send(type='set', field='paused', value=True)
+        page.notice('state')
+        page.send(type='again')
+        page.frames(lambda h: h['t'] == 0)
+        told = []
+        for t in (1, 2, 3, 4, 5, 5):
+            page.send(type='step')
+            header, (picture,) = page.frames(lambda h, t=t: h['t'] == t)[-1]
+            told.append((header['reward'], header['score'], header['over']))
+            assert picture[0] == t  # where it was the last one, it stays on the screen
+        assert told == [(None, 0, False), (1, 1, False), (2, 3, False), (3, 6, False), (4, 10, False), (5, 15, True)]
+        page.send(type='episode')
+        (record,) = Episodes(page.notice('saved')['text'].split(' in ')[1]).records()
+        assert record.reward.tolist() == [0, 1, 2, 3, 4, 5] and record.is_terminal[-1]
+
+
 def test_a_place_is_free_within_a_second_of_a_disconnect(running):
     with running.join() as page:
         page.frames(lambda h: h['t'] >= 1)

@@ -21,9 +21,21 @@ from tests.small import shrink
 CONTEXT = 3
 
 
+def make(agent, params, env, dataset, **options):
+    return Session(
+        agent, params, env, Contexts(Episodes(dataset), CONTEXT), slots=2, context=CONTEXT, seed=5, **options
+    )
+
+
 @pytest.fixture(scope='module')
 def session(agent, params, env, dataset):
-    return Session(agent, params, env, Contexts(Episodes(dataset), CONTEXT), slots=2, context=CONTEXT, seed=5)
+    return make(agent, params, env, dataset)
+
+
+@pytest.fixture(scope='module')
+def whole(agent, params, env, dataset):
+    """One that shows frames as `imagine` ends them."""
+    return make(agent, params, env, dataset, early=False)
 
 
 def one_hot(*chosen):
@@ -42,28 +54,39 @@ def same(a, b, rows=slice(None)):
         np.testing.assert_array_equal(x[rows], y[rows])
 
 
-def test_frames_of_a_dream_are_those_of_the_world_model(session, agent, params):
+@pytest.mark.parametrize('early', [False, True])
+def test_frames_of_a_dream_are_those_of_imagine(session, agent, params, env, early):
+    """Early frames are the same ones; there the heads speak, and the agent chooses, one frame later."""
+    model, begun = agent.model(params), session
     session.start(0, 1, 'game'), session.start(1, 2, 'data')
-    model = agent.model(params)
-    state = jax.tree.map(jnp.array, session.carry.model)
+    if not early:
+        session = Session(agent, params, env, slots=2, seed=5, early=False)
+        session.carry = begun.carry._replace(model=jax.jit(model.settle)(begun.carry.model)[0])
+        begun.carry = None  # it will be donated
+    assert session.late('dream') == session.late('both') == early and not session.late('real')
+    keys = lambda number: jax.random.split(jax.random.fold_in(jax.random.key(5), number), 3)
+    imagine = jax.jit(lambda state, action, number: model.imagine(state, action, keys(number)[0]))
 
     @jax.jit
-    def by_hand(state, action, number):
-        key_model, _, key_choose = jax.random.split(jax.random.fold_in(jax.random.key(5), number), 3)
-        state, pred = model.imagine(state, action, key_model)
-        action, probs = agent.choose(params, state, pred.feat, key_choose)
-        return state, pred, model.decode(state), agent.expected_return(params, pred.feat), action, probs
+    def heads(state, feat, number):
+        return agent.choose(params, state, feat, keys(number)[2]), agent.expected_return(params, feat)
 
+    kept = jax.tree.map(jnp.array, session.carry.model)
+    state, said = jax.jit(model.settle)(kept) if early else (kept, None)
     chosen = session.carry.action
-    for i, actions in enumerate((one_hot(1, 3), one_hot(0, 0), one_hot(5, 2))):
-        by_agent = np.array([False, i == 2])  # the agent's own choice in the last frame of the second player
+    for i, actions in enumerate((one_hot(1, 3), one_hot(0, 0), one_hot(5, 2), one_hot(3, 3))):
+        by_agent = np.array([False, i == 2])  # the agent's own choice in the third frame of the second player
+        before, number = said, session.frames
+        if early:
+            (chosen, _), _ = heads(state, before.feat, number)
         taken = jnp.where(by_agent[:, None], chosen, actions)
-        number = session.frames
         frame = session.frame(actions, by_agent, BOTH)
-        state, pred, image, value, chosen, probs = by_hand(state, taken, number)
+        state, said = imagine(state, taken, number)
+        spoken = before if early else said
+        (chosen, probs), value = heads(state, spoken.feat, number)
         np.testing.assert_array_equal(frame.action, taken)
-        np.testing.assert_allclose(np.asarray(frame.image) / 255, np.clip(image, 0, 1), atol=0.6 / 255)
-        for given, expected in ((frame.reward, pred.reward), (frame.cont, pred.cont), (frame.value, value)):
+        np.testing.assert_allclose(np.asarray(frame.image) / 255, np.clip(model.decode(state), 0, 1), atol=0.6 / 255)
+        for given, expected in ((frame.reward, spoken.reward), (frame.cont, spoken.cont), (frame.value, value)):
             np.testing.assert_allclose(given, expected, atol=1e-5)
         np.testing.assert_allclose(frame.probs, probs, atol=1e-5)
         np.testing.assert_allclose(np.sum(frame.probs, -1), 1, atol=1e-5)
@@ -107,11 +130,18 @@ def test_who_does_not_move_stays_and_nobody_feels_the_others(session):
 
     for a, b in zip(jax.tree.leaves(play(2)), jax.tree.leaves(play(3)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    before = snapshot(session)
-    session.frame(one_hot(1, 1), HUMAN, np.array([False, True]))
-    after = snapshot(session)
-    same(before, after, slice(0, 1))
-    assert any((x[1] != y[1]).any() for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    undisturbed, waited = ([], [])
+    for seen, waits in ((undisturbed, 0), (waited, 3)):
+        session.start(0, 1, 'game'), session.start(1, 2, 'game')
+        session.frames = 200
+        for _ in range(waits):
+            session.frame(one_hot(1, 1), HUMAN, np.array([False, True]))
+        session.frames = 200
+        seen += [jax.device_get(session.frame(one_hot(1, 1), HUMAN, BOTH)) for _ in range(6)]
+    for a, b in zip(undisturbed, waited, strict=True):
+        np.testing.assert_array_equal(a.image[0], b.image[0])
+        np.testing.assert_array_equal(a.probs[0], b.probs[0])
+    assert any((a.image[1] != b.image[1]).any() for a, b in zip(undisturbed, waited, strict=True))
 
 
 def test_hundreds_of_frames_and_new_players_compile_nothing_and_keep_every_shape(session):
@@ -122,7 +152,7 @@ def test_hundreds_of_frames_and_new_players_compile_nothing_and_keep_every_shape
             session.start(i // 50 % 2, i, ('game', 'data')[i // 100 % 2])
         frame = session.frame(one_hot(0, 0), BOTH, np.array([True, i % 3 > 0]))
     assert jax.tree.map(np.shape, session.carry) == shapes and set(session._programs) == programs
-    assert np.isfinite(frame.value).all() and int(session.carry.model.dynamics.pos[0]) > 100
+    assert np.isfinite(frame.value).all() and int(session.carry.model.state.dynamics.pos[0]) > 100
 
 
 def test_other_sampling_steps_are_another_program_for_the_same_state(session):
@@ -134,6 +164,43 @@ def test_other_sampling_steps_are_another_program_for_the_same_state(session):
     assert flops(four.jaxpr) > 1.5 * flops(one.jaxpr)
     with pytest.raises(UserError, match='3 sampling steps'):
         session.frame(one_hot(0, 0), HUMAN, BOTH, 'dream', 3)
+
+
+def test_weights_are_kept_as_light_as_they_are_multiplied(session, agent, params, env):
+    """Norms, embeddings and outputs keep fp32, and groups that play does not need are left out."""
+    assert 'bc' in params and 'bc' not in session.params  # all in fp32: nothing else changes
+    same(session.params, {name: params[name] for name in session.params})
+    agent = presets.make(in_bfloat16(presets.dreamer4_debug()), env.spec)
+    light = Session(agent, jax.eval_shape(agent.init, jax.random.key(0)), env, slots=2).params
+    assert light['dynamics']['blocks']['layers'][0]['mlp']['up']['kernel'].dtype == jnp.bfloat16
+    assert light['dynamics']['readout']['kernel'].dtype == light['dynamics']['slots'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize('name', ['dreamer4_debug', 'dreamer_v3'])
+def test_light_weights_dream_the_same_bit_for_bit(name, env):
+    agent = presets.make(in_bfloat16(tiny(presets.get(name))), env.spec)
+    params = random_params(agent)
+    light = agent.for_inference(params)
+    halved = [x.dtype == jnp.bfloat16 for x in jax.tree.leaves(light)]
+    assert sum(halved) > 10 and not all(halved)
+
+    @jax.jit
+    def dream(params):
+        model = agent.model(params)
+        state, said = model.imagine(model.initial(2), jnp.asarray(one_hot(1, 3)), jax.random.key(2))
+        return model.decode(state), said, agent.choose(params, state, said.feat, jax.random.key(3))
+
+    same(dream(params), dream(light))
+
+
+def in_bfloat16(config):
+    """Every style in it."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    fields = {f.name: in_bfloat16(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if 'dtype' in fields:
+        fields['dtype'] = 'bfloat16'
+    return dataclasses.replace(config, **fields)
 
 
 def test_recorded_starts_are_windows_of_the_dataset(dataset):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from reverie.programs import fps
+from reverie.serve import fps
 from reverie.types import UserError
 
 
@@ -18,7 +18,8 @@ def test_a_record_says_how_fast_and_of_what(monkeypatch):
     assert record['fps'] == pytest.approx(2 * record['fps_each']) and record['includes_decode']
     assert record['ms']['min'] <= record['ms']['p50'] <= record['ms']['p95']
     assert record['shape'] == {
-        'resolution': [32, 32], 'tokens': 12, 'context': 16, 'K': 2, 'batch': 2, 'dtype': 'float32', 'softcap': 50.0
+        'resolution': [32, 32], 'tokens': 12, 'context': 16, 'K': 2, 'batch': 2, 'dtype': 'float32', 'softcap': 50.0,
+        'kernel': 'xla',
     }  # fmt: skip
     d, layers = 64, 2  # q, kv, o and the three matrices of SwiGLU; norms, embeddings and the readout are small beside
     inside = layers * (2 * d * 64 + 2 * d * 32 + 3 * d * 4 * d)
