@@ -21,7 +21,7 @@ import numpy as np
 from reverie.evaluation.video import psnr
 from reverie.serve import keys, messages
 from reverie.serve.messages import Act, Order, Set
-from reverie.serve.moves import Frame
+from reverie.serve.moves import Frame, World
 from reverie.serve.players import Mailbox, Player, Taped
 from reverie.serve.recording import Saver
 from reverie.serve.session import Session
@@ -53,6 +53,7 @@ class Engine:
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(AHEAD)
         self._compiler = concurrent.futures.ThreadPoolExecutor(1, 'compile')
+        self._programs: collections.deque[tuple[World, int, bool]] = collections.deque()  # to compile
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._run, self._read)]
         self._stopped = False
 
@@ -61,7 +62,7 @@ class Engine:
         for thread in self._threads:
             thread.start()
         for world in self.session.worlds:
-            self._compiler.submit(self._compile, world, self.session.steps, None)
+            self._want(world, self.session.steps)
 
     def stop(self) -> None:
         """Ends both threads; frames on their way are dropped."""
@@ -208,13 +209,11 @@ class Engine:
             player.tell(type='state', **player.state())
 
     def _set(self, player: Player, order: Set) -> None:
-        world = order.value if order.field == 'world' else player.world
-        steps = order.value if order.field == 'steps' else player.steps
-        if order.field in ('world', 'steps', 'by_agent') and not self.session.ready(world, steps):
+        world, steps = self._after(player, order)
+        if not self.session.ready(world, steps) and order.field in ('world', 'steps', 'by_agent'):
             player.tell(type='notice', text='compiling, a moment …')
-            if player.wanted is None:
-                self._compiler.submit(self._compile, world, steps, functools.partial(self._resume, player))
             player.wanted = order  # of several changes the last one counts
+            self._want(world, steps, at_once=True)
             return
         setattr(player, order.field, order.value)
         player.due = min(player.due, time.monotonic() + 1 / player.pace)
@@ -228,19 +227,34 @@ class Engine:
                 player.world = 'dream'
             self._begin(player, next(self._numbers))
 
-    def _resume(self, player: Player) -> None:
-        """What the player wanted is compiled now."""
-        order, player.wanted = player.wanted, None
-        if order is not None:
-            self._obey(player, order)
+    def _after(self, player: Player, order: Set) -> tuple[World, int]:
+        """The world and K that an order leads to."""
+        return (
+            order.value if order.field == 'world' else player.world,
+            order.value if order.field == 'steps' else player.steps,
+        )
 
-    def _compile(self, world: Any, steps: int, then: Callable[[], None] | None) -> None:
+    def _want(self, world: World, steps: int, at_once: bool = False) -> None:
+        """Have the programs of a world compiled, a person's first; `at_once`: before all others that wait."""
+        for plays in (True, False) if at_once else (False, True):
+            program = (world, steps, plays)
+            self._programs.appendleft(program) if at_once else self._programs.append(program)
+            self._compiler.submit(self._compile)
+
+    def _compile(self) -> None:
         try:
-            for plays in (False, True):
-                self.session.compile(world, steps, plays)
-            self._inbox.put(then)
+            self.session.compile(*self._programs.popleft())
+            self._inbox.put(self._resume)
         except BaseException as error:
             self._fail(error)
+
+    def _resume(self) -> None:
+        """What players wanted may be compiled now."""
+        for player in self._present():
+            order = player.wanted
+            if order is not None and self.session.ready(*self._after(player, order)):
+                player.wanted = None
+                self._obey(player, order)
 
     # ---------------------------------------------------------------- the thread that waits for frames
 

@@ -77,7 +77,7 @@ def page(address):
 
 def until(page, condition):
     """A JavaScript condition comes true. The page's policy forbids it to evaluate strings, so it is asked again."""
-    end = time.monotonic() + 60.0
+    end = time.monotonic() + 120.0
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
         page.wait_for_timeout(20)

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from reverie.data.episodes import Episodes, verify
+from reverie.data.records import TERMINAL
 from reverie.serve.guard import Bucket, Guard, split_host
 from reverie.serve.server import BURST, bind
 from reverie.types import UserError
@@ -161,7 +162,7 @@ def test_what_is_said_a_frame_late_counts_for_the_frame_it_is_said_of(tmp_path):
         assert told == [(None, 0, False), (1, 1, False), (2, 3, False), (3, 6, False), (4, 10, False), (5, 15, True)]
         page.send(type='episode')
         (record,) = Episodes(page.notice('saved')['text'].split(' in ')[1]).records()
-        assert record.reward.tolist() == [0, 1, 2, 3, 4, 5] and record.is_terminal[-1]
+        assert record.reward.tolist() == [0, 1, 2, 3, 4, 5] and record.complete and record.flags[-1] & TERMINAL
 
 
 def test_a_place_is_free_within_a_second_of_a_disconnect(running):
