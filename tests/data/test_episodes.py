@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import json
 import logging
+import resource
 import shutil
 import subprocess
 import sys
@@ -325,6 +327,18 @@ def test_an_existing_target_is_refused_and_stays_untouched(tmp_path, world, step
     (tmp_path / 'precious').mkdir()
     with pytest.raises(UserError, match='not a dataset'):
         Writer(tmp_path / 'precious', world.SPEC, overwrite=True)
+
+
+def test_a_disk_that_takes_no_more_leaves_no_dataset_and_says_so_as_the_system_does(tmp_path, world, steps):
+    """The kernel refuses every write beyond 8 kB; `reverie` ends with 74 then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(OSError, match='File too large') as stop:
+            world.write(tmp_path / 'd', steps)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stop.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
 
 
 KILLED = """

@@ -53,6 +53,18 @@ def test_ssim_is_a_loop_over_windows_of_eleven_or_seven_or_what_fits(shape):
         assert got[i] == pytest.approx(np.mean(each), rel=1e-9)
 
 
+def test_ssim_equals_what_scikit_image_says():
+    """0.26.0: structural_similarity(x, y, data_range=1.0, channel_axis=-1, use_sample_covariance=False), once with
+    gaussian_weights=True, sigma=1.5, once with win_size=7."""
+    i = np.arange(24 * 20 * 3).reshape(1, 24, 20, 3)
+    image, grid = (np.sin(0.37 * i) + 1) / 2, (i[:, :10, :10] * 7 % 5 == 0).astype(float)
+    given = image, np.clip(image + 0.3 * np.cos(0.9 * i), 0, 1)
+    assert video.ssim(*given)[0] == pytest.approx(0.8670438199931173, abs=1e-12)
+    assert video.ssim(grid, np.clip(0.8 * np.roll(grid, 1, 2) + 0.1, 0, 1))[0] == pytest.approx(
+        -0.2235345805115, abs=1e-12
+    )
+
+
 def test_ssim_of_identical_frames_is_one_and_of_a_negative_below_nought():
     frame = np.random.default_rng(0).random((1, 20, 20, 1))
     assert video.ssim(frame, frame)[0] == pytest.approx(1.0) and video.ssim(frame, 1 - frame)[0] < 0

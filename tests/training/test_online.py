@@ -193,6 +193,10 @@ def test_a_skipped_update_leaves_groups_slow_weights_and_memories_alone(tmp_path
     start = jax.jit(agent.init)(jax.random.split(jax.random.key(0))[0])
     assert same(jax.tree.map(lambda x: x[0], params), start)
     assert metrics.read(tmp_path / 'metrics.jsonl')[-1]['absorbed'] == 0
+    (path,) = (tmp_path / 'faults').iterdir()  # the batch, as it was drawn from a ring that has moved on since
+    with np.load(path, allow_pickle=False) as found:
+        assert found['update'] == 0 and found['step/obs'].shape[:2] == (B, T) and found['step/is_first'].any()
+        assert any(name.startswith('context') for name in found)
 
 
 def test_a_loss_must_not_replace_what_it_trains(tmp_path):
