@@ -293,8 +293,8 @@ class Dreamer4:
         """A share of the rows as separate images: every frame begins an episode; Dreamer 4 section 4."""
         return is_first | jax.random.bernoulli(key, self.cfg.isolated, (len(is_first), 1))
 
-    def _denoise(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array):
-        """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], metrics)
+    def _denoise(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array, agent: bool = True):
+        """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], None without `agent`, metrics)
 
         Bootstrap rows are the first ones. Relevant rows, which finetuning puts last, have no dynamics loss; with
         `relevant_at_context` they are as noisy as the frames that the agent will act on.
@@ -314,7 +314,7 @@ class Dreamer4:
         is_first = self._isolate(batch.step.is_first, key_isolated)
         labelled = jnp.broadcast_to(batch.has_action[:, None], (b, t))
         context = (batch.step.prev_action, labelled, is_first)
-        x, feat, _ = dynamics(z, noise.level, noise.stride, *context)
+        x, feat, _ = dynamics(z, noise.level, noise.stride, *context, agent=agent)
         target = z1
         if rows:
             head = lambda tree: jax.tree.map(lambda a: a[:rows], tree)
@@ -327,8 +327,8 @@ class Dreamer4:
         return loss, feat, metrics
 
     def dynamics_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
-        """Shortcut forcing; Dreamer 4 eq. 8."""
-        loss, _, metrics = self._denoise(params, batch, key, step)
+        """Shortcut forcing; Dreamer 4 eq. 8. The agent's token comes with finetuning; nothing sees it anyway."""
+        loss, _, metrics = self._denoise(params, batch, key, step, agent=False)
         return dict(shortcut=loss), metrics
 
     def finetune_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:

@@ -147,13 +147,21 @@ class Engine:
         return max(0.0, soonest)
 
     def _advance(self, now: float) -> None:
-        """One frame for everybody who is due, together where they are in the same world."""
+        """One frame for everybody who is due, together where they are in the same world.
+
+        Who is due within half a frame comes along, so that players of one pace share every pass from then on.
+        """
         groups: dict[tuple[Any, int], list[Player]] = {}
-        for player in self._present():
+        present = self._present()
+        for player in present:
             if player.over_at is not None and now >= player.over_at and not player.paused:
                 self._begin(player, next(self._numbers))
             elif player.wants_frame(now) and player.epoch:
                 groups.setdefault((player.world, player.steps), []).append(player)
+        for player in present:
+            group = groups.get((player.world, player.steps), [])
+            if group and player not in group and player.epoch and player.wants_frame(now + 0.5 / player.pace):
+                group.append(player)
         for (world, steps), players in groups.items():
             n, size = self.session.slots, self.session.agent.spec.actions.size
             action, by_agent, rows = np.zeros((n, size), np.float32), np.zeros(n, bool), np.zeros(n, bool)
