@@ -175,17 +175,19 @@ def transdreamer_v3_small() -> DreamerConfig:
     """
     cfg, style = dreamer_v3_small(), Style()
     blocks = TransformerConfig(
-        width=64, layers=2, heads=2, kv_heads=2, head_dim=32, mlp_ratio=2.0, time_every=1, context=48, dtype='float32'
-    )
-    dynamics = TSSMConfig(blocks, 64, CategoricalLatent(4, 4, 0.01), style=style)
+        width=64, layers=2, heads=4, kv_heads=4, head_dim=32, mlp_ratio=2.0, time_every=1, context=48, rope_base=1e8,
+        dtype='float32',
+    )  # fmt: skip
+    dynamics = TSSMConfig(blocks, 64, CategoricalLatent(4, 4, 0.01), h=Concat(), style=style)
     return dataclasses.replace(
         cfg,
         world=dataclasses.replace(cfg.world, dynamics=dynamics, kl=TwoSidedKL(dyn=1.0, rep=1.0, free=0.1)),
+        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(1e-2)),
         optimiser=LaProp(1e-3, 50),
         horizon=5,
         imagine_last=12,
         replay=dataclasses.replace(
-            cfg.replay, envs=8, capacity=65_536, prefill=1024, ratio=4.0, batch=16, length=40, context=40
+            cfg.replay, envs=8, capacity=65_536, prefill=1024, ratio=8.0, batch=16, length=64, context=40
         ),
     )
 
