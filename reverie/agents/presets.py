@@ -166,12 +166,14 @@ def transdreamer_v3(size: str = '1m') -> DreamerConfig:
 def transdreamer_v3_small() -> DreamerConfig:
     """TransDreamerV3 for two CPU cores: learns to remember a cue over 32 steps, so far with one seed of two.
 
-    Run:      reverie train transdreamer_v3_small --env memory/32 --frames 2.5e5 --seeds 2
-    Expect:   0.99 with one seed, 0.48 (chance) with the other; results/transdreamer_v3_small/memory_32.json
-    Differs from the paper: as `transdreamer_v3`, small and in fp32, with a learning rate for few updates and the bonus
-              for entropy of `dreamer_v3_small`; 0.1 free nats, because a cue of two kinds is 0.69 nats, and under the
-              paper's 1 no model need learn to predict it (docs/LOG.md); windows hold an episode, rollouts start from
-              their last 12 steps.
+    Run:      reverie train transdreamer_v3_small --env memory/32 --frames 2.5e5 --seeds 3 --max-steps 50
+    Expect:   not measured with these settings; 0.99 and 0.48 (chance) of two seeds with the former ones;
+              results/transdreamer_v3_small/memory_32.json
+    Differs from the paper: as `transdreamer_v3`, small and in fp32, with a learning rate for few updates and more
+              bonus for entropy; 0.1 free nats, because a cue of two kinds is 0.69 nats, and under the paper's 1 no
+              model need learn to predict it; RoPE turns slowly, so that most channels look by content; h is the
+              outputs of both layers; windows hold an episode's cue and its answer (docs/LOG.md says why), rollouts
+              start from their last 12 steps.
     """
     cfg, style = dreamer_v3_small(), Style()
     blocks = TransformerConfig(
