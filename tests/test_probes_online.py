@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from reverie.agents import presets
-from reverie.agents.dreamer import LaProp
+from reverie.agents.dreamer import Adams, LaProp
+from reverie.envs.device import TimeLimit
 from reverie.envs.memory import Cue
 from reverie.evaluation.returns import evaluate
 from reverie.training import runner
@@ -18,10 +19,19 @@ from tests.small import shrink
 
 # Of presets that differ in a number or in size alone, one is enough.
 ALIKE = ('debug', 'release', 'small', 'control')
-# V2's objectives on the TSSM: in 300 updates chance decides whether it finds the policy; others probe its parts.
-APART = ('transdreamer',)
-PLAYING = [n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(ALIKE) and n not in APART]
+PLAYING = [n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(ALIKE)]
 STEPS = 30
+
+
+def counting(name):
+    """-> (config, environment, steps of an episode)."""
+    cfg = shrink(presets.get(name))
+    if name != 'transdreamer':
+        return cfg, Counter(3), STEPS
+    # Its positions count from a window's first step, so an episode has to fit into a window. Its policy reads layers
+    # without a norm, whose numbers are large: it begins undecided and moves slowly, lest it settle before the model.
+    cfg = dataclasses.replace(cfg, policy_out_scale=0.01, optimiser=Adams(3e-3, 4e-4, 1e-3), steps=400)
+    return cfg, TimeLimit(Counter(3), 7), 7
 
 
 def played(cfg, env, folder, steps=STEPS):
@@ -41,9 +51,10 @@ def played(cfg, env, folder, steps=STEPS):
 
 @pytest.mark.parametrize('name', [n for n in PLAYING if n != 'planet'])
 def test_the_agent_counts_up_and_then_waits(name, tmp_path):
-    sampled, greedy = played(shrink(presets.get(name)), Counter(3), tmp_path)
-    assert greedy > STEPS - 3  # random play scores a third
-    assert sampled > 0.7 * STEPS
+    cfg, env, steps = counting(name)
+    sampled, greedy = played(cfg, env, tmp_path, steps)
+    assert greedy > 0.9 * steps  # random play scores a third
+    assert sampled > 0.7 * steps
 
 
 @pytest.mark.parametrize('name', ['planet'])
