@@ -130,8 +130,8 @@ class HostVector:
         obs: 'image' (rendered if need be), 'state' (one float32 vector), or None: what the environment has.
         seed: of the first episodes; copies and replacements draw differently.
 
-    `spec`, `action_repeat` and `obs_dtype` tell what was built; `restarts` counts replaced workers. Close it, or use it
-    in a `with` statement. Raises UserError if the environment cannot be built.
+    `spec`, `action_repeat` and `obs_dtype` tell what was built; `restarts` counts replaced workers, `fault` says why
+    the last one was. Close it, or use it in a `with` statement. Raises UserError if the environment cannot be built.
     """
 
     def __init__(self, env: str | Factory | Sequence[Factory], n: int | None = None, *,
@@ -143,6 +143,7 @@ class HostVector:
         factories = _factories(env, n)
         self.n, self.name = len(factories), env if isinstance(env, str) else _name(factories[0])
         self.restarts, self.max_restarts, self.timeout_s = 0, max_restarts, timeout_s
+        self.fault = ''
         name = env if isinstance(env, str) else None
         self._setups = [worker.Setup(name, f, obs, size, action_repeat, time_limit, 0) for f in factories]
         self._seed, self._strikes, self._births = seed, [0] * self.n, [0] * self.n
@@ -178,13 +179,13 @@ class HostVector:
         self._obs = np.zeros((self.n, *self.spec.obs_shape), self.obs_dtype)
         self._action = np.zeros((self.n, width), np.float32)
 
-    def reset(self) -> Step:
-        """-> Step [n], all `is_first`. An open episode is dropped; seeds are not wound back."""
+    def reset(self, seed: int | None = None) -> Step:
+        """-> Step [n], all `is_first`. An open episode is dropped. seed: of these episodes; None: chance goes on."""
         self._check_open()
         if self._asked:
             self.receive()
         self._done[:] = True
-        self._ask()
+        self._ask(seed)
         return self.receive()
 
     def step(self, action: Any) -> Step:
@@ -215,11 +216,12 @@ class HostVector:
         self._action = np.eye(space.size, dtype=np.float32)[action] if discrete else action.astype(np.float32)
         self._ask()
 
-    def _ask(self) -> None:
+    def _ask(self, seed: int | None = None) -> None:
         now = time.monotonic()
         for i, process in enumerate(self._processes):
             process.due = now + self.timeout_s if process.met else max(process.due, now + self.timeout_s)
-            process.tell(b'r' if self._done[i] else b's')
+            begin = b'r' if seed is None else b'r' + struct.pack('<i', drawn(seed, i))
+            process.tell(begin if self._done[i] else b's')
         self._asked, self._waiting, self._broken = True, set(range(self.n)), np.zeros(self.n, bool)
 
     def receive(self) -> Step:
@@ -277,8 +279,7 @@ class HostVector:
         return b'a' + struct.pack('<ii', i, self.n)
 
     def _launch(self, i: int) -> Process:
-        entropy = np.random.SeedSequence([self._seed, i, self._births[i]])
-        setup = self._setups[i]._replace(seed=int(entropy.generate_state(1)[0]) % 2**31)
+        setup = self._setups[i]._replace(seed=drawn(self._seed, i, self._births[i]))
         self._births[i] += 1
         return Process(_dumps(setup, self.name), self._memory.fileno())
 
@@ -292,7 +293,7 @@ class HostVector:
                 f'(max_restarts={self.max_restarts}); the last time: {cause}'
             )
         log.warning('environment %s, copy %d: %s; its worker is replaced', self.name, i, cause)
-        self.restarts += 1
+        self.restarts, self.fault = self.restarts + 1, cause
         self._processes[i].close(0.0)
         self._processes[i] = self._launch(i)
         self._processes[i].tell(self._attach(i))
@@ -327,6 +328,11 @@ class HostVector:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def drawn(*numbers: int) -> int:
+    """A seed of an environment's own, the same for the same numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
 
 
 def _check(obs: str | None, size: tuple[int, ...] | None, timeout_s: float | int, max_restarts: int,

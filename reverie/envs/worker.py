@@ -1,8 +1,8 @@
 """The process in which one host environment lives. Started by `envs.host`; never imports JAX.
 
-It talks over a pipe in single bytes: `a` attach to the shared memory, `r` reset, `s` step. It answers `.` when the
-record of its copy is filled in, `!` and a sentence when the environment raised, `?` and one when it was asked for
-wrongly. Arrays go through shared memory.
+It talks over a pipe in single bytes: `a` attach to the shared memory, `r` reset (a seed may follow), `s` step. It
+answers `.` when the record of its copy is filled in, `!` and a sentence when the environment raised, `?` and one when
+it was asked for wrongly. Arrays go through shared memory.
 """
 
 import json
@@ -154,8 +154,10 @@ def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
 
 def obey(player: Player, order: bytes, mine: np.ndarray) -> bytes:
     try:
-        if order == b'r':
+        if order[:1] == b'r':
             trim_log()
+            if order[1:]:
+                (player.seed,) = struct.unpack('<i', order[1:])
             obs, reward, last, terminal = player.reset(), 0.0, False, False
         else:
             obs, reward, last, terminal = player.step(mine['action'][0])

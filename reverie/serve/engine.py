@@ -25,6 +25,7 @@ from reverie.serve.moves import Frame, World
 from reverie.serve.players import Mailbox, Player, Taped
 from reverie.serve.recording import Saver
 from reverie.serve.session import Session
+from reverie.types import UserError
 
 log = logging.getLogger(__name__)
 AHEAD = 2
@@ -115,9 +116,11 @@ class Engine:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if not self._stopped:
+        if self._stopped:
+            return
+        if not isinstance(error, UserError):  # which is one line, for whoever started the server
             log.error('playing stopped', exc_info=error)
-            self.on_failure(error)
+        self.on_failure(error)
 
     def _take_orders(self) -> None:
         """Wait until somebody is due or orders come, and obey them."""
@@ -172,6 +175,13 @@ class Engine:
             self._room.acquire()
             frame = self.session.frame(action, by_agent, rows, world, steps)
             self._send(frame, [(p, p.slot, self._header(p)) for p in players])
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """What the session has to say."""
+        for slot, text in self.session.notices():
+            if slot in self.players:
+                self.players[slot].tell(type='notice', text=text)
 
     def _header(self, player: Player) -> dict[str, Any]:
         """What is known of a frame when it is ordered."""

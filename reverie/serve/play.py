@@ -1,5 +1,6 @@
 """`reverie play RUN|PRESET`: from a name to a page, in stages that can be seen."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -12,22 +13,22 @@ import jax
 import numpy as np
 
 from reverie.agents import presets
-from reverie.envs import device
-from reverie.envs.suites import FAMILIES
+from reverie.envs.host import HostVector
 from reverie.evaluation.returns import device_name
 from reverie.evaluation.video import PALETTE
 from reverie.nn.core import count
 from reverie.programs.doctor import matmul_tflops
-from reverie.programs.experiment import Recorded, describe, load
+from reverie.programs.experiment import Experiment, Hosted, Recorded, describe, load, played
 from reverie.serve import keys
 from reverie.serve.contexts import Contexts
 from reverie.serve.engine import Engine
 from reverie.serve.estimate import flops
 from reverie.serve.guard import Guard, new_token
+from reverie.serve.hosted import HostSession
 from reverie.serve.recording import Saver
 from reverie.serve.server import App, bind, serve
 from reverie.serve.session import Session
-from reverie.types import Env, Params, Playable, Step, UserError
+from reverie.types import Params, Playable, Step, UserError
 
 Say = Callable[[str], None]
 CONTEXT = 8  # frames before a start
@@ -39,7 +40,7 @@ class Cast:
 
     title: str
     agent: Playable
-    env: Env
+    experiment: Experiment  # has the environment
     params: Callable[[], Params]
     contexts: Callable[[int], Step] | None
     folder: pathlib.Path  # for recordings
@@ -56,8 +57,6 @@ def cast(name: str, env_name: str | None, options: dict[str, Any], seed: int) ->
     if env_name or options:
         raise UserError('--env and --env-options go with a preset; a run has its own environment')
     experiment = describe(folder)
-    if experiment.env_name.partition('/')[0] in FAMILIES:
-        raise UserError(f'{experiment.env_name} runs in processes of its own, which reverie play cannot show yet')
     if not 0 <= seed < experiment.seeds:
         raise UserError(f'--seed {seed}: expected 0 to {experiment.seeds - 1}, the seeds of the run')
     agent = experiment.agent
@@ -70,18 +69,29 @@ def cast(name: str, env_name: str | None, options: dict[str, Any], seed: int) ->
     contexts = Contexts(experiment.episodes, CONTEXT) if isinstance(experiment, Recorded) else None
     facts = {'source': 'play', 'run': folder.name, 'env': {'name': experiment.env_name}}
     title = f'{experiment.preset} on {experiment.env_name}'
-    return Cast(title, agent, experiment.env, params, contexts, folder / 'plays', facts)
+    return Cast(title, agent, experiment, params, contexts, folder / 'plays', facts)
 
 
 def _of_preset(name: str, env_name: str | None, options: dict[str, Any], seed: int) -> Cast:
     config = presets.get(name)
     env_name = env_name or ('control/pendulum' if name.startswith('planet') else 'minatar/breakout')
-    env = device.make(env_name, **options)
-    agent = presets.make(config, env.spec)
+    experiment = played(env_name)(name, config, env_name, options=options)
+    agent = presets.make(config, experiment.spec)
     facts = {'source': 'play', 'preset': name, 'env': {'name': env_name, 'options': options}}
     folder = pathlib.Path('runs') / 'plays' / name
     title = f'{name} on {env_name}, random weights'
-    return Cast(title, agent, env, lambda: jax.jit(agent.init)(jax.random.key(seed)), None, folder, facts)
+    return Cast(title, agent, experiment, lambda: jax.jit(agent.init)(jax.random.key(seed)), None, folder, facts)
+
+
+def open_session(who: Cast, players: int, seed: int) -> Session:
+    """Without weights yet."""
+    shapes = jax.eval_shape(who.agent.init, jax.random.key(0))
+    how: dict[str, Any] = dict(slots=players, context=CONTEXT, seed=seed)
+    experiment = who.experiment
+    if not isinstance(experiment, Hosted):
+        return Session(who.agent, shapes, experiment.env, who.contexts, **how)
+    make = lambda slot: HostVector(experiment.env_name, 1, seed=3 * 10**6 + slot, **experiment.options)
+    return HostSession(who.agent, shapes, make, **how)
 
 
 def check_params(agent: Playable, params: Params, where: str) -> None:
@@ -124,9 +134,9 @@ def play(
         raise UserError(f'--players {players}: expected 1 to 64')
     if not 1 <= pace <= 120:
         raise UserError(f'--fps {pace:g}: expected 1 to 120')
-    sock = bind(host, port)
-    keep_programs()
-    try:
+    with contextlib.ExitStack() as left:
+        sock = left.enter_context(contextlib.closing(bind(host, port)))
+        keep_programs()
         begin = time.perf_counter()
         stage = lambda i, text: say(f'[{i}/5 {time.perf_counter() - begin:5.1f} s] {text}')
         stage(1, f'device: {device_name()}')
@@ -138,8 +148,7 @@ def play(
                     f'--steps {steps}: expected one of {choices}' if choices else f'--steps: {name} has none'
                 )
             who.agent = who.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
-        shapes = jax.eval_shape(who.agent.init, jax.random.key(0))
-        session = Session(who.agent, shapes, who.env, who.contexts, slots=players, context=CONTEXT, seed=seed)
+        session = left.enter_context(contextlib.closing(open_session(who, players, seed)))
         stage(2, f'{who.title}: {expectation(session)}')
         session.load(who.params())
         stage(3, f'weights: {count(session.params):,} numbers')
@@ -161,8 +170,6 @@ def play(
                 webbrowser.open(url)
 
         serve(App(engine, guard, hello(session, who.title, symbolic)), sock, ready)
-    finally:
-        sock.close()
 
 
 def keep_programs() -> None:

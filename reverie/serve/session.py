@@ -47,9 +47,9 @@ class Session:
     ):
         if slots < 1:
             raise UserError(f'{slots} players asked for; expected at least 1')
-        if env is None and contexts is None:
-            raise UserError('a dream begins from real frames: expected an environment or recordings')
         self.agent, self.env, self.contexts = agent, env, contexts
+        if not self.sources:
+            raise UserError('a dream begins from real frames: expected an environment or recordings')
         self.params = self.load(params)
         self.slots, self.context = slots, context
         self.discrete = agent.spec.actions.kind == 'discrete'
@@ -84,11 +84,23 @@ class Session:
     @property
     def sources(self) -> tuple[Source, ...]:
         """Where a player may begin."""
-        return (*(('game',) if self.env is not None else ()), *(('data',) if self.contexts is not None else ()))
+        return (*(('game',) if self.has_game else ()), *(('data',) if self.contexts is not None else ()))
 
     @property
     def worlds(self) -> tuple[World, ...]:
-        return ('dream', 'real', 'both') if self.env is not None else ('dream',)
+        return ('dream', 'real', 'both') if self.has_game else ('dream',)
+
+    @property
+    def has_game(self) -> bool:
+        """Whether there is a real environment."""
+        return self.env is not None
+
+    def close(self) -> None:
+        """Ends what was started outside of the device."""
+
+    def notices(self) -> list[tuple[int, str]]:
+        """What players should know, as (slot, sentence); each is told once."""
+        return []
 
     def start(self, slot: int, number: int, source: Source = 'game', real: bool = False) -> Frame:
         """Put the player of `slot` at a beginning; the same number and source always give the same one.
@@ -101,13 +113,16 @@ class Session:
         if source not in self.sources:
             raise UserError(f'start {source!r} given; expected one of {", ".join(self.sources)}')
         if source == 'game':
-            key = jax.random.fold_in(self._key, number)
-            row, frame, seen = self._call('game', self._game, self.params, key)
+            row, frame, seen = self._begin_game(slot, number)
         else:
             assert self.contexts is not None
             row, frame, seen = self._call('data', self._data, self.params, self.contexts(number))
         self.carry = self._call(f'put {source}', self._put, self.carry, row, np.int32(slot))
         return frame._replace(image=seen if real else frame.image)
+
+    def _begin_game(self, slot: int, number: int) -> tuple[Carry, Frame, Array]:
+        key = jax.random.fold_in(self._key, number)
+        return self._call('game', self._game, self.params, key)
 
     def late(self, world: World) -> bool:
         """Whether reward, cont and is_last of a `frame` are of the frame before it. Those of a start never are."""
@@ -126,9 +141,14 @@ class Session:
             raise UserError('no player has begun; expected a start before the first frame')
         numbers = np.asarray(action, np.float32), np.asarray(by_agent, bool), np.asarray(rows, bool)
         program = self.compile(world, steps, bool((numbers[1] & numbers[2]).any()))
-        self.carry, frame = program(self.params, self.carry, *numbers, np.uint32(self.frames % 2**32))
+        arrived = None if world == 'dream' else self._arrive(*numbers)
+        self.carry, frame = program(self.params, self.carry, *numbers, np.uint32(self.frames % 2**32), arrived)
         self.frames += 1
         return frame
+
+    def _arrive(self, action: np.ndarray, by_agent: np.ndarray, rows: np.ndarray) -> Step | None:
+        """What environments outside of the device answer [N]; None where they move with the players."""
+        return None
 
     def _call(self, name: str, function: Any, *args: Any) -> Any:
         """Compiled at its first call and never again, wherever its arguments come from."""
@@ -164,14 +184,18 @@ class Session:
             if steps not in self.steps_choices:
                 raise UserError(f'{steps} sampling steps given; expected one of {self.steps_choices}')
             self._agents[steps] = self.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
-        return self._jit.trace(*self._outlines(), world=world, steps=steps, plays=plays)
+        return self._jit.trace(*self._outlines(world), world=world, steps=steps, plays=plays)
 
-    def _outlines(self) -> tuple[Any, ...]:
+    def _outlines(self, world: World) -> tuple[Any, ...]:
         """Shapes of what a program takes."""
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.params)
         action = jax.ShapeDtypeStruct((self.slots, self.agent.spec.actions.size), np.float32)
         flag, number = jax.ShapeDtypeStruct((self.slots,), bool), jax.ShapeDtypeStruct((), np.uint32)
-        return params, self._shape, action, flag, flag, number
+        return params, self._shape, action, flag, flag, number, None if world == 'dream' else self._arrives()
+
+    def _arrives(self) -> Step | None:
+        """Shapes of what `_arrive` returns."""
+        return None
 
     # ---------------------------------------------------------------- traced
 
@@ -181,13 +205,13 @@ class Session:
         action = jnp.zeros((n, self.agent.spec.actions.size))
         return Carry(self._way.begin(model, model.initial(n), action, key), env, action)
 
-    def _taken(self, action: Float[Array, 'N A']) -> Array:
+    def _taken(self, action: Float[Array, 'N A'] | Float[np.ndarray, 'N A']) -> Any:
         """An action as environments take it."""
         return action.argmax(-1) if self.discrete else action
 
     def _frame(
         self, params: Params, carry: Carry, given: Float[Array, 'N A'], by_agent: Bool[Array, ' N'],
-        rows: Bool[Array, ' N'], number: Array, *, world: World, steps: int, plays: bool,
+        rows: Bool[Array, ' N'], number: Array, arrived: Step | None, *, world: World, steps: int, plays: bool,
     ) -> tuple[Carry, Frame]:  # fmt: skip
         model = self._agents[steps].model(params)
         key_model, key_env, key_choose = jax.random.split(jax.random.fold_in(self._key, number), 3)
@@ -195,6 +219,8 @@ class Session:
         def play(action: Array) -> tuple[PyTree, Step | None]:
             if world == 'dream':
                 return carry.env, None
+            if arrived is not None:
+                return carry.env, arrived
             assert self._vector is not None
             return self._vector[0].step(carry.env, self._taken(action), key_env)
 

@@ -148,6 +148,13 @@ def test_one_seed_gives_one_sequence_and_another_seed_another():
     assert not np.allclose(once[0], other[0]) and not np.allclose(once[0, 0], once[0, 1])
 
 
+def test_episodes_of_one_seed_begin_alike_and_chance_goes_on_after_them():
+    with HostVector('gym/CartPole-v1', 2) as envs:
+        once, after, again, after_again, other = (envs.reset(seed).obs for seed in (3, None, 3, None, 4))
+    np.testing.assert_array_equal([once, after], [again, after_again])
+    assert len(np.unique([*once, *after, *other], axis=0)) == 6
+
+
 def test_a_limit_of_the_environment_truncates():
     with HostVector('gym/Pendulum-v1', 1, action_repeat=50) as envs:
         envs.reset()

@@ -98,6 +98,26 @@ class Screen(gymnasium.Env):
         return self.reset()[0], 0.0, False, False, {}
 
 
+def tally(time, total, action, side=64, xp=np):
+    """A picture of three numbers, one for each colour."""
+    return xp.broadcast_to(xp.asarray([40 * time, 20 * total, 100 * action]).astype(xp.uint8), (side, side, 3))
+
+
+class Tally(gymnasium.Env):
+    """Adds up its actions, pays the sum, and terminates after five steps; no chance. See `tests.serve.test_hosted`."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = self.total = 0
+        return tally(0, 0, 0), {}
+
+    def step(self, action):
+        self.time, self.total = self.time + 1, self.total + int(action)
+        return tally(self.time, self.total, int(action)), float(self.total), self.time == 5, False, {}
+
+
 class Mute(gymnasium.Env):
     """Actions of a kind that no agent has."""
 
