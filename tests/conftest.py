@@ -1,10 +1,14 @@
 """Shapes are checked while tests run; compiled programs are kept between runs."""
 
+import importlib.metadata
 import os
 import pathlib
 
+FLAGS = '--xla_backend_optimization_level=0'  # most of the time goes into compiling
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+    FLAGS += ' --xla_cpu_use_fusion_emitters=false'  # the older emitters compile twice as fast; later versions lack them
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')  # most of the time goes into compiling
+os.environ.setdefault('XLA_FLAGS', FLAGS)
 
 import jax
 import jaxtyping

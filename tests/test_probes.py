@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +35,6 @@ def config():
         dynamics_phase=phase(debug.dynamics_phase, 600, 5e-3),
         finetune_phase=phase(debug.finetune_phase, 200, 5e-3),
         imagine_phase=phase(debug.imagine_phase, 150, 5e-3),
-        bc_phase=phase(debug.bc_phase, 1, 5e-3),
     )
 
 
@@ -44,6 +42,7 @@ def config():
 def trained(request, tmp_path_factory):
     env = Counter(request.param)
     agent = presets.make(config(), env.spec)
+    agent.phases = agent.phases[:-1]  # not the baseline without a world model
     params = runner.run(
         agent, RandomPlay(env), tmp_path_factory.mktemp('run'), updates_per_call=50, checkpoint_every_s=1e9
     )
@@ -72,4 +71,3 @@ def test_the_policy_trained_in_imagination_finds_the_best_action_in_every_state(
     assert score('imagination', True) > 30 - env.size  # 29 or 30 of 30 in two states, at least 27 in four
     assert score('imagination', False) > 24
     assert score('wm_bc', False) < 20  # the data were random play
-    assert jnp.isfinite(jnp.asarray(score('bc', True)))

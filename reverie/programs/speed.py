@@ -72,7 +72,7 @@ def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 def phases(agent: Agent, source: Noise, updates: int, repeats: int) -> dict[str, Any]:
     """Frames per second of every phase, and how often it was compiled."""
-    found, params = {}, jax.jit(agent.init)(jax.random.key(0))
+    found, params = {}, agent.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 1)
     for phase in agent.phases:
         program = make_program(phase, source)
@@ -162,7 +162,7 @@ def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
     spec = device.make('minatar/breakout').spec
     config = presets.get(preset)
     agent = presets.make(config, spec)
-    params = jax.jit(agent.init)(jax.random.key(0))
+    params = agent.init(jax.random.key(0))
     cpu = jax.default_backend() == 'cpu'
     updates, repeats = (4, 3) if cpu else (50, 5)
     record = {

@@ -80,7 +80,7 @@ def _of_preset(name: str, env_name: str | None, options: dict[str, Any], seed: i
     facts = {'source': 'play', 'preset': name, 'env': {'name': env_name, 'options': options}}
     folder = pathlib.Path('runs') / 'plays' / name
     title = f'{name} on {env_name}, random weights'
-    return Cast(title, agent, experiment, lambda: jax.jit(agent.init)(jax.random.key(seed)), None, folder, facts)
+    return Cast(title, agent, experiment, lambda: agent.init(jax.random.key(seed)), None, folder, facts)
 
 
 def open_session(who: Cast, players: int, seed: int) -> Session:

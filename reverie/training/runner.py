@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +88,8 @@ def run(
         max_streak=max_streak,
     )
     try:
-        with caught_signals() as signals:
-            return loop.run(signals)
+        with caught_signals() as signals, ThreadPoolExecutor(1, 'compiler') as compiler:
+            return loop.run(signals, compiler)
     finally:
         for sink in loop.sinks:
             sink.close()
@@ -166,6 +167,13 @@ class _Call:
     evidence: Evidence  # [seeds, ...] of the first update that was skipped
 
 
+class _Compiled(NamedTuple):
+    """A program whose first call costs no compilation, and what XLA says of it."""
+
+    program: Program
+    executable: Any  # jax.stages.Compiled
+
+
 _copy = jax.jit(state.own_buffers)
 
 
@@ -186,10 +194,12 @@ class _Loop:
     updates_per_call: int
     max_streak: int
 
-    def run(self, signals: list[signal.Signals]) -> Params:
-        """Restore, then every phase that is left."""
+    def run(self, signals: list[signal.Signals], compiler: Executor) -> Params:
+        """Restore, then every phase that is left. compiler: compiles the next phase while one trains."""
         self.signals, self.started, self.seconds_before = signals, time.monotonic(), 0.0
-        self.saved_at = self.started
+        self.saved_at, self.compiler = self.started, compiler
+        self.program: Program | None = None  # of the phase that trains
+        self.ahead: Future[_Compiled] | None = None  # of the next one
         self._check_source()
         first, resumed, params = 0, None, None
         found = checkpoint.restore_latest(self.keeper.folder, self._target)
@@ -222,9 +232,8 @@ class _Loop:
         return self.seconds_before + time.monotonic() - self.started
 
     def _init(self) -> Params:
-        """Seed by seed, so that each starts as it would alone."""
-        init = jax.jit(self.agent.init)
-        each = [init(key) for key in self.keys[:, 0]]
+        """Seed by seed, so that each starts as it would alone; not jitted, what runs once is not worth compiling."""
+        each = [self.agent.init(key) for key in self.keys[:, 0]]
         return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     def _begin(self, index: int, params: Params) -> TrainState:
@@ -238,7 +247,7 @@ class _Loop:
         if isinstance(self.source, Live):
             live = jax.jit(jax.vmap(functools.partial(self._begin_live, phase)))(train.params, self._phase_keys(index))
             train = train._replace(live=live)
-        return train if self.mesh is None else jax.device_put(train, state.train_sharding(self.mesh, train))
+        return jax.device_put(train, self._layout(train))
 
     def _begin_live(self, phase: Phase, params: Params, key: PRNGKeyArray) -> PyTree:
         """Environments and replay of one seed; updates take the keys from 0 on, this the last one."""
@@ -248,6 +257,13 @@ class _Loop:
     def _phase_keys(self, index: int) -> Array:
         """[seeds]"""
         return jax.vmap(lambda key: jax.random.fold_in(key, index))(self.keys[:, 1])
+
+    def _layout(self, train: TrainState) -> PyTree:
+        """Where each leaf [seeds, ...] lies."""
+        if self.mesh is None:
+            one = SingleDeviceSharding(jax.devices()[0])
+            return jax.tree.map(lambda x: one, train)
+        return state.train_sharding(self.mesh, train)
 
     def _shapes(self, index: int) -> TrainState:
         """Shapes of one seed's train state in a phase, without `live`."""
@@ -263,21 +279,19 @@ class _Loop:
             for index, phase in enumerate(self.agent.phases):
                 self.source.check(self._shapes(index).params, phase.batch, phase.length, self.keys.shape[0])
 
-    def _target(self, meta: checkpoint.Meta) -> tuple[PyTree, PyTree]:
-        """Shapes and shardings of a checkpoint of this run."""
-        seeds, phase = self.keys.shape[0], self.agent.phases[meta['phase_index']]
-        train = self._shapes(meta['phase_index'])
+    def _expected(self, index: int) -> TrainState:
+        """What `_begin` gives: shapes [seeds, ...] and where they lie."""
+        seeds, phase, train = self.keys.shape[0], self.agent.phases[index], self._shapes(index)
         if isinstance(self.source, Live):
             live = jax.eval_shape(functools.partial(self._begin_live, phase), train.params, self.keys[0, 0])
             train = train._replace(live=live)
         train = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), train)
-        if self.mesh is None:
-            one = SingleDeviceSharding(jax.devices()[0])
-            shardings = jax.tree.map(lambda x: one, train)
-        else:
-            shardings = state.train_sharding(self.mesh, train)
-        train = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), train, shardings)
-        rest = train._asdict()
+        where = self._layout(train)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), train, where)
+
+    def _target(self, meta: checkpoint.Meta) -> tuple[PyTree, PyTree]:
+        """Shapes and shardings of a checkpoint of this run."""
+        rest = self._expected(meta['phase_index'])._asdict()
         params = rest.pop('params')
         if isinstance(self.source, HostLive):
             rest['host'] = self.source.arrays()  # NumPy, so that they are read into NumPy
@@ -287,8 +301,7 @@ class _Loop:
         """Run one phase to its end; -> its parameters."""
         phase = self.agent.phases[index]
         step = int(train.step[0])
-        shardings = None if self.mesh is None else state.train_sharding(self.mesh, train)
-        program = make_program(phase, self.source, self.mesh, shardings)
+        self.program = None
         size = call_size(phase.steps, self.updates_per_call)
         keys = self._phase_keys(index)
         if isinstance(self.source, HostLive):
@@ -299,19 +312,19 @@ class _Loop:
         self.watch = faults.Watch(self.keeper.folder.parent, phase, self.max_streak)
         while step < phase.steps:
             updates = min(size, phase.steps - step)
-            train, call = self._dispatch(program, phase, train, keys, step, updates)
+            train, call = self._dispatch(index, train, keys, step, updates)
             step += updates
             if pending is not None:  # looked at while the device works on the next call
-                self._look(index, pending, program)
+                self._look(index, pending)
             pending = call
             due = time.monotonic() - self.saved_at >= self.checkpoint_every_s
             if (due or self.signals) and step < phase.steps:
-                self._look(index, pending, program)
+                self._look(index, pending)
                 pending = None
                 self._save(index, train.params, train, step)
                 self._stop_if_asked(index, step)
         if pending is not None:
-            self._look(index, pending, program, last=True)
+            self._look(index, pending, last=True)
         params = train.params if train.ema is None else {**train.params, **train.ema}
         if isinstance(self.source, Live | HostLive):
             self.source.finish(train.live)
@@ -319,9 +332,30 @@ class _Loop:
         self._stop_if_asked(index, phase.steps)
         return params
 
+    def _compile(
+        self, index: int, train: TrainState, data: PyTree, loaded: PyTree, keys: Array, updates: int
+    ) -> _Compiled:
+        """The program of a phase, ready to be called with such arguments; shapes will do."""
+        shardings = None if self.mesh is None else state.train_sharding(self.mesh, train)
+        program = make_program(self.agent.phases[index], self.source, self.mesh, shardings)
+        return _Compiled(program, program.call.lower(train, data, loaded, keys, updates=updates).compile())
+
+    def _compile_ahead(self, index: int, data: PyTree) -> None:
+        """Compile a phase beside the one that trains, which leaves a processor idle now and then.
+
+        Not on accelerators, where a compiler tries kernels out on the device that trains.
+        """
+        if index < len(self.agent.phases) and jax.default_backend() == 'cpu':
+            phase = self.agent.phases[index]
+            args = (self._expected(index), data, None, self._phase_keys(index))
+            self.ahead = self.compiler.submit(
+                self._compile, index, *args, call_size(phase.steps, self.updates_per_call)
+            )
+
     def _dispatch(
-        self, program: Program, phase: Phase, train: TrainState, keys: Array, step: int, updates: int
+        self, index: int, train: TrainState, keys: Array, step: int, updates: int
     ) -> tuple[TrainState, _Call]:
+        phase = self.agent.phases[index]
         data = loaded = None
         played: Metrics = {}
         if not isinstance(self.source, Live):
@@ -333,13 +367,17 @@ class _Loop:
             played |= self.source.metrics()
         if self.mesh is not None:
             data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))
-        if not program.traces:
-            compiled = program.call.lower(train, data, loaded, keys, updates=updates).compile()
-            faults.check_fits(phase, keys.shape[0], compiled, state.available_bytes(jax.devices()[0]))
-        train, metrics, *rest = program.call(train, data, loaded, keys, updates=updates)
+        if self.program is None:
+            args = (index, train, data, loaded, keys, updates)
+            ready, self.ahead = self.ahead.result() if self.ahead else self._compile(*args), None
+            faults.check_fits(phase, keys.shape[0], ready.executable, state.available_bytes(jax.devices()[0]))
+            self.program = ready.program
+            if loaded is None:  # else nobody knows the next phase's shapes before its first batches are there
+                self._compile_ahead(index + 1, data)
+        train, metrics, *rest = self.program.call(train, data, loaded, keys, updates=updates)
         return train, _Call(step + updates, updates, {**metrics, **played}, *rest)
 
-    def _look(self, index: int, call: _Call, program: Program, last: bool = False) -> None:
+    def _look(self, index: int, call: _Call, last: bool = False) -> None:
         """Wait for a call; report what of it was not finite, stop if it was too much; log it if it is time."""
         phase = self.agent.phases[index]
         streak = np.asarray(call.streak)
@@ -372,7 +410,7 @@ class _Loop:
                 played = self._phase_frames(phase, call.step) - self._phase_frames(phase, call.step - call.updates)
                 record['time/env_frames_per_s'] = rate * played / call.updates * self.keys.shape[0]
         record['time/seconds'] = self.seconds
-        record['time/compilations'] = len(program.traces)
+        record['time/compilations'] = len(self.program.traces) if self.program else 0
         for sink in self.sinks:
             sink.write(record)
 

@@ -26,7 +26,7 @@ def agent():
 
 @pytest.fixture(scope='module')
 def params(agent):
-    params = jax.jit(agent.init)(jax.random.key(0))
+    params = agent.init(jax.random.key(0))
     # output layers that start at zero would hide gradients
     normal = lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32)
     return jax.tree.map(lambda x: x + 0.05 * normal(x), params)

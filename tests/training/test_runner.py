@@ -117,7 +117,7 @@ def test_a_phase_leaves_its_weight_mean_behind_and_the_next_begins_from_it(tmp_p
         lambda p: (), lambda g, s, p=None: (jax.tree.map(lambda x: x * 0 + 1, g), s)
     )
     agent = toy((3, 1), optimiser=plus_one, ema_decay=0.5)
-    start = jax.jit(agent.init)(jax.random.split(jax.random.key(0))[0])
+    start = agent.init(jax.random.split(jax.random.key(0))[0])
     params = train(tmp_path, agent=agent)
     # weights w+1, w+2, w+3; mean: 0.5, then 1.25, then 2.125 above the start
     np.testing.assert_allclose(params['model']['w'][0], start['model']['w'] + 2.125, rtol=1e-5)
@@ -140,6 +140,18 @@ def test_each_phase_compiles_once_and_once_more_for_a_remainder(tmp_path):
     train(tmp_path / 'odd', agent=toy((41, 0), model=counted))
     assert metrics.read(tmp_path / 'odd' / 'metrics.jsonl')[-1]['time/compilations'] == 2
     assert len(traced) <= 2 * per_compilation
+
+
+@pytest.mark.parametrize('source, threads', [(Table, ['MainThread', 'compiler_0']), (Stream, ['MainThread'] * 2)])
+def test_the_next_phase_is_compiled_beside_the_one_that_trains_and_never_twice(tmp_path, caplog, source, threads):
+    """Where the host loads batches the shapes of the next phase are not known before it begins."""
+    jax.config.update('jax_log_compiles', True)  # in every thread, unlike jax.log_compiles
+    try:
+        train(tmp_path, agent=toy((4, 4)), source=source())
+    finally:
+        jax.config.update('jax_log_compiles', False)
+    compiled = [r.threadName for r in caplog.records if 'Finished XLA compilation of jit(call)' in r.getMessage()]
+    assert compiled == threads
 
 
 def test_losses_that_stay_nan_stop_the_run_and_leave_checkpoints_alone(tmp_path):
