@@ -4,11 +4,13 @@ import importlib.metadata
 import os
 import pathlib
 
-FLAGS = '--xla_backend_optimization_level=0'  # most of the time goes into compiling
-if importlib.metadata.version('jaxlib').startswith('0.10.'):
-    FLAGS += ' --xla_cpu_use_fusion_emitters=false'  # the older emitters compile twice as fast; later versions lack them
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('XLA_FLAGS', FLAGS)
+# Most of the time goes into compiling. JAX 0.10 still has older emitters, which compile twice as fast.
+os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0'
+    + ' --xla_cpu_use_fusion_emitters=false' * importlib.metadata.version('jaxlib').startswith('0.10.'),
+)
 
 import jax
 import jaxtyping

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -167,13 +167,6 @@ class _Call:
     evidence: Evidence  # [seeds, ...] of the first update that was skipped
 
 
-class _Compiled(NamedTuple):
-    """A program whose first call costs no compilation, and what XLA says of it."""
-
-    program: Program
-    executable: Any  # jax.stages.Compiled
-
-
 _copy = jax.jit(state.own_buffers)
 
 
@@ -199,7 +192,7 @@ class _Loop:
         self.signals, self.started, self.seconds_before = signals, time.monotonic(), 0.0
         self.saved_at, self.compiler = self.started, compiler
         self.program: Program | None = None  # of the phase that trains
-        self.ahead: Future[_Compiled] | None = None  # of the next one
+        self.ahead: Future[tuple[Program, Any]] | None = None  # `_compile` of the next one
         self._check_source()
         first, resumed, params = 0, None, None
         found = checkpoint.restore_latest(self.keeper.folder, self._target)
@@ -334,23 +327,21 @@ class _Loop:
 
     def _compile(
         self, index: int, train: TrainState, data: PyTree, loaded: PyTree, keys: Array, updates: int
-    ) -> _Compiled:
-        """The program of a phase, ready to be called with such arguments; shapes will do."""
+    ) -> tuple[Program, Any]:
+        """The program of a phase, compiled for such arguments (shapes will do); -> (it, what XLA says of it)."""
         shardings = None if self.mesh is None else state.train_sharding(self.mesh, train)
         program = make_program(self.agent.phases[index], self.source, self.mesh, shardings)
-        return _Compiled(program, program.call.lower(train, data, loaded, keys, updates=updates).compile())
+        return program, program.call.lower(train, data, loaded, keys, updates=updates).compile()
 
     def _compile_ahead(self, index: int, data: PyTree) -> None:
         """Compile a phase beside the one that trains, which leaves a processor idle now and then.
 
         Not on accelerators, where a compiler tries kernels out on the device that trains.
         """
-        if index < len(self.agent.phases) and jax.default_backend() == 'cpu':
-            phase = self.agent.phases[index]
-            args = (self._expected(index), data, None, self._phase_keys(index))
-            self.ahead = self.compiler.submit(
-                self._compile, index, *args, call_size(phase.steps, self.updates_per_call)
-            )
+        if index < len(self.agent.phases) and self.agent.phases[index].steps and jax.default_backend() == 'cpu':
+            updates = call_size(self.agent.phases[index].steps, self.updates_per_call)
+            args = (index, self._expected(index), data, None, self._phase_keys(index), updates)
+            self.ahead = self.compiler.submit(self._compile, *args)
 
     def _dispatch(
         self, index: int, train: TrainState, keys: Array, step: int, updates: int
@@ -369,9 +360,8 @@ class _Loop:
             data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))
         if self.program is None:
             args = (index, train, data, loaded, keys, updates)
-            ready, self.ahead = self.ahead.result() if self.ahead else self._compile(*args), None
-            faults.check_fits(phase, keys.shape[0], ready.executable, state.available_bytes(jax.devices()[0]))
-            self.program = ready.program
+            (self.program, compiled), self.ahead = self.ahead.result() if self.ahead else self._compile(*args), None
+            faults.check_fits(phase, keys.shape[0], compiled, state.available_bytes(jax.devices()[0]))
             if loaded is None:  # else nobody knows the next phase's shapes before its first batches are there
                 self._compile_ahead(index + 1, data)
         train, metrics, *rest = self.program.call(train, data, loaded, keys, updates=updates)
