@@ -6,6 +6,8 @@ writes, per preset, `results/<preset>/scores.svg` (returns of every read-out in 
 seed), `aggregate.svg` (interquartile mean of the normalised scores over games and seeds, stratified bootstrap) and,
 where runs were scored while they trained, `curves.svg`; and prints the aggregate as a table. Several presets also come
 into one plot, `results/<preset>_<preset>.svg`: curves of the games they share, and their final scores with intervals.
+Curves have their 95% intervals over seeds and company: what others published (`published.json`), and our PPO
+(`bench/ppo_<env>.json`, where `benchmarks/ppo.py` has left one).
 """
 
 import json
@@ -19,7 +21,7 @@ matplotlib.use('svg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-from reverie.evaluation.returns import iqm, normalised, stratified_interval
+from reverie.evaluation.returns import interval, iqm, normalised, stratified_interval
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = {
@@ -117,6 +119,36 @@ def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
         print(f'  {NAMES[name]:16} {value:6.3f}  [{low:.3f}, {high:.3f}]  over {over}')
 
 
+def curve(axis: plt.Axes, record: dict, colour: str) -> None:
+    """Score while training: seeds thin, their mean thick, its 95% interval shaded."""
+    x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
+    axis.plot(x, y.T, color=colour, linewidth=0.6, alpha=0.4)
+    axis.plot(x, y.mean(0), color=colour, linewidth=1.6)
+    if len(y) > 1:
+        bounds = [interval([[value] for value in column]) for column in y.T.tolist()]
+        axis.fill_between(x, [b.low for b in bounds], [b.high for b in bounds], color=colour, alpha=0.2, linewidth=0)
+
+
+def company(axis: plt.Axes, game: str, frames: float) -> None:
+    """What others reach in a game within so many frames, and the curve and the end of our own PPO."""
+    limit = 1.2 * frames
+    for i, other in enumerate(json.loads((FOLDER / 'published.json').read_text())['scores']):
+        if game in other['score'] and other['env_frames'] <= limit:
+            low, high = other['score'][game]
+            x = other['env_frames'] * (1 + 0.02 * (i % 3))  # side by side
+            axis.plot([x, x], [low, high], color=INK, linewidth=1.2, marker='_', markersize=6)
+            axis.annotate(other['name'], (x, high), xytext=(-3, 2), textcoords='offset points', ha='right', fontsize=6)
+    path = FOLDER / 'bench' / f'ppo_{game.replace("/", "_")}.json'
+    ours = json.loads(path.read_text()) if path.exists() else {}
+    if 'curve' in ours:
+        x, y = ours['curve']['env_frames'], ours['curve']['return']
+        label = ' '.join(['PPO', *(str(v) for v in ours['env_options'].values()), f'{x[-1] / 1e6:.1f}M: {y[-1]:.1f}'])
+        axis.plot(x, y, color=PLAIN, linewidth=1.2)
+        axis.axhline(y[-1], color=PLAIN, linewidth=1, linestyle=':', label=label)
+        axis.legend(fontsize=7, frameon=False)
+        axis.set_xlim(0, limit)
+
+
 def plot_curves(records: list[dict], path: pathlib.Path) -> None:
     """Score while training, where a run was scored along the way."""
     records = [r for r in records if r.get('curve', {}).get('env_frames')]
@@ -124,9 +156,8 @@ def plot_curves(records: list[dict], path: pathlib.Path) -> None:
         return
     figure, axes = plt.subplots(1, len(records), figsize=(3.2 * len(records), 2.4), squeeze=False, layout='constrained')
     for axis, record in zip(axes.flat, records, strict=True):
-        x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
-        axis.plot(x, y.T, color=SOFT, linewidth=0.8)
-        axis.plot(x, y.mean(0), color=ACCENT, linewidth=1.6)
+        curve(axis, record, ACCENT)
+        company(axis, record['env'], record['env_frames'])
         axis.set_title(record['env'], loc='left')
         axis.set_xlabel('environment frames')
     save(figure, path, records)
@@ -144,12 +175,11 @@ def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
             record, colour = of[game], f'C{i}'
             score = record['score'].get('agent') or record['score'].get('imagination')
             if (record.get('curve') or {}).get('env_frames'):
-                x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
-                axis.plot(x, y.T, color=colour, linewidth=0.6, alpha=0.4)
-                axis.plot(x, y.mean(0), color=colour, linewidth=1.6)
+                curve(axis, record, colour)
             end = record['env_frames'] * (1.03 + 0.03 * i)
             axis.plot([end, end], score['ci95'], color=colour, linewidth=2)
             axis.plot(end, score['mean'], 'o', color=colour, markersize=4, label=f'{preset}: {score["mean"]:.2f}')
+        company(axis, game, max(of[game]['env_frames'] for of in games))
         axis.set_title(game, loc='left')
         axis.set_xlabel('environment frames')
         axis.legend(fontsize=7, frameon=False)

@@ -1,7 +1,9 @@
 """The plots of the results folder are made from its JSON files alone."""
 
 import importlib.util
+import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -20,10 +22,10 @@ def plot():
     return module
 
 
-def save(folder, game, own, preset='dreamer4'):
+def save(folder, game, own, preset='dreamer4', env_frames=1, curve=None):
     record = returns.record(preset=preset, env=f'minatar/{game}', command='reverie train', seeds=[0, 1],
-                            seconds=1.0, env_frames=1, gradient_steps={}, reference=10.0,
-                            scores={'random': [0.0, 0.0], 'imagination': own})  # fmt: skip
+                            seconds=1.0, env_frames=env_frames, gradient_steps={}, reference=10.0,
+                            scores={'random': [0.0, 0.0], 'imagination': own}, curve=curve)  # fmt: skip
     returns.save(folder / preset / f'minatar_{game}.json', record)
 
 
@@ -46,6 +48,22 @@ def test_two_presets_come_into_one_plot_of_the_games_they_share(plot, tmp_path):
     assert plot.main(tmp_path, ['a', 'b']) == 0
     text = (tmp_path / 'a_b.svg').read_text()
     assert 'a: 1.00' in text and 'b: 2.00' in text and 'freeway' not in text
+
+
+def test_curves_stand_beside_the_ppo_and_what_others_published_for_as_many_frames(plot, tmp_path, monkeypatch):
+    shutil.copy(SCRIPT.with_name('published.json'), tmp_path)
+    monkeypatch.setattr(plot, 'FOLDER', tmp_path)
+    (tmp_path / 'bench').mkdir()
+    ppo = {'env_options': {'protocol': 'gymnax'}, 'curve': {'env_frames': [1e6, 1e7], 'return': [20.0, 42.0]}}
+    (tmp_path / 'bench' / 'ppo_minatar_breakout.json').write_text(json.dumps(ppo))
+    curve = dict(env_frames=[5e5, 1e6], seconds=[1.0, 2.0], return_per_seed=[[1.0, 8.0], [2.0, 9.0]])
+    for preset in 'ab':
+        save(tmp_path, 'breakout', [[8.0], [9.0]], preset, env_frames=1_000_000, curve=curve)
+    assert plot.main(tmp_path, ['a', 'b']) == 0
+    for path in (tmp_path / 'a' / 'curves.svg', tmp_path / 'a_b.svg'):
+        text = path.read_text()
+        assert 'DQN' in text and 'Dreamer V2' in text and 'PPO gymnax 10.0M: 42.0' in text
+        assert 'AC(0.8)' not in text  # known after 5M frames only
 
 
 def test_a_preset_without_results_is_refused(plot, tmp_path, capsys):
