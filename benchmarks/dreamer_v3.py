@@ -4,6 +4,7 @@
 
 `steps`: updates on random batches of 16 x 64, six actions, bf16, from 64x64 images (sizes 12m and 200m) and from
 vectors of 400 numbers, a flattened MinAtar grid (1m and 12m). `beside` are the released code's milliseconds on an H100.
+Each is followed by TransDreamerV3 with as many weights; `ratio` is its time against Dreamer V3's.
 `play`: MinAtar Breakout with size 1m; environments, replay and updates in one program, at train ratios 32 and 128.
 --quick: tiny networks and batches, to see on any machine that it runs; its figures mean nothing.
 """
@@ -73,17 +74,31 @@ def peak_bytes() -> int | None:
     return (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
 
 
+def config(preset: str, size: str, quick: bool) -> DreamerConfig:
+    """Of `dreamer_v3` or `transdreamer_v3`; quick: both a debug Dreamer V3 but for the dynamics."""
+    if not quick:
+        return getattr(presets, preset)(size)
+    tiny, small = presets.dreamer_v3_debug(), presets.transdreamer_v3_small()
+    if preset == 'dreamer_v3':
+        return tiny
+    return dataclasses.replace(tiny, world=dataclasses.replace(tiny.world, dynamics=small.world.dynamics))
+
+
 def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, Any]]:
     for size, shape, released in STEPS[1::2] if quick else STEPS:
-        cfg = presets.dreamer_v3_debug() if quick else presets.dreamer_v3(size)
-        agent = Dreamer(cfg, EnvSpec('noise', shape, ActionSpace('discrete', 6)))
-        params = jax.eval_shape(agent.init, jax.random.key(0))
-        found = timed(call(agent, Noise(agent.spec), 1, updates), updates, repeats)
-        yield dict(
-            size=size, obs=shape, params=count(params), batch=cfg.replay.batch, length=cfg.replay.length,
-            dtype=cfg.world.dynamics.style.dtype, **found, peak_bytes=peak_bytes(),
-            beside=dict(name='released code, one H100', ms=released),
-        )  # fmt: skip
+        rssm = None
+        for preset in ('dreamer_v3', 'transdreamer_v3'):
+            cfg = config(preset, size, quick)
+            agent = Dreamer(cfg, EnvSpec('noise', shape, ActionSpace('discrete', 6)))
+            params = jax.eval_shape(agent.init, jax.random.key(0))
+            found = timed(call(agent, Noise(agent.spec), 1, updates), updates, repeats)
+            rssm = rssm or found['ms']['p50']
+            yield dict(
+                preset=preset, size=size, obs=shape, params=count(params), batch=cfg.replay.batch,
+                length=cfg.replay.length, dtype=cfg.world.dynamics.style.dtype, **found, peak_bytes=peak_bytes(),
+                ratio=found['ms']['p50'] / rssm,
+                beside=dict(name='released code, one H100', ms=released) if preset == 'dreamer_v3' else None,
+            )  # fmt: skip
 
 
 def with_ratio(cfg: DreamerConfig, ratio: int) -> DreamerConfig:
@@ -118,10 +133,9 @@ def main() -> None:
     record |= dict(quick=args.quick, updates=updates, repeats=repeats, steps=[], play=[])
     for row in train_steps(args.quick, updates, repeats):
         record['steps'].append(row)
-        print(
-            f'{row["size"]:>5} {"x".join(map(str, row["obs"])):>8}  {row["ms"]["p50"]:8.2f} ms a step '
-            f'(released code, H100: {row["beside"]["ms"]:.0f}), {row["params"]:,} weights', flush=True,
-        )  # fmt: skip
+        beside = f'released code, H100: {row["beside"]["ms"]:.0f}' if row['beside'] else f'{row["ratio"]:.2f} times'
+        what = f'{row["preset"]:>15} {row["size"]:>5} {"x".join(map(str, row["obs"])):>8}'
+        print(f'{what}  {row["ms"]["p50"]:8.2f} ms a step ({beside}), {row["params"]:,} weights', flush=True)
     for row in play(args.quick, tuple(args.seeds), updates, repeats):
         record['play'].append(row)
         print(
