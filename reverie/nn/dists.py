@@ -58,13 +58,17 @@ class TwoHot(NamedTuple):
     bins: Float[Array, ' bins'] | np.ndarray
 
     def mean(self) -> Float[Array, '*B']:
-        """Expectation, summed from the outside in so that symmetric logits give exactly 0."""
+        """Expectation; symmetric logits over symmetric bins give exactly 0.
+
+        Each pair of opposite bins is b (p+ - p-): the products p b reach 1e8 and must not be rounded before they
+        cancel, which a compiler that contracts a product and a sum into one rounding does to one of the two.
+        """
         probs, bins = jax.nn.softmax(self.logits, -1), jnp.asarray(self.bins)
-        n = probs.shape[-1]
-        weighted = probs * bins
-        low, high = weighted[..., : n // 2], weighted[..., n - n // 2 :]
-        middle = weighted[..., n // 2] if n % 2 else 0.0
-        return middle + (low[..., ::-1] + high).sum(-1)
+        half = probs.shape[-1] // 2
+        low, high = (lambda x: x[..., :half][..., ::-1]), (lambda x: x[..., -half:])
+        middle = probs[..., half] * bins[half] if probs.shape[-1] % 2 else 0.0
+        pairs = (high(probs) - low(probs)) * high(bins) + low(probs) * (high(bins) + low(bins))  # + 0 if symmetric
+        return middle + pairs.sum(-1)
 
     def log_prob(self, target: Float[Array, '*B']) -> Float[Array, '*B']:
         """Cross entropy with the two-hot of `target`, negated: weights on the two bins that enclose it."""
