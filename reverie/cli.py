@@ -99,6 +99,10 @@ class TrainPlayed(Train):
     """Options of the environment as name=value, e.g. sticky=0.0 action_repeat=2."""
     export: pathlib.Path | None = None
     """Leave the replay of all seeds as a dataset here."""
+    score_every: float = 0
+    """Frames between two scores while training, which make the curve of the results; 0 for none."""
+    score_episodes: int = 32
+    """Sampled episodes of each such score and seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +241,11 @@ def train(args: Train, preset: str) -> None:
     experiment: Experiment
     if isinstance(args, TrainPlayed):
         options, frames = options_of(args.env_options), whole('frames', args.frames)
-        experiment = played(args.env)(*fields, options=options, env_frames=frames, export=args.export)
+        every = whole('score-every', args.score_every) if args.score_every else 0
+        experiment = played(args.env)(
+            *fields, options=options, env_frames=frames, export=args.export, score_every=every,
+            score_episodes=whole('score-episodes', args.score_episodes), score_steps=args.max_steps,
+        )  # fmt: skip
     else:
         assert isinstance(args, TrainRecorded)
         data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'

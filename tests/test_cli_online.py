@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 def command(folder):
     args = ['train', 'dreamer_v3_debug', '--env', 'minatar/breakout', '--frames', 600, '--out', folder, *SMALL]
-    return [*args, '--seeds', 2, '--export', folder / 'played']
+    return [*args, '--seeds', 2, '--export', folder / 'played', '--score-every', 200, '--score-episodes', 3]
 
 
 def test_one_command_trains_scores_and_reports(run):
@@ -39,7 +39,8 @@ def test_one_command_trains_scores_and_reports(run):
     assert record['seeds'] == [0, 1] and record['gradient_steps'] == {'online': 12}
     assert record['env_frames'] == 200 + 12 * 32 <= 600
     assert np.shape(record['score']['agent']['per_seed']) == (2, 4)
-    assert np.shape(record['curve']['return_per_seed']) == (2, len(record['curve']['env_frames']))
+    assert record['curve']['of'] == 'score' and record['curve']['env_frames'] == [456]  # the first call past 400
+    assert np.shape(record['curve']['return_per_seed']) == (2, 1)
     lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     assert lines[-1]['step'] == 12 and lines[-1]['env_frames'] == record['env_frames']
     page = (run / 'report.html').read_text()
@@ -61,6 +62,8 @@ def test_the_same_command_killed_and_run_again_gives_the_same_weights_scores_and
     jax.tree.map(np.testing.assert_array_equal, weights, straight)
     scores = [json.loads((path / 'scores.json').read_text())['score'] for path in (folder, run)]
     assert scores[0] == scores[1]
+    curves = [json.loads((path / 'scores.json').read_text())['curve']['return_per_seed'] for path in (folder, run)]
+    assert curves[0] == curves[1]
     assert Episodes(folder / 'played').fingerprint == Episodes(run / 'played').fingerprint
 
 

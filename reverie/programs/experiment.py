@@ -28,7 +28,11 @@ from reverie.training.online_host import OnlineHost
 from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
 
 # Keys of config.json that may differ when a run continues: where and how, not what.
-SAFE = ('command', 'data', 'max_lost', 'export', 'device', 'date', 'commit', 'versions', *runner.CADENCE)
+SAFE = (
+    'command', 'data', 'max_lost', 'export', 'score_every', 'score_episodes', 'device', 'date', 'commit', 'versions',
+    *runner.CADENCE,
+)  # fmt: skip
+SCORE_SEED = 500  # of the episodes played while training; those of the final scores have seeds of their own
 MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: enough for one bad shard of many
 
 
@@ -122,9 +126,14 @@ class Experiment(abc.ABC):
             sinks.append(metrics.WandB(folder, wandb, folder.name, self.describe()))
         return runner.run(
             agent, self.source, folder, seed=self.seed, seeds=self.seeds, updates_per_call=updates_per_call,
-            checkpoint_every_s=checkpoint_every_s, log_every_s=log_every_s, sinks=sinks, config=self.describe(),
-            safe=SAFE,
+            checkpoint_every_s=checkpoint_every_s, log_every_s=log_every_s, sinks=sinks, scoring=self.scoring,
+            config=self.describe(), safe=SAFE,
         )  # fmt: skip
+
+    @property
+    def scoring(self) -> runner.Scoring | None:
+        """How the agent is scored while it trains, if it is."""
+        return None
 
     def under(self, options: Mapping[str, Any]) -> 'Experiment':
         """The same experiment in the environment with other options. Raises UserError if they do not fit the agent."""
@@ -258,11 +267,16 @@ class Played(Experiment):
 
     options: of the environment. env_frames: how much is played, prefill included; sets the number of updates.
     export: where the replay is left as a dataset, if anywhere.
+    score_every: frames between two scores of `score_episodes` sampled episodes while training; 0 for none.
+    score_steps: steps after which such an episode is cut.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     env_frames: int = 100_000
     export: pathlib.Path | None = None
+    score_every: int = 0
+    score_episodes: int = 32
+    score_steps: int = 5000
 
     @property
     def env(self) -> Env:
@@ -298,6 +312,22 @@ class Played(Experiment):
         return Online(self.env, self.agent.explorer, self.play, self.export, self.provenance)
 
     @property
+    def scoring(self) -> runner.Scoring | None:
+        """Sampled episodes of the first read-out, always begun with the same keys."""
+        if not self.score_every:
+            return None
+        readout = next(iter(self.agent.readouts.values()))
+
+        def play(params: Params) -> dict[str, np.ndarray]:
+            played = self.score(
+                readout.actor, readout.params(params), jax.random.key(SCORE_SEED),
+                episodes=self.score_episodes, max_steps=self.score_steps, greedy=False,
+            )  # fmt: skip
+            return {'score/return': played.returns.mean(1), 'score/length': played.lengths.mean(1)}
+
+        return runner.Scoring(self.score_every, play)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What the manifest of the exported replay says."""
         env = {'name': self.env_name, 'options': dict(self.options)}
@@ -309,6 +339,8 @@ class Played(Experiment):
             'env_options': dict(self.options),
             'env_frames': self.env_frames,
             'export': self.export and str(self.export),
+            'score_every': self.score_every,
+            'score_episodes': self.score_episodes,
         }
 
     @property
@@ -359,13 +391,18 @@ class Hosted(Played):
 
 
 def curve(log: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any] | None:
-    """Returns while training, from the metrics of a run that plays."""
-    rows = [r for r in log if r.get('env/return') is not None]
+    """Returns while training, from the metrics of a run that plays.
+
+    of: 'score', episodes played to score the agent, if there are such; else 'play', those that ended while it learnt.
+    """
+    name, of = ('score/return', 'score') if any('score/return' in r for r in log) else ('env/return', 'play')
+    rows = [r for r in log if r.get(name) is not None]
     if not rows:
         return None
-    each = [r.get('env/return/seeds') or [r['env/return']] for r in rows]
+    each = [r.get(f'{name}/seeds') or [r[name]] for r in rows]
     kept = [(r, x) for r, x in zip(rows, each, strict=True) if len(x) == seeds and None not in x]
     return {
+        'of': of,
         'env_frames': [r['env_frames'] for r, _ in kept],
         'seconds': [r['seconds'] for r, _ in kept],
         'return_per_seed': [[x[i] for _, x in kept] for i in range(seeds)],

@@ -132,6 +132,8 @@ class Terminal:
             for k, v in list(scalars(record).items())
             if k.startswith('loss/') and not k.endswith('/seeds')
         )
+        if 'score/return' in record:
+            losses += f'  score {record["score/return"]:.4g}'
         in_phase, in_all = self.left(record)
         skipped = record.get('opt/skipped', 0)
         speed = f'{record["time/frames_per_s"]:.3g} frames/s' if 'time/frames_per_s' in record else 'first call'
@@ -147,7 +149,7 @@ class Terminal:
             return
         name, at = self.last
         done = record['step'] >= self.phases[self.index[record['phase']]].steps
-        if name != record['phase'] or done or time.monotonic() - at >= self.every_s:
+        if name != record['phase'] or done or 'score/return' in record or time.monotonic() - at >= self.every_s:
             with contextlib.suppress(OSError):  # a closed pipe or a full disk must not end a run
                 print(self.line(record), file=self.file, flush=True)
             self.last = (record['phase'], time.monotonic())

@@ -8,7 +8,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +25,20 @@ from reverie.training.update import Evidence, Program, call_size, make_program
 from reverie.types import Agent, HostLive, Live, Mean, Metrics, Params, Phase, Source, UserError
 
 CADENCE = ('checkpoint_every_s', 'log_every_s')
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Scores while training, which go into the record of that update.
+
+    every: environment frames of one seed between two scores; taken at the end of the call that passes a multiple.
+    play: params [seeds, ...] -> {name: [seeds]}; a function of the weights alone, so that a resumed run repeats it.
+    """
+
+    every: int
+    play: Callable[[Params], Mapping[str, np.ndarray]]
+
+
 EXIT = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75: try again later (sysexits), so a scheduler requeues
 
 
@@ -39,6 +53,7 @@ def run(
     log_every_s: float = 5.0,
     updates_per_call: int = 50,
     sinks: Sequence[Sink] = (),
+    scoring: Scoring | None = None,
     config: Any = None,
     safe: Sequence[str] = CADENCE,
     max_streak: int = 10,
@@ -55,6 +70,7 @@ def run(
     seed: seed i of the run trains with `seed + i`, just as it would alone.
     updates_per_call: gradient steps between two looks at the clock and at signals.
     sinks: besides metrics.jsonl, which is always written. They are closed at the end.
+    scoring: how the agent is scored along the way, if it is.
     config: a dataclass or dict, saved; a folder made with another is refused unless the key is in `safe`
         (dotted paths; 'optimiser' covers 'optimiser.learning_rate').
     max_streak: non-finite updates in a row, of any seed, after which training stops.
@@ -81,6 +97,7 @@ def run(
         keeper=checkpoint.Keeper(folder / 'checkpoints', max_to_keep, keep_phase_ends),
         log=log,
         sinks=(log, *sinks),
+        scoring=scoring,
         mesh=mesh,
         checkpoint_every_s=checkpoint_every_s,
         log_every_s=log_every_s,
@@ -181,6 +198,7 @@ class _Loop:
     keeper: checkpoint.Keeper
     log: Jsonl
     sinks: tuple[Sink, ...]
+    scoring: Scoring | None
     mesh: Mesh | None
     checkpoint_every_s: float
     log_every_s: float
@@ -310,9 +328,15 @@ class _Loop:
             if pending is not None:  # looked at while the device works on the next call
                 self._look(index, pending)
             pending = call
+            if self._score_due(phase, step - updates, step):
+                assert self.scoring is not None
+                scores = self.scoring.play(train.params)  # before the next call takes the weights' buffers
+                self._look(index, pending, scores=scores)
+                pending = None
             due = time.monotonic() - self.saved_at >= self.checkpoint_every_s
             if (due or self.signals) and step < phase.steps:
-                self._look(index, pending)
+                if pending is not None:
+                    self._look(index, pending)
                 pending = None
                 self._save(index, train.params, train, step)
                 self._stop_if_asked(index, step)
@@ -367,8 +391,20 @@ class _Loop:
         train, metrics, *rest = self.program.call(train, data, loaded, keys, updates=updates)
         return train, _Call(step + updates, updates, {**metrics, **played}, *rest)
 
-    def _look(self, index: int, call: _Call, last: bool = False) -> None:
-        """Wait for a call; report what of it was not finite, stop if it was too much; log it if it is time."""
+    def _score_due(self, phase: Phase, before: int, after: int) -> bool:
+        """Whether the updates between passed a multiple of `scoring.every` frames."""
+        if self.scoring is None:
+            return False
+        passed = lambda step: self._phase_frames(phase, step) // self.scoring.every
+        return passed(after) > passed(before)
+
+    def _look(
+        self, index: int, call: _Call, last: bool = False, scores: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Wait for a call; report what of it was not finite, stop if it was too much; log it if it is time.
+
+        scores: [seeds] of the weights after it; always logged.
+        """
         phase = self.agent.phases[index]
         streak = np.asarray(call.streak)
         if fault := self.watch.look(call.step - call.updates, streak, call.trace, call.evidence):
@@ -381,7 +417,7 @@ class _Loop:
         now = time.monotonic()
         self.looks += 1
         first = self.looks == 1
-        if not (first or last) and now - self.logged_at < self.log_every_s:
+        if not (first or last or scores) and now - self.logged_at < self.log_every_s:
             return
         rate = (call.step - self.logged_step) / max(now - self.logged_at, 1e-9)
         self.logged_at, self.logged_step = now, call.step
@@ -392,7 +428,7 @@ class _Loop:
             env_frames=self._env_frames(index, call.step),
             seconds=self.seconds,
         )
-        record |= self._values(metrics)
+        record |= self._values({**metrics, **(scores or {})})
         if last or not first:  # the first call of a phase spends its time compiling
             record['time/updates_per_s'] = rate
             record['time/frames_per_s'] = rate * phase.batch * phase.length * self.keys.shape[0]
