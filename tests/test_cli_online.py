@@ -82,7 +82,7 @@ def test_dreamer_4_trains_on_what_was_played(run, tmp_path):
     runner.run(Beginning(recorded.agent), recorded.source, tmp_path / 'd4')
     lines = [json.loads(line) for line in (tmp_path / 'd4' / 'metrics.jsonl').read_text().splitlines()]
     assert [line['phase'] for line in lines] == ['tokenizer', 'dynamics']
-    assert np.isfinite([lines[0]['loss/mse'], lines[1]['loss/shortcut']]).all()
+    assert np.isfinite([lines[0]['loss/recon'], lines[1]['loss/shortcut']]).all()
 
 
 @pytest.mark.parametrize(

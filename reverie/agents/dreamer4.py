@@ -116,6 +116,12 @@ def multi_token_targets(x: Array, is_first: Bool[Array, 'B T'], first: int, coun
     return jnp.stack(values), jnp.stack(valid)
 
 
+def discounted(reward: Float[Array, 'H N'], cont: Float[Array, 'H N'], discount: float) -> Float[Array, ' N']:
+    """Sum of dreamed rewards, r_1 + discount c_1 r_2 + ..; without a value at the end."""
+    weight = jnp.cumprod(jnp.concatenate([jnp.ones_like(cont[:1]), discount * cont[:-1]]), 0)
+    return (weight * reward).sum(0)
+
+
 def hidden_matrices(params: Params) -> Params:
     """Which weights Muon orthogonalises: the matrices inside transformer layers; embeddings and readouts are Adam's."""
     inside = lambda path: {'layers', 'kernel'} <= {getattr(entry, 'key', None) for entry in path}
@@ -156,6 +162,11 @@ class Dreamer4:
             raise UserError(f'{spec.name} has {spec.actions.kind} actions; dreamer4 takes discrete ones')
         if isinstance(spec.obs_shape, Mapping) or len(spec.obs_shape) != 3:
             raise UserError(f'{spec.name} has observations of shape {spec.obs_shape}; dreamer4 takes images [h, w, c]')
+        if cfg.finetune_phase.relevant >= 1:
+            raise UserError(
+                f'finetune_phase.relevant={cfg.finetune_phase.relevant:g}: expected less than 1; dynamics, rewards and '
+                'ends learn from uniform rows'
+            )
         self.cfg, self.spec = cfg, spec
         self.bins = symexp_bins(cfg.bins)
         outlines = nnx.eval_shape(lambda: self._modules(nnx.Rngs(0)))  # no weights: seconds less at every start
@@ -208,7 +219,7 @@ class Dreamer4:
                 relevant=c.relevant, rms_decay=rms_decay, ema_decay=c.ema_decay, begin=begin,
             )  # fmt: skip
 
-        tokenizer_scales = dict(mse=1.0) if self.cfg.perceptual is None else dict(mse=1.0, lpips=0.2)
+        tokenizer_scales = dict(recon=1.0) if self.cfg.perceptual is None else dict(recon=1.0, lpips=0.2)
         return (
             phase('tokenizer', ('encoder', 'decoder'), self.tokenizer_loss, tokenizer_scales),
             phase('dynamics', ('dynamics',), self.dynamics_loss, dict(shortcut=1.0)),
@@ -270,19 +281,26 @@ class Dreamer4:
     # ---------------------------------------------------------------- losses, one per phase
 
     def tokenizer_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
-        """Masked autoencoding, MSE over all patches (+ perceptual distance); Dreamer 4 eq. 5."""
+        """Masked autoencoding, MSE over all patches (+ perceptual distance); Dreamer 4 eq. 5.
+
+        Bernoulli pixels have their cross-entropy in the place of the squared error.
+        """
+        if self.cfg.tokenizer.pixels == 'bernoulli' and batch.step.obs.dtype != bool:
+            dtype = batch.step.obs.dtype
+            raise UserError(f'{self.spec.name} has observations of {dtype}; pixels=bernoulli takes boolean ones')
         encoder, decoder = (self._bind(name, params) for name in ('encoder', 'decoder'))
         image = batch.step.obs.astype(jnp.float32)
         key_mask, key_isolated = jax.random.split(key)
         mask = draw_mask(key_mask, image.shape[:2], encoder.patches, self.cfg.tokenizer.max_mask_rate)
         is_first = self._isolate(batch.step.is_first, key_isolated)
         z, _ = encoder(image, is_first, mask.hidden)
-        output, _ = decoder(z, is_first)
-        error = jnp.square(output - image)
+        law, _ = decoder.law(z, is_first)
+        error = -law.log_prob(image)
+        output = law.mean() if isinstance(law, Bernoulli) else law.mean
         if self.cfg.even_channels:
             share = jnp.square(image).mean((0, 1, 2, 3))
             error = error * sg(jnp.sqrt(share.mean() / (share + 0.01 * share.mean())))
-        losses = dict(mse=error.mean((-3, -2, -1)))
+        losses = dict(recon=error.mean((-3, -2, -1)))
         if self.cfg.perceptual is not None:
             losses['lpips'] = self.cfg.perceptual(output, image)
         wrong = ((output > 0.5) != (image > 0.5)).any((-3, -2, -1))
@@ -332,7 +350,11 @@ class Dreamer4:
         return dict(shortcut=loss), metrics
 
     def finetune_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
-        """Multi-token prediction of actions (relevant rows) and rewards, and shortcut forcing (other rows); eq. 9."""
+        """Multi-token prediction of actions (relevant rows), rewards and shortcut forcing (other rows); eq. 9.
+
+        Rewards and ends are learnt from uniform rows alone: relevant rows are drawn around rewards, and heads that
+        learn from both say rewards too often. The paper leaves this open.
+        """
         batch = jax.tree.map(lambda x: x[::-1], batch)  # relevant rows last: bootstrap rows come first
         shortcut, feat, metrics = self._denoise(params, batch, key, step + self.cfg.bootstrap_warmup)
         losses = dict(shortcut=jnp.where(batch.relevant[:, None], 0.0, shortcut))
@@ -340,10 +362,11 @@ class Dreamer4:
         count = self.cfg.multi_token + 1
         reward = self.twohot(self._bind('reward', params)(feat))
         target, valid = multi_token_targets(batch.step.reward, batch.step.is_first, 0, count)
-        valid &= batch.has_reward[:, None]
+        uniform = ~batch.relevant[:, None]
+        valid &= uniform & batch.has_reward[:, None]
         losses['reward'] = -jnp.where(valid, reward.log_prob(target), 0.0).sum(0)
         cont = Bernoulli(self._bind('cont', params)(feat)[0, ..., 0])
-        losses['cont'] = -cont.log_prob(~batch.step.is_terminal)
+        losses['cont'] = jnp.where(uniform, -cont.log_prob(~batch.step.is_terminal), 0.0)
         return losses, metrics | {'finetune/action_accuracy': accuracy}
 
     def _clone(self, params: Params, feat: Array, batch: Batch) -> tuple[Float[Array, 'B T'], Array]:
@@ -355,15 +378,26 @@ class Dreamer4:
         return -jnp.where(valid, law.log_prob(target), 0.0).sum(0), hit.sum() / jnp.maximum(valid[0].sum(), 1)
 
     def imagination_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
-        """PMPO on one rollout per context with the transformer frozen; Dreamer 4 eqs. 10 and 11."""
+        """PMPO on one rollout per context with the transformer frozen; Dreamer 4 eqs. 10 and 11.
+
+        An eighth of the contexts is dreamed on a second time with the prior's actions, only to be compared with.
+        """
         cfg = self.cfg
         model, value_head = self.model(params, images=False), self._bind('value', params)
         policy_head, prior_head = (self.bind['policy'](params[name]) for name in ('policy', 'prior'))
         key_context, key_roll = jax.random.split(key)
         state, context = model.prefill(self.encode(params, batch.step), batch.step, batch.has_action, key_context)
-        act = lambda _, feat, key: Categorical(policy_head(feat)[0]).sample(key)
         start = context[:, -1]
-        _, action, pred = sg(rollout(model, act, state, start, key_roll, cfg.horizon))
+        b, again = len(start), max(1, len(start) // 8)
+
+        def act(_, feat, key):
+            logits = jnp.concatenate([policy_head(feat[:b])[0], prior_head(feat[b:])[0]])
+            return Categorical(logits).sample(key)
+
+        begin = jax.tree.map(lambda x: jnp.concatenate([x, x[:again]]), (state, start))
+        _, action, both = sg(rollout(model, act, *begin, key_roll, cfg.horizon))
+        pred = jax.tree.map(lambda x: x[:, :b], both)
+        action = action[:, :b]
         feat = sg(jnp.concatenate([start[None], pred.feat[:-1]]))  # what each action was chosen on
         value, value_next = (self.twohot(value_head(f)[0]) for f in (feat, pred.feat))
         ret = sg(lambda_return(pred.reward, pred.cont, value_next.mean(), cfg.discount, cfg.lam))
@@ -372,8 +406,10 @@ class Dreamer4:
         adv = ret - sg(value.mean())
         policy, prior = (Categorical(head(feat)[0]) for head in (policy_head, prior_head))
         losses = cfg.pmpo(policy, prior, action, adv, weight) | dict(value=critic_loss(value, ret, weight))
+        sums = discounted(both.reward, both.cont, cfg.discount)
         metrics = {
-            'imag/return': ret.mean(), 'imag/reward': pred.reward.mean(), 'imag/cont': pred.cont.mean(),
+            'imag/return': sums[:b].mean(), 'imag/return_prior': sums[b:].mean(),
+            'imag/lambda_return': ret.mean(), 'imag/reward': pred.reward.mean(), 'imag/cont': pred.cont.mean(),
             'imag/value': value.mean().mean(), 'imag/entropy': policy.entropy().mean(),
             'imag/positive': (adv >= 0).mean(), 'imag/kl': policy.kl(prior).mean(),
         }  # fmt: skip

@@ -1,7 +1,7 @@
 """Causal tokenizer: masked autoencoding of frames into a few bounded latent tokens; Dreamer 4 section 3.1."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, rope
 from reverie.nn.core import Linear
+from reverie.nn.dists import MSE, Bernoulli
 from reverie.nn.vision import patch_grid, patchify, unpatchify
 from reverie.types import UserError
 
@@ -20,6 +21,8 @@ class TokenizerConfig:
     """patch: rows and columns of a patch in pixels. latents x bottleneck numbers describe a frame (paper: 512 x 16).
 
     max_mask_rate is the paper's 0.9. The encoder and the decoder each have the shape `transformer`.
+    pixels: law of a pixel; 'mse' is the paper's squared error, 'bernoulli' (not from the paper) a cross-entropy for
+    boolean grids, where one bullet of 600 cells is hardly worth a squared error.
     """
 
     patch: tuple[int, int] = (16, 16)
@@ -27,6 +30,7 @@ class TokenizerConfig:
     bottleneck: int = 16
     max_mask_rate: float = 0.9
     transformer: TransformerConfig = TransformerConfig()
+    pixels: Literal['mse', 'bernoulli'] = 'mse'
 
 
 class Masked(NamedTuple):
@@ -116,7 +120,14 @@ class Decoder(nnx.Module):
     def __call__(
         self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
     ) -> tuple[Float[Array, 'B T h w c'], Cache | None]:
-        """-> (images, the cache with these frames in it, if one was given)."""
+        """-> (images, of Bernoulli pixels the probabilities; the cache with these frames in it, if one was given)."""
+        law, cache = self.law(z, is_first, cache)
+        return law.mean() if isinstance(law, Bernoulli) else law.mean, cache
+
+    def law(
+        self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
+    ) -> tuple[MSE | Bernoulli, Cache | None]:
+        """-> (law of every pixel [B, T, h, w, c], the cache with these frames in it, if one was given)."""
         n = self.cfg.latents
         x = self.embed(z)
         x = jnp.concatenate([x, jnp.zeros((*x.shape[:2], self.patches, x.shape[-1]), x.dtype)], 2)
@@ -125,4 +136,5 @@ class Decoder(nnx.Module):
         mask = ~is_latent[:, None] | is_latent[None]
         x, written = self.blocks(x, is_first, jnp.asarray(mask), cache)
         image = unpatchify(self.readout(x[:, :, n:].astype(jnp.float32)), self.cfg.patch, self.shape)
-        return image, None if cache is None else self.blocks.commit(cache, written, is_first)
+        law = MSE(image, 0) if self.cfg.pixels == 'mse' else Bernoulli(image, 0)
+        return law, None if cache is None else self.blocks.commit(cache, written, is_first)

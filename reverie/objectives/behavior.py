@@ -55,10 +55,15 @@ def lambda_return(
 
 
 class PMPO(NamedTuple):
-    """Preference policy gradient by the advantage's sign alone; Dreamer 4 eq. 11. alpha .5 and beta .3 in the paper."""
+    """Preference policy gradient by the advantage's sign alone; Dreamer 4 eq. 11. alpha .5 and beta .3 in the paper.
+
+    kl_budget: mean KL[pi || prior] of a batch, in nats, above which the policy only returns towards the prior; not from
+    the paper. A policy that is far from the data is one that the world model knows nothing about.
+    """
 
     alpha: float = 0.5
     beta: float = 0.3
+    kl_budget: float | None = None
 
     def __call__(
         self,
@@ -77,7 +82,10 @@ class PMPO(NamedTuple):
         good, bad = weight * (adv >= 0), weight * (adv < 0)
         share = lambda members: sg(members * members.size / jnp.maximum(members.sum(), 1e-8))
         loss = (1 - self.alpha) * share(bad) * log_prob - self.alpha * share(good) * log_prob
-        return dict(policy=loss, prior=self.beta * sg(weight) * policy.kl(Categorical(sg(prior.logits))))
+        kl = policy.kl(Categorical(sg(prior.logits)))
+        if self.kl_budget is not None:
+            loss *= sg((weight * kl).sum() <= self.kl_budget * weight.sum())
+        return dict(policy=loss, prior=self.beta * sg(weight) * kl)
 
 
 def critic_loss(value: TwoHot, ret: Float[Array, 'B T'], weight: Float[Array, 'B T']) -> Float[Array, 'B T']:

@@ -446,6 +446,8 @@ def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
 def restore(like: Any, value: dict[str, Any]) -> Any:
     """A nested frozen dataclass from its JSON; the classes are those of `like`, the preset's own value.
 
+    A field that the JSON lacks is newer than the run: it takes its class's default, which is how things were before.
+
     Raises UserError for a field that the class does not have.
     """
     fields = {f.name for f in dataclasses.fields(like)}
@@ -462,4 +464,6 @@ def restore(like: Any, value: dict[str, Any]) -> Any:
             return type(sample)(*x) if hasattr(sample, '_fields') else tuple(x)
         return x
 
-    return dataclasses.replace(like, **{name: of(getattr(like, name), x) for name, x in value.items()})
+    newer = {f.name: f.default for f in dataclasses.fields(like) if f.name not in value}
+    newer = {name: x for name, x in newer.items() if x is not dataclasses.MISSING}
+    return dataclasses.replace(like, **newer, **{name: of(getattr(like, name), x) for name, x in value.items()})

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from reverie.agents import presets
-from reverie.agents.dreamer4 import Dreamer4, multi_token_targets
+from reverie.agents.dreamer4 import Dreamer4, discounted, multi_token_targets
+from reverie.models.tokenizer import draw_mask
 from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
 
 SPEC = EnvSpec('toy', (10, 10, 2), ActionSpace('discrete', 3))
@@ -138,7 +139,7 @@ def test_a_context_that_has_ended_teaches_nothing(agent, params, batch):
 
 # Losses on one batch of four rows that a working learner passes with room to spare and an idle one never reaches.
 OVERFIT = {
-    'tokenizer': {'mse': 0.06},
+    'tokenizer': {'recon': 0.06},
     'dynamics': {'shortcut': 0.03},
     'finetune': {'policy': 0.35, 'reward': 0.6, 'cont': 0.05},
     'bc': {'policy': 0.2},
@@ -178,3 +179,56 @@ def test_environments_that_dreamer4_cannot_take_are_refused():
         Dreamer4(config, dataclasses.replace(SPEC, actions=ActionSpace('continuous', 3)))
     with pytest.raises(UserError, match=r'shape \(4,\)'):
         Dreamer4(config, dataclasses.replace(SPEC, obs_shape=(4,)))
+
+
+def test_heads_learn_rewards_and_ends_from_uniform_rows_alone(agent, params, batch):
+    """Relevant rows are drawn around rewards: what they hold must not reach the heads."""
+    half = jnp.arange(B) < B // 2
+    batch = batch._replace(relevant=half)
+    loss = jax.jit(lambda batch: agent.finetune_loss(params, batch, jax.random.key(1), jnp.int32(9))[0])
+    step = batch.step
+    rewards = lambda rows: step._replace(reward=step.reward + 5.0 * rows[:, None])
+    ends = lambda rows: step._replace(is_terminal=step.is_terminal ^ rows[:, None])
+    seen = loss(batch)
+    for name, change in (('reward', rewards), ('cont', ends)):
+        relevant, uniform = (loss(batch._replace(step=change(rows)))[name].sum() for rows in (half, ~half))
+        np.testing.assert_allclose(relevant, seen[name].sum(), rtol=1e-6)
+        assert abs(float(uniform - seen[name].sum())) > 1.0
+
+
+def test_boolean_grids_are_reconstructed_by_a_cross_entropy_and_decoded_as_probabilities(batch):
+    config = presets.dreamer4_debug()
+    config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, pixels='bernoulli'))
+    agent = Dreamer4(config, SPEC)
+    params = agent.init(jax.random.key(0))
+    seen = batch._replace(step=batch.step._replace(obs=batch.step.obs > 0.5))
+    losses, _ = agent.tokenizer_loss(params, seen, jax.random.key(2), jnp.int32(0))
+    key_mask, key_isolated = jax.random.split(jax.random.key(2))
+    encoder, decoder = (agent.bind[name](params[name]) for name in ('encoder', 'decoder'))
+    hidden = draw_mask(key_mask, (B, T), encoder.patches, config.tokenizer.max_mask_rate).hidden
+    is_first = agent._isolate(seen.step.is_first, key_isolated)
+    z, _ = encoder(seen.step.obs.astype(jnp.float32), is_first, hidden)
+    p, truth = np.asarray(decoder(z, is_first)[0], np.float64), np.asarray(seen.step.obs)
+    assert p.min() > 0 and p.max() < 1
+    entropy = -np.where(truth, np.log(p), np.log1p(-p)).mean((-3, -2, -1))
+    np.testing.assert_allclose(losses['recon'], entropy, rtol=1e-4)
+    with pytest.raises(UserError, match='uint8'):
+        other = seen._replace(step=seen.step._replace(obs=seen.step.obs.astype(jnp.uint8)))
+        agent.tokenizer_loss(params, other, jax.random.key(2), jnp.int32(0))
+
+
+def test_the_dreamed_return_is_the_discounted_sum_of_what_is_still_alive():
+    rng = np.random.default_rng(0)
+    reward, cont = rng.normal(size=(5, 3)), rng.uniform(size=(5, 3))
+    expected, alive = np.zeros(3), np.ones(3)
+    for t in range(5):
+        expected += alive * reward[t]
+        alive *= 0.9 * cont[t]
+    np.testing.assert_allclose(discounted(jnp.asarray(reward), jnp.asarray(cont), 0.9), expected, rtol=1e-5)
+
+
+def test_a_finetuning_without_uniform_rows_is_refused():
+    config = presets.dreamer4_debug()
+    phase = dataclasses.replace(config.finetune_phase, relevant=1.0)
+    with pytest.raises(UserError, match=r'finetune_phase.relevant=1'):
+        Dreamer4(dataclasses.replace(config, finetune_phase=phase), SPEC)

@@ -53,6 +53,20 @@ def numpy_pmpo(logits, prior, action, adv, weight, alpha, beta):
     return (1 - alpha) * mean(False) - alpha * mean(True) + beta * kl / adv.size
 
 
+def test_beyond_the_kl_budget_the_policy_only_returns_to_the_prior():
+    key = jax.random.split(jax.random.key(4), 5)
+    logits, prior = jax.random.normal(key[0], (6, 4, 3)), jax.random.normal(key[1], (6, 4, 3))
+    action = jax.nn.one_hot(jax.random.randint(key[2], (6, 4), 0, 3), 3)
+    adv, weight = jax.random.normal(key[3], (6, 4)), jax.random.uniform(key[4], (6, 4))
+    kl = np.asarray(Categorical(logits).kl(Categorical(prior)))
+    spent = float((weight * kl).sum() / weight.sum())
+    terms = lambda budget: PMPO(kl_budget=budget)(Categorical(logits), Categorical(prior), action, adv, weight)
+    within, beyond, free = terms(1.01 * spent), terms(0.99 * spent), terms(None)
+    np.testing.assert_array_equal(within['policy'], free['policy'])
+    assert np.any(free['policy']) and not np.any(beyond['policy'])
+    np.testing.assert_array_equal(beyond['prior'], free['prior'])
+
+
 @pytest.mark.parametrize('signs', ['both', 'all positive', 'all negative', 'nobody alive'])
 def test_pmpo_equals_a_loop(signs):
     rng = np.random.default_rng(1)
