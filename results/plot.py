@@ -1,13 +1,14 @@
 """Every plot of the results, from the JSON files of this folder alone.
 
-    python results/plot.py [PRESET ...]
+    python results/plot.py [--recompute] [PRESET ...]
 
-writes, per preset, `results/<preset>/scores.svg` (returns of every read-out in every game, 95% intervals, a dot per
-seed), `aggregate.svg` (interquartile mean of the normalised scores over games and seeds, stratified bootstrap) and,
-where runs were scored while they trained, `curves.svg`; and prints the aggregate as a table. Several presets also come
+writes, per preset, `results/<preset>/scores.svg` (returns of every read-out in every game), `differences.svg` (of
+read-outs that share world models, paired per seed), `aggregate.svg` (interquartile mean of the normalised scores over
+games and seeds) and, where runs were scored while they trained, `curves.svg`; and prints the aggregate and the
+differences. Every figure has its 95% interval, which says its kind and n, and a dot per seed. Several presets also come
 into one plot, `results/<preset>_<preset>.svg`: curves of the games they share, and their final scores with intervals.
-Curves have their 95% intervals over seeds and company: what others published (`published.json`), and our PPO
-(`bench/ppo_<env>.json`, where `benchmarks/ppo.py` has left one).
+Curves have company: what others published (`published.json`), and our PPO (`bench/ppo_<env>.json`, where
+`benchmarks/ppo.py` has left one). Figures are always those of the returns in a file; --recompute also writes them back.
 """
 
 import json
@@ -21,13 +22,20 @@ matplotlib.use('svg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-from reverie.evaluation.returns import interval, iqm, normalised, stratified_interval
+from reverie.evaluation import returns, tables
+from reverie.evaluation.statistics import (
+    UNTRAINED,
+    Interval,
+    figure_interval,
+    interval,
+    iqm,
+    normalised,
+    recompute,
+    stratified_interval,
+)
+from reverie.evaluation.tables import NAMES
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-NAMES = {
-    'random': 'Random', 'data': 'Data mean', 'bc': 'BC', 'wm_bc': 'WM + BC', 'imagination': 'Imagination RL',
-    'agent': 'Agent', 'ppo': 'PPO',
-}  # fmt: skip
 ACCENT, SOFT, PLAIN, INK = '#0b6a8f', '#9cc6d8', '#b4b8be', '#1c1e21'
 COLOURS = {'imagination': ACCENT, 'agent': ACCENT, 'wm_bc': SOFT, 'bc': SOFT}
 STYLE: Any = {
@@ -36,23 +44,30 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def read(preset: pathlib.Path) -> list[dict]:
-    """The records of a preset, one per environment, by name."""
-    records = [json.loads(path.read_text()) for path in sorted(preset.glob('*.json'))]
-    return [r for r in records if r.get('score')]
+def read(preset: pathlib.Path, write: bool = False) -> list[dict]:
+    """The records of a preset, one per environment, by name; figures are those of their returns, stored ones or not."""
+    found = {path: json.loads(path.read_text()) for path in sorted(preset.glob('*.json'))}
+    records = {path: recompute(record) for path, record in found.items() if record.get('score')}
+    for path, record in records.items():
+        if write and record != found[path]:
+            returns.save(path, record)
+            print(f'recomputed {path}')
+    return list(records.values())
 
 
 def measured(record: dict) -> list[str]:
-    return [name for name in NAMES if record['score'].get(name, {}).get('per_seed')]
+    return [row.key for row in tables.score_rows(record) if row.key in NAMES]
 
 
-def bars(axis: plt.Axes, rows: list[tuple[str, float, tuple[float, float], list[float]]]) -> None:
-    """Horizontal bars (name, value, interval, dots), the first on top."""
-    for i, (name, value, (low, high), dots) in enumerate(rows):
-        axis.barh(i, value, height=0.66, color=COLOURS.get(name, PLAIN))
-        axis.plot([low, high], [i, i], color=INK, linewidth=1.2, marker='|', markersize=6)
+def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list[float]]]) -> None:
+    """Horizontal bars (colour, name, value, interval, dots), the first on top; the name says what the interval is."""
+    for i, (colour, _, value, ci, dots) in enumerate(rows):
+        axis.barh(i, value, height=0.66, color=colour)
+        if ci:
+            axis.plot([ci.low, ci.high], [i, i], color=INK, linewidth=1.2, marker='|', markersize=6)
         axis.plot(dots, [i] * len(dots), 'o', color='white', markeredgecolor=INK, markeredgewidth=0.7, markersize=3)
-    axis.set_yticks(range(len(rows)), [NAMES[name] for name, *_ in rows])
+    labels = [f'{name}\n{ci.label if ci else "n = 1"}' for _, name, _, ci, _ in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=7.5)
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.xaxis.grid(True, color='#e3e3de', linewidth=0.8)
@@ -61,25 +76,57 @@ def bars(axis: plt.Axes, rows: list[tuple[str, float, tuple[float, float], list[
 
 def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
     places = sorted({f'{r["device"]}, {r["date"]}' for r in records})
-    figure.supxlabel('; '.join(places), x=0.995, ha='right', fontsize=6.5, color='#62676f')
+    figure.supxlabel('; '.join(['95% intervals', *places]), x=0.995, ha='right', fontsize=6.5, color='#62676f')
     figure.savefig(path, metadata={'Date': None})
     plt.close(figure)
     print(f'wrote {path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path}')
 
 
-def plot_scores(records: list[dict], path: pathlib.Path) -> None:
-    """Returns of every read-out, one panel per game."""
+def panels(records: list[dict], rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
+    """One panel of so many bars for each record, three side by side."""
     columns = min(3, len(records))
-    rows = -(-len(records) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.3 * rows), squeeze=False, layout='constrained')
+    down = -(-len(records) // columns)
+    size = (4.6 * columns, (0.36 * rows + 0.8) * down)
+    figure, axes = plt.subplots(down, columns, figsize=size, squeeze=False, layout='constrained')
     for axis in axes.flat[len(records) :]:
         axis.set_visible(False)
     for axis, record in zip(axes.flat, records, strict=False):
-        score = record['score']
-        dots = {k: [float(np.mean(x)) for x in score[k]['per_seed']] for k in measured(record)}
-        bars(axis, [(k, score[k]['mean'], score[k]['ci95'], dots[k] if len(dots[k]) > 1 else []) for k in dots])
         axis.set_title(record['env'], loc='left')
-        axis.set_xlabel('return per episode')
+    return figure, list(axes.flat[: len(records)])
+
+
+def plot_scores(records: list[dict], path: pathlib.Path) -> None:
+    """Returns of every read-out, one panel per game."""
+    figure, axes = panels(records, max(len(measured(record)) for record in records))
+    for axis, record in zip(axes, records, strict=True):
+        rows = []
+        for key, name, sampled, _ in tables.score_rows(record):
+            means = [float(np.mean(run)) for run in sampled['per_seed']]
+            dots = means if len(means) > 1 and key not in UNTRAINED else []
+            rows.append((COLOURS.get(key, PLAIN), name, sampled['mean'], figure_interval(sampled), dots))
+        bars(axis, rows)
+        axis.set_xlabel('return per episode, sampled')
+    save(figure, path, records)
+
+
+def plot_differences(records: list[dict], path: pathlib.Path) -> None:
+    """Paired differences of read-outs that share world models, one panel per game."""
+    records = [record for record in records if record['differences']]
+    if not records:
+        return
+    figure, axes = panels(records, 2 * max(len(record['differences']) for record in records))
+    for axis, record in zip(axes, records, strict=True):
+        rows = []
+        for _, name, *of in tables.difference_rows(record):
+            for law, difference in zip(('sampled', 'greedy'), of, strict=True):
+                if difference:
+                    ci, dots = figure_interval(difference), difference['per_seed']
+                    colour = ACCENT if law == 'sampled' else SOFT
+                    rows.append((colour, f'{name}, {law}', difference['mean'], ci, dots if len(dots) > 1 else []))
+        bars(axis, rows)
+        axis.axvline(0.0, color=INK, linewidth=0.8)
+        axis.set_xlabel('difference in return, per seed')
+        print(tables.markdown(tables.difference_rows(record), f'{record["env"]}, per seed'), end='')
     save(figure, path, records)
 
 
@@ -88,45 +135,48 @@ def comparable(records: list[dict]) -> list[dict]:
     return [r for r in records if r.get('reference') is not None and 'random' in measured(r)]
 
 
-def aggregate(records: list[dict]) -> list[tuple[str, float, tuple[float, float], str]]:
-    """(read-out, IQM of normalised scores over games and seeds, 95% interval, what was resampled)."""
+def aggregate(records: list[dict]) -> list[tuple[str, float, Interval | None]]:
+    """(read-out, IQM of normalised scores over games and seeds, its 95% interval)."""
     games = comparable(records)
     rows = []
     for name in NAMES:
-        if not games or not all(name in measured(record) for record in games):
+        if len(games) < 2 or not all(name in measured(record) for record in games):
             continue
         tasks = [
             [normalised(row, r['score']['random']['mean'], r['reference']) for row in r['score'][name]['per_seed']]
             for r in games
         ]
-        low, high, over = stratified_interval(tasks)
-        rows.append((name, float(iqm([np.mean(run) for task in tasks for run in task])), (low, high), over))
+        ci = stratified_interval(tasks, trained=name not in UNTRAINED)
+        rows.append((name, float(iqm([np.mean(run) for task in tasks for run in task])), ci))
     return rows
 
 
 def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
     rows = aggregate(records)
     if not rows:
-        print(f'{path.parent.name}: no read-out has a normalised score in every game, no aggregate')
+        print(f'{path.parent.name}: no read-out has a normalised score in two games and in every one, no aggregate')
         return
     games = len(comparable(records))
-    figure, axis = plt.subplots(figsize=(5.2, 0.36 * len(rows) + 1.1), layout='constrained')
-    bars(axis, [(name, value, interval, []) for name, value, interval, _ in rows])
+    figure, axis = plt.subplots(figsize=(5.6, 0.36 * len(rows) + 1.1), layout='constrained')
+    bars(axis, [(COLOURS.get(name, PLAIN), NAMES[name], value, ci, []) for name, value, ci in rows])
     axis.axvline(1.0, color=INK, linewidth=0.8, linestyle=':')
-    axis.set_xlabel(f'IQM of normalised score, {games} game{"s" * (games > 1)}\n0: random play, 1: the reference PPO')
+    scale = '0: random play, 1: the reference PPO'
+    axis.set_xlabel(f'IQM of normalised score, {games} games\n{scale}')
     save(figure, path, records)
-    for name, value, (low, high), over in rows:
-        print(f'  {NAMES[name]:16} {value:6.3f}  [{low:.3f}, {high:.3f}]  over {over}')
+    for name, value, ci in rows:
+        print(f'  {NAMES[name]:16} {value:6.3f}  {f"[{ci.low:.3f}, {ci.high:.3f}] {ci.label}" if ci else "n = 1"}')
 
 
 def curve(axis: plt.Axes, record: dict, colour: str) -> None:
     """Score while training: seeds thin, their mean thick, its 95% interval shaded."""
     x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
     axis.plot(x, y.T, color=colour, linewidth=0.6, alpha=0.4)
-    axis.plot(x, y.mean(0), color=colour, linewidth=1.6)
+    axis.plot(x, y.mean(0), color=colour, linewidth=1.6, label='one seed' if len(y) == 1 else None)
     if len(y) > 1:
         bounds = [interval([[value] for value in column]) for column in y.T.tolist()]
-        axis.fill_between(x, [b.low for b in bounds], [b.high for b in bounds], color=colour, alpha=0.2, linewidth=0)
+        low, high = [ci.low for ci in bounds], [ci.high for ci in bounds]
+        label = f'95% interval, {bounds[0].label}'
+        axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
 def company(axis: plt.Axes, game: str, frames: float) -> None:
@@ -144,9 +194,10 @@ def company(axis: plt.Axes, game: str, frames: float) -> None:
         x, y = ours['curve']['env_frames'], ours['curve']['return']
         label = ' '.join(['PPO', *(str(v) for v in ours['env_options'].values()), f'{x[-1] / 1e6:.1f}M: {y[-1]:.1f}'])
         axis.plot(x, y, color=PLAIN, linewidth=1.2)
-        axis.axhline(y[-1], color=PLAIN, linewidth=1, linestyle=':', label=label)
-        axis.legend(fontsize=7, frameon=False)
+        axis.axhline(y[-1], color=PLAIN, linewidth=1, linestyle=':', label=f'{label}, n = 1')
         axis.set_xlim(0, limit)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=6.5, frameon=False)
 
 
 def plot_curves(records: list[dict], path: pathlib.Path) -> None:
@@ -177,27 +228,29 @@ def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
             if (record.get('curve') or {}).get('env_frames'):
                 curve(axis, record, colour)
             end = record['env_frames'] * (1.03 + 0.03 * i)
-            axis.plot([end, end], score['ci95'], color=colour, linewidth=2)
-            axis.plot(end, score['mean'], 'o', color=colour, markersize=4, label=f'{preset}: {score["mean"]:.2f}')
+            if score['ci95']:
+                axis.plot([end, end], score['ci95'], color=colour, linewidth=2)
+            label = f'{preset}: {score["mean"]:.2f}, {tables.interval_label(score)}'
+            axis.plot(end, score['mean'], 'o', color=colour, markersize=4, label=label)
         company(axis, game, max(of[game]['env_frames'] for of in games))
         axis.set_title(game, loc='left')
         axis.set_xlabel('environment frames')
-        axis.legend(fontsize=7, frameon=False)
     save(figure, path, [record for of in games for record in of.values()])
 
 
-def main(folder: pathlib.Path, presets: list[str]) -> int:
+def main(folder: pathlib.Path, presets: list[str], write: bool = False) -> int:
     chosen = [folder / name for name in presets] or sorted(
         p for p in folder.iterdir() if p.is_dir() and p.name != 'bench'
     )
     found = {}
     for preset in chosen:
-        records = found[preset.name] = read(preset) if preset.is_dir() else []
+        records = found[preset.name] = read(preset, write) if preset.is_dir() else []
         if not records:
             print(f'plot: no results in {preset}, expected <env>.json files with scores', file=sys.stderr)
             return 2
         with plt.rc_context(STYLE):
             plot_scores(records, preset / 'scores.svg')
+            plot_differences(records, preset / 'differences.svg')
             plot_aggregate(records, preset / 'aggregate.svg')
             plot_curves(records, preset / 'curves.svg')
     if len(presets) > 1:
@@ -207,4 +260,5 @@ def main(folder: pathlib.Path, presets: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(FOLDER, sys.argv[1:]))
+    names = [name for name in sys.argv[1:] if name != '--recompute']
+    sys.exit(main(FOLDER, names, write=len(names) < len(sys.argv[1:])))

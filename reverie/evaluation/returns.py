@@ -1,9 +1,4 @@
-"""Scores: play whole episodes in a pure-JAX environment, sum them up with intervals, write the results file.
-
-The unit of a statistic is a run (one training seed): a run's score is the mean return of its episodes. Intervals
-resample runs within each game (stratified bootstrap; Agarwal et al. 2021, "Deep RL at the edge of the statistical
-precipice", section 4.1). With one run per game there is nothing to resample but its episodes; the result says so.
-"""
+"""Scores: play whole episodes in the real environment, write the results file (its figures: `statistics`)."""
 
 import dataclasses
 import datetime
@@ -16,19 +11,17 @@ import pathlib
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import PRNGKeyArray
 
 import reverie
+from reverie.evaluation.statistics import Returns, derive
 from reverie.types import ActionSpace, Actor, Env, Params, Step
-
-Returns = Sequence[Sequence[float]] | Sequence[np.ndarray] | np.ndarray  # [seeds][episodes], ragged allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,64 +182,6 @@ def evaluate_host(vector: Any, actor: Actor, params: Params, key: PRNGKeyArray, 
     return Scores(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def iqm(scores: Any, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean of the middle half, 25% cut from each end (Agarwal et al. 2021, section 4.3)."""
-    return scipy.stats.trim_mean(np.asarray(scores, float), 0.25, axis=axis)
-
-
-def normalised(score: Any, random: float, reference: float) -> Any:
-    """(s - random) / (reference - random): 0 plays like chance, 1 like the reference (PPO at 10M frames)."""
-    return (np.asarray(score, float) - random) / (reference - random)
-
-
-class Interval(NamedTuple):
-    low: float
-    high: float
-    over: str  # what was resampled: 'seeds', or 'episodes' where a game has one run only
-
-
-def stratified_interval(tasks: Sequence[Returns], statistic: Callable[..., Any] = iqm, *, level: float = 0.95,
-                        resamples: int = 2000, seed: int = 0) -> Interval:  # fmt: skip
-    """Percentile bootstrap of an aggregate over games: runs are resampled within each game, games are kept.
-
-    Args:
-        tasks: per game the returns [seeds][episodes], on a common (normalised) scale.
-        statistic: (scores [resamples, runs of all games], axis) -> [resamples].
-    """
-    rng, columns, over = np.random.default_rng(seed), [], 'seeds'
-    for task in tasks:
-        runs = np.array([np.mean(x) for x in task])
-        if len(runs) > 1:
-            columns.append(runs[rng.integers(len(runs), size=(resamples, len(runs)))])
-            continue
-        over, one = 'episodes', np.asarray(task[0], float)
-        columns.append(one[rng.integers(len(one), size=(resamples, len(one)))].mean(1, keepdims=True))
-    draws = statistic(np.concatenate(columns, 1), axis=1)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), over)
-
-
-def interval(per_seed: Returns, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Interval of one game's mean score over runs; `per_seed` is [seeds][episodes]."""
-    return stratified_interval([per_seed], np.mean, level=level, resamples=resamples, seed=seed)
-
-
-def summary(per_seed: Returns, random: float | None = None, reference: float | None = None) -> dict[str, Any]:
-    """One read-out as the results file holds it; `normalised` is null where a reference is not known."""
-    rows = [[float(x) for x in row] for row in per_seed]
-    mean, ci = float(np.mean([np.mean(row) for row in rows])), interval(rows)
-    scaled = None
-    if random is not None and reference is not None and reference != random:
-        scaled = float(normalised(mean, random, reference))
-    return {
-        'per_seed': rows,
-        'mean': mean,
-        'ci95': [ci.low, ci.high],
-        'ci95_over': ci.over,
-        'normalised': scaled,
-    }
-
-
 def device_name() -> str:
     """The accelerator, or the processor's model with its number of cores."""
     device = jax.devices()[0]
@@ -302,18 +237,16 @@ def record(*, preset: str, env: str, command: str, seeds: Sequence[int], env_fra
         curve: {'env_frames': [...], 'seconds': [...], 'return_per_seed': [[...], ...]}.
         extra: more entries, e.g. of the dataset.
     """
-    main = {k: _rows(v['sampled'] if isinstance(v, Mapping) else v) for k, v in scores.items()}
-    mean = {k: float(np.mean([np.mean(row) for row in rows])) for k, rows in main.items()}
-    reference = mean.get('ppo') if reference is None else reference
-    score = {}
-    for name, rows in main.items():
-        score[name] = summary(rows, mean.get('random'), reference)
-        if isinstance(scores[name], Mapping) and 'greedy' in scores[name]:
-            score[name]['greedy'] = summary(_rows(scores[name]['greedy']), mean.get('random'), reference)
+    played = {
+        k: {law: _rows(of) for law, of in v.items()} if isinstance(v, Mapping) else {'sampled': _rows(v)}
+        for k, v in scores.items()
+    }
+    if reference is None and 'ppo' in played:
+        reference = float(np.mean([np.mean(row) for row in played['ppo']['sampled']]))
     return {
         'preset': preset, 'env': env, 'command': command, **provenance(), 'seeds': [int(x) for x in seeds],
         'env_frames': int(env_frames), 'gradient_steps': {k: int(v) for k, v in gradient_steps.items()},
-        'seconds': float(seconds), 'reference': reference, 'score': score,
+        'seconds': float(seconds), 'reference': reference, **derive(played, reference),
         'curve': dict(curve or {'env_frames': [], 'seconds': [], 'return_per_seed': []}), **extra,
     }  # fmt: skip
 

@@ -22,10 +22,10 @@ def plot():
     return module
 
 
-def save(folder, game, own, preset='dreamer4', env_frames=1, curve=None):
+def save(folder, game, own, preset='dreamer4', env_frames=1, curve=None, **more):
     record = returns.record(preset=preset, env=f'minatar/{game}', command='reverie train', seeds=[0, 1],
                             seconds=1.0, env_frames=env_frames, gradient_steps={}, reference=10.0,
-                            scores={'random': [0.0, 0.0], 'imagination': own}, curve=curve)  # fmt: skip
+                            scores={'random': [0.0, 0.0], 'imagination': own, **more}, curve=curve)  # fmt: skip
     returns.save(folder / preset / f'minatar_{game}.json', record)
 
 
@@ -37,9 +37,32 @@ def test_a_preset_gets_its_plots_and_the_iqm_over_games_and_seeds(plot, tmp_path
     for name in ('scores.svg', 'aggregate.svg'):
         text = (tmp_path / 'dreamer4' / name).read_text()
         assert text.startswith('<?xml') and 'Imagination RL' in text
+    assert 't over 2 seeds' in (tmp_path / 'dreamer4' / 'scores.svg').read_text()
+    assert 't over 2 seeds in each of 2 games' in text
     assert not (tmp_path / 'dreamer4' / 'curves.svg').exists()
+    assert not (tmp_path / 'dreamer4' / 'differences.svg').exists()
     rows = {row[0]: row for row in plot.aggregate(plot.read(tmp_path / 'dreamer4'))}
     np.testing.assert_allclose(rows['random'][1], 0.0)
+
+
+def test_read_outs_that_share_world_models_get_a_plot_and_a_table_of_their_differences(plot, tmp_path, capsys):
+    save(tmp_path, 'breakout', [[5.0], [6.0], [7.0]], wm_bc=[[3.0], [5.0], [4.0]])  # 2, 1, 3
+    assert plot.main(tmp_path, []) == 0
+    assert '| Imagination RL minus WM + BC | 2.00 | -0.48 to 4.48 |  |  | t over 3 seeds |' in capsys.readouterr().out
+    text = (tmp_path / 'dreamer4' / 'differences.svg').read_text()
+    assert 'Imagination RL minus WM + BC, sampled' in text and 't over 3 seeds' in text
+
+
+def test_figures_are_those_of_the_returns_and_are_written_back_only_when_asked(plot, tmp_path):
+    save(tmp_path, 'breakout', [[5.0], [6.0], [7.0]])
+    path = tmp_path / 'dreamer4' / 'minatar_breakout.json'
+    right = path.read_text()
+    stale = json.loads(right)
+    stale['score']['imagination']['ci95'] = [5.0, 7.0]
+    path.write_text(json.dumps(stale))
+    assert plot.read(tmp_path / 'dreamer4') == [json.loads(right)] and json.loads(path.read_text()) == stale
+    assert plot.main(tmp_path, [], write=True) == 0
+    assert path.read_text() == right
 
 
 def test_two_presets_come_into_one_plot_of_the_games_they_share(plot, tmp_path):

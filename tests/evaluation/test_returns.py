@@ -1,8 +1,7 @@
-"""Scores of environments whose returns are known, and statistics against loops and closed forms."""
+"""Scores of environments whose returns are known, and the results file."""
 
 import dataclasses
 import json
-import pathlib
 import subprocess
 
 import jax
@@ -12,7 +11,7 @@ import pytest
 import scipy.stats
 
 from reverie.evaluation import returns
-from reverie.evaluation.returns import RandomActor, evaluate, evaluate_seeds, interval, iqm, stratified_interval
+from reverie.evaluation.returns import RandomActor, evaluate, evaluate_seeds
 from reverie.types import ActionSpace, EnvSpec, Step
 
 
@@ -118,65 +117,10 @@ def test_the_random_actor_is_uniform():
     assert action.shape == (4000, 2) and scipy.stats.kstest(np.ravel(action), 'uniform', (-1, 2)).pvalue > 0.01
 
 
-@pytest.mark.parametrize('n', [4, 10, 15, 24])
-def test_iqm_is_the_mean_of_the_middle_half(n):
-    scores = np.random.default_rng(n).normal(size=n) ** 3
-    ordered, cut = sorted(scores.tolist()), int(0.25 * n)
-    middle = ordered[cut : n - cut]
-    assert iqm(scores) == pytest.approx(sum(middle) / len(middle))
-    assert iqm(scores.reshape(-1, 1)) == pytest.approx(iqm(scores))
-
-
-def test_normalised_is_zero_for_random_and_one_for_the_reference():
-    np.testing.assert_allclose(returns.normalised([2.0, 7.0, 12.0], 2.0, 12.0), [0, 0.5, 1])
-
-
-def test_the_interval_resamples_runs_within_each_game_as_a_loop_does():
-    rng = np.random.default_rng(1)
-    games = [rng.normal(size=(4, 6)) + 3 * i for i in range(3)]
-    got, draws = stratified_interval(games, resamples=20_000), []
-    for _ in range(4000):
-        picked = [game.mean(1)[rng.integers(4)] for game in games for _ in range(4)]
-        draws.append(scipy.stats.trim_mean(picked, 0.25))
-    np.testing.assert_allclose(got[:2], np.quantile(draws, [0.025, 0.975]), atol=0.03)
-    assert got.over == 'seeds'
-
-
-def test_iqm_and_interval_are_those_of_rliable():
-    want = json.loads((pathlib.Path(__file__).parent.parent / 'golden' / 'rliable.json').read_text())
-    scores = np.array(want['scores'])  # [runs, games]
-    assert iqm(scores) == pytest.approx(want['iqm'], rel=1e-9)
-    games = [game[:, None] for game in scores.T]  # one episode a run
-    for name, statistic in (('iqm', iqm), ('mean', np.mean)):
-        got = stratified_interval(games, statistic, resamples=20_000)
-        np.testing.assert_allclose(got[:2], want[f'{name}_ci95'], atol=0.02)
-
-
-def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
-    rng, hits = np.random.default_rng(0), 0
-    for i in range(400):
-        got = interval(rng.normal(size=(30, 1)), resamples=400, seed=i)
-        hits += got.low <= 0.0 <= got.high
-    assert 0.90 < hits / 400 < 0.98  # 95% asked for; 30 runs lose about a point
-
-
-def test_one_run_falls_back_to_its_episodes_and_says_so():
-    episodes = np.random.default_rng(0).normal(5, 2, 400)
-    got = interval([episodes], resamples=4000)
-    half = 1.96 * episodes.std() / 400**0.5  # closed form of the mean's spread
-    assert got.over == 'episodes'
-    np.testing.assert_allclose(got[:2], [episodes.mean() - half, episodes.mean() + half], atol=0.02)
-
-
-def test_the_interval_is_the_same_every_time():
-    rows = [[1.0, 2.0], [3.0, 5.0, 4.0], [2.0]]
-    assert interval(rows) == interval(rows)
-
-
 def record(**changes):
     scores = {
         'random': [0.0, 2.0],
-        'ppo': [10.0, 12.0],
+        'ppo': {'sampled': [10.0, 12.0], 'greedy': [13.0]},
         'imagination': {'sampled': [[5.0, 7.0], [6.0]], 'greedy': [[11.0], [11.0]]},
     }
     given = dict(preset='dreamer4', env='minatar/breakout', command='reverie train dreamer4', seeds=[0, 1],
@@ -192,8 +136,13 @@ def test_a_record_is_written_and_read_back(tmp_path):
             'gradient_steps', 'seconds', 'score', 'curve'} <= saved.keys()  # fmt: skip
     own = saved['score']['imagination']
     assert own['per_seed'] == [[5.0, 7.0], [6.0]] and own['mean'] == 6.0 and own['normalised'] == 0.5
-    assert own['greedy']['normalised'] == 1.0 and own['ci95_over'] == 'seeds'
-    assert saved['score']['random']['ci95_over'] == 'episodes'
+    assert own['greedy']['normalised'] == 1.0 and saved['score']['ppo']['greedy']['mean'] == 13.0
+    assert [(s['n'], s['interval']) for s in saved['score'].values()] == [
+        (2, {'kind': 't', 'over': 'episodes'}),
+        (2, {'kind': 't', 'over': 'episodes of one seed'}),
+        (2, {'kind': 't', 'over': 'seeds'}),
+    ]
+    assert saved['differences'] == {}
 
 
 def test_a_given_reference_replaces_the_ppo_of_the_run():
