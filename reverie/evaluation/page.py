@@ -14,6 +14,7 @@ import numpy as np
 
 from reverie.envs import device
 from reverie.evaluation import video
+from reverie.evaluation.statistics import recompute
 from reverie.types import UserError
 
 escape = html.escape
@@ -65,22 +66,23 @@ def read(folder: str | os.PathLike[str]) -> Run:
     if not isinstance(config, dict):
         raise UserError(f'report: {folder / "config.json"} holds a {type(config).__name__}, expected an object')
     notes: dict[str, str] = {}
-    metrics, scores, samples = {}, {}, {}
+    metrics, samples = {}, {}
+    scores: dict[str, Any] = {}
     for name in ('metrics.jsonl', 'scores.json', 'samples.npz'):
         path = folder / name
         try:
             if name == 'metrics.jsonl':
                 metrics = _metrics(path, notes)
             elif name == 'scores.json':
-                scores = _json(path)
+                scores = recompute(_json(path))  # a file of an older version has other intervals
             else:
                 with np.load(path, allow_pickle=False) as arrays:
                     samples = dict(arrays)
         except FileNotFoundError:
             notes[name] = f'This run has no {name} yet.'
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
             notes[name] = f'{name} of this run is damaged and could not be read.'
-    return Run(folder, config, metrics, scores if isinstance(scores, dict) else {}, samples, notes)
+    return Run(folder, config, metrics, scores, samples, notes)
 
 
 def missing(run: Run, name: str, what: str) -> str:

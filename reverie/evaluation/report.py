@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,36 +18,16 @@ import reverie
 from reverie.evaluation import attention, dreams, video
 from reverie.evaluation.charts import Line, Number, bar, bar_axis, curves, number, scale_of
 from reverie.evaluation.page import Run, duration, escape, figure, image, legend, line_key, missing, read
+from reverie.evaluation.statistics import BOOTSTRAP_FROM, UNTRAINED
+from reverie.evaluation.tables import Row, difference_rows, interval_label, name_of, score_rows
 
-NAMES = {
-    'random': 'Random',
-    'data': 'Data mean',
-    'bc': 'BC from scratch',
-    'wm_bc': 'WM + BC',
-    'imagination': 'Imagination RL',
-    'agent': 'Agent',
-    'ppo': 'PPO (online)',
-}
 OURS = ('bc', 'wm_bc', 'imagination', 'agent')  # read-outs this run trained
 ROWS = 8  # reconstructed frames in a row
 
 
-def read_outs(run: Run) -> dict[str, dict[str, Any]]:
+def read_outs(run: Run) -> dict[str, Row]:
     """The measured read-outs, in the order of the page."""
-    score = run.scores.get('score') or {}
-    found = {
-        k: v
-        for k, v in score.items()
-        if isinstance(v, dict)
-        and isinstance(v.get('mean'), int | float)
-        and v.get('ci95')
-        and any(v.get('per_seed', []))
-    }
-    return {k: found[k] for k in (*(k for k in NAMES if k in found), *(k for k in found if k not in NAMES))}
-
-
-def name_of(key: str) -> str:
-    return NAMES.get(key, key)
+    return {row.key: row for row in score_rows(run.scores)}
 
 
 def hero(run: Run) -> str | None:
@@ -64,15 +44,16 @@ def sentence(run: Run) -> str:
             return 'This run has neither scores nor curves yet.'
         phase, rows = list(run.metrics.items())[-1]
         return f'This run has no scores yet; it has reached step {max(rows):,} of the phase {phase}.'
-    own, (low, high) = scores[key], scores[key]['ci95']
+    own = scores[key].sampled
     rows = own['per_seed']
     seeds = f'{len(rows)} seeds' if len(rows) > 1 else 'one seed'
+    bounds = f'{" to ".join(map(number, own["ci95"]))}, {interval_label(own)}' if own['ci95'] else 'none'
     text = f'{name_of(key)} scores {number(own["mean"])} per episode in the real game '
-    text += f'(95% interval {number(low)} to {number(high)}; {seeds}, {sum(map(len, rows)):,} episodes)'
+    text += f'(95% interval {bounds}; {seeds}, {sum(map(len, rows)):,} episodes)'
     times = [
-        f'{number(own["mean"] / scores[k]["mean"], 2)} times {what}'
+        f'{number(own["mean"] / scores[k].sampled["mean"], 2)} times {what}'
         for k, what in (('data', 'the mean of the data it learnt from'), ('random', 'random play'))
-        if k in scores and scores[k]['mean'] > 0
+        if k in scores and scores[k].sampled['mean'] > 0
     ]
     return text + (': ' + ' and '.join(times) if times else '') + '.'
 
@@ -103,54 +84,74 @@ def points(x: Number | None) -> str:
     return '–' if x is None else f'{x:,.2f}'.replace('-', '−')
 
 
-def _score_row(name: str, how: str, s: Mapping[str, Any], kind: str) -> str:
+def _bounds(s: Mapping[str, Any]) -> str:
+    return ' – '.join(map(points, s['ci95'])) if s['ci95'] else '–'
+
+
+def _score_cells(s: Mapping[str, Any]) -> list[str]:
     episodes = [x for row in s['per_seed'] for x in row]
-    low, high = s['ci95']
-    cells = [
-        name, how, points(s['mean']), f'{points(low)} – {points(high)}', points(s.get('normalised')),
-        number(min(episodes), 4, True), number(max(episodes), 4, True), str(len(s['per_seed'])), f'{len(episodes):,}',
+    return [
+        points(s['mean']), _bounds(s), interval_label(s), points(s['normalised']), number(min(episodes), 4, True),
+        number(max(episodes), 4, True), str(len(s['per_seed'])), f'{len(episodes):,}',
     ]  # fmt: skip
-    return f'<tr class="{kind}">' + ''.join(f'<td>{escape(c)}</td>' for c in cells) + '</tr>'
 
 
-def _bars(scores: Mapping[str, Mapping[str, Any]], best: str | None) -> str:
-    limits = scale_of([(s['mean'], s['ci95'][0], s['ci95'][1]) for s in scores.values()])
+def _difference_cells(s: Mapping[str, Any]) -> list[str]:
+    return [points(s['mean']), _bounds(s), interval_label(s), ', '.join(map(points, s['per_seed']))]
+
+
+def _bars(rows: Sequence[Row], best: str | None) -> str:
+    """A bar with its interval for each read-out, and a dot per seed where several were trained."""
+    figures = [row.sampled for row in rows]
+    bounds = [s['ci95'] or (s['mean'], s['mean']) for s in figures]
+    limits = scale_of([(s['mean'], low, high) for s, (low, high) in zip(figures, bounds, strict=True)])
     out = ['<div class="bars">']
-    for key, s in scores.items():
-        kind = 'best' if key == best else 'own' if key in OURS else 'other'
-        dots = [float(np.mean(row)) for row in s['per_seed']] if len(s['per_seed']) > 1 else []
-        name = f'<b>{escape(name_of(key))}</b>' if key == best else escape(name_of(key))
-        low, high = s['ci95']
-        out.append(f'<span class="label">{name}</span>{bar(s["mean"], low, high, dots, limits, kind)}')
-        out.append(f'<span class="value">{points(s["mean"])}</span>')
+    for row, (low, high) in zip(rows, bounds, strict=True):
+        kind = 'best' if row.key == best else 'own' if row.key in OURS else 'other'
+        mean, runs = row.sampled['mean'], row.sampled['per_seed']
+        dots = [float(np.mean(run)) for run in runs] if len(runs) > 1 and row.key not in UNTRAINED else []
+        name = f'<b>{escape(row.name)}</b>' if row.key == best else escape(row.name)
+        out.append(f'<span class="label">{name}</span>{bar(mean, low, high, dots, limits, kind)}')
+        out.append(f'<span class="value">{points(mean)}</span>')
     return ''.join([*out, f'<span class="axis-pad"></span>{bar_axis(limits)}<span class="axis-pad"></span></div>'])
 
 
-def _table(scores: Mapping[str, Mapping[str, Any]], best: str | None) -> str:
-    rows = []
-    for key, s in scores.items():
-        rows.append(_score_row(name_of(key), 'sampled' if 'greedy' in s else '–', s, 'best' if key == best else ''))
-        if 'greedy' in s:
-            rows.append(_score_row('', 'greedy', s['greedy'], 'greedy'))
-    heads = ('Read-out', 'Actions', 'Mean', '95% interval', 'Normalised', 'Min', 'Max', 'Seeds', 'Episodes')
+def _table(heads: Sequence[str], rows: Sequence[Row], cells: Callable[..., list[str]], best: str | None) -> str:
+    """Sampled and greedy figures of each row, under `heads`; cells: a figure -> its cells after name and actions."""
+    lines = []
+    for row in rows:
+        law = 'sampled' if row.greedy else '–'
+        lines.append(('best' if row.key == best else '', [row.name, law, *cells(row.sampled)]))
+        lines += [('greedy', ['', 'greedy', *cells(row.greedy)])] if row.greedy else []
     head = ''.join(f'<th>{h}</th>' for h in heads)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = ''.join(
+        f'<tr class="{kind}">{"".join(f"<td>{escape(cell)}</td>" for cell in line)}</tr>' for kind, line in lines
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def score_section(run: Run) -> str:
-    """Bars with intervals, then every number."""
+    """Bars with intervals, then every number; then the paired differences of read-outs that share world models."""
     title, scores, best = '<section><h2>Scores in the real environment</h2>', read_outs(run), hero(run)
     if not scores:
         return title + missing(run, 'scores.json', 'scores') + '</section>'
-    unit = scores[best or next(iter(scores))]['per_seed']
-    over = 'seeds, dots are seeds' if len(unit) > 1 else 'the episodes of the one seed'
-    note = f'Mean return per episode; whiskers are 95% bootstrap intervals over {over}.'
+    rows = list(scores.values())
+    note = 'Mean return per episode; whiskers are 95% intervals, dots are seeds. Over seeds the interval is Student’s '
+    note += f't below {BOOTSTRAP_FROM}, a bootstrap from there on; over the episodes of one seed it says nothing of '
+    note += 'other seeds.'
     if (reference := run.scores.get('reference')) is not None:
         note += f' Normalised: 0 is random play, 1 the reference PPO ({number(reference)}).'
     absent = [name_of(k) for k in ('bc', 'wm_bc', 'imagination') if k not in scores and 'agent' not in scores]
     if absent:
         note += f' Not measured in this run: {", ".join(absent)}.'
-    return f'{title}{_bars(scores, best)}<p class="note">{escape(note)}</p>{_table(scores, best)}</section>'
+    heads = ['Read-out', 'Actions', 'Mean', '95% interval', 'Kind', 'Normalised', 'Min', 'Max', 'Seeds', 'Episodes']
+    out = [title, _bars(rows, best), f'<p class="note">{escape(note)}</p>', _table(heads, rows, _score_cells, best)]
+    if pairs := difference_rows(run.scores):
+        heads = ['Difference', 'Actions', 'Mean', '95% interval', 'Kind', 'Each seed']
+        note = 'Seed by seed: read-outs of one seed share its world model or its data, and what they share cancels.'
+        out += ['<h3>Paired differences</h3>', f'<p class="note">{note}</p>']
+        out.append(_table(heads, pairs, _difference_cells, None))
+    return ''.join([*out, '</section>'])
 
 
 def _series(rows: Mapping[int, Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

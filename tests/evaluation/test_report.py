@@ -78,9 +78,33 @@ def write_run(folder, env='minatar/breakout', parts=('metrics', 'scores', 'sampl
 
 def test_the_page_holds_every_score_and_its_interval(tmp_path):
     page = report.write(write_run(tmp_path)).read_text()
-    for text in ('7.25', '6.75 – 7.75', '8.57', '3.00', '10.00', '0.71', 'Imagination RL', 'greedy', '90% hidden'):
+    for text in ('7.25', '0.90 – 13.60', '8.57', '3.00', '10.00', '0.71', 'Imagination RL', 'greedy', '90% hidden'):
         assert text in page, text
     assert '2.4 times the mean of the data' in page and '2 seeds' in page
+    assert page.count('>t over 2 seeds<') == 2 and '>t over 2 episodes of one seed<' in page  # ours; PPO's
+    assert 'Paired differences' not in page
+
+
+def test_the_page_heals_old_intervals_and_compares_read_outs_seed_by_seed(tmp_path):
+    path = write_run(tmp_path) / 'scores.json'
+    old = json.loads(path.read_text())
+    old['score']['bc'] = {'per_seed': [[1.0, 2.0], [2.0, 2.0]], 'mean': 9.0, 'ci95': [1.0, 2.0], 'ci95_over': 'seeds'}
+    path.write_text(json.dumps(old))
+    page = report.write(tmp_path).read_text()
+    # imagination 7.75 and 6.75 less bc 1.5 and 2: 6.25 and 4.75, mean 5.5 with 12.71 * 0.75 on either side
+    assert 'Imagination RL minus BC from scratch' in page and '6.25, 4.75' in page and '−4.03 – 15.03' in page
+    assert '>1.75<' in page and '9.00<' not in page
+    Tags(page)
+    path.write_text('{"score": {"bc": {"mean": 1.0}}}')
+    assert 'scores.json of this run is damaged' in report.write(tmp_path).read_text()
+
+
+def test_one_episode_of_one_seed_has_a_score_and_no_interval(tmp_path):
+    scores = returns.record(preset='a', env='e', command='c', seeds=[0], env_frames=1, gradient_steps={}, seconds=1.0,
+                            scores={'agent': [4.0]})  # fmt: skip
+    returns.save(write_run(tmp_path) / 'scores.json', scores)
+    page = report.write(tmp_path).read_text()
+    assert '95% interval none; one seed, 1 episodes' in page and '>none, n = 1<' in page
 
 
 def test_the_page_asks_nothing_of_the_network_and_escapes_hostile_names(tmp_path):
