@@ -46,10 +46,11 @@ def sentence(run: Run) -> str:
         return f'This run has no scores yet; it has reached step {max(rows):,} of the phase {phase}.'
     own = scores[key].sampled
     rows = own['per_seed']
-    seeds = f'{len(rows)} seeds' if len(rows) > 1 else 'one seed'
-    bounds = f'{" to ".join(map(number, own["ci95"]))}, {interval_label(own)}' if own['ci95'] else 'none'
+    bounds = 'no interval'
+    if own['ci95']:
+        bounds = f'95% interval {" to ".join(map(number, own["ci95"]))}, {interval_label(own)}'
     text = f'{name_of(key)} scores {number(own["mean"])} per episode in the real game '
-    text += f'(95% interval {bounds}; {seeds}, {sum(map(len, rows)):,} episodes)'
+    text += f'({bounds}; {sum(map(len, rows)):,} episodes)'
     times = [
         f'{number(own["mean"] / scores[k].sampled["mean"], 2)} times {what}'
         for k, what in (('data', 'the mean of the data it learnt from'), ('random', 'random play'))
@@ -92,7 +93,7 @@ def _score_cells(s: Mapping[str, Any]) -> list[str]:
     episodes = [x for row in s['per_seed'] for x in row]
     return [
         points(s['mean']), _bounds(s), interval_label(s), points(s['normalised']), number(min(episodes), 4, True),
-        number(max(episodes), 4, True), str(len(s['per_seed'])), f'{len(episodes):,}',
+        number(max(episodes), 4, True), f'{len(episodes):,}',
     ]  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def score_section(run: Run) -> str:
     absent = [name_of(k) for k in ('bc', 'wm_bc', 'imagination') if k not in scores and 'agent' not in scores]
     if absent:
         note += f' Not measured in this run: {", ".join(absent)}.'
-    heads = ['Read-out', 'Actions', 'Mean', '95% interval', 'Kind', 'Normalised', 'Min', 'Max', 'Seeds', 'Episodes']
+    heads = ['Read-out', 'Actions', 'Mean', '95% interval', 'Kind', 'Normalised', 'Min', 'Max', 'Episodes']
     out = [title, _bars(rows, best), f'<p class="note">{escape(note)}</p>', _table(heads, rows, _score_cells, best)]
     if pairs := difference_rows(run.scores):
         heads = ['Difference', 'Actions', 'Mean', '95% interval', 'Kind', 'Each seed']

@@ -104,7 +104,7 @@ def test_one_episode_of_one_seed_has_a_score_and_no_interval(tmp_path):
                             scores={'agent': [4.0]})  # fmt: skip
     returns.save(write_run(tmp_path) / 'scores.json', scores)
     page = report.write(tmp_path).read_text()
-    assert '95% interval none; one seed, 1 episodes' in page and '>none, n = 1<' in page
+    assert '(no interval; 1 episodes)' in page and '>none, n = 1<' in page
 
 
 def test_the_page_asks_nothing_of_the_network_and_escapes_hostile_names(tmp_path):
