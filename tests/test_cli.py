@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -90,6 +91,8 @@ def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(ru
     done = reverie('eval', run, '--episodes', 4, '--max-steps', 40)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((run / 'scores.json').read_text())['score']['imagination']['per_seed'] == before
+    assert re.search(r'eval  imagination  sampled  .* to .*, t over 2 seeds\)', done.stdout)
+    assert 'Imagination RL minus WM + BC, greedy: ' in done.stdout
     assert sorted((run / 'checkpoints').iterdir()) == checkpoints
 
 

@@ -61,6 +61,12 @@ def bounds(figure: Mapping[str, Any]) -> str:
     return ' to '.join(map(number, figure['ci95'])) if figure['ci95'] else ''
 
 
+def text(figure: Mapping[str, Any]) -> str:
+    """A figure in a line of text: '3.30 (2.70 to 3.90, t over 3 seeds)'."""
+    mean = number(figure['mean'])
+    return f'{mean} ({bounds(figure)}, {interval_label(figure)})' if figure['ci95'] else f'{mean} (n = 1)'
+
+
 def markdown(rows: Sequence[Row], title: str = 'read-out', names: Mapping[str, str] | None = None) -> str:
     """A table of rows, as README.md and docs/RESULTS.md show them; `names` replaces those of some keys."""
     heads = (title, 'sampled', '95% interval', 'greedy', '95% interval', 'the intervals are')

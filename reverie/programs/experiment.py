@@ -20,7 +20,7 @@ from reverie.data.sources import open_source
 from reverie.envs import device
 from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
-from reverie.evaluation import report, returns
+from reverie.evaluation import report, returns, statistics, tables
 from reverie.programs import showcase
 from reverie.training import checkpoint, metrics, runner
 from reverie.training.online import Online, Play
@@ -165,7 +165,7 @@ class Experiment(abc.ABC):
                 scores[name][law] = played
                 short = played.truncated & (played.lengths >= max_steps)  # by us, not by the game's own time limit
                 cut = f', {short.mean():.0%} cut at {max_steps} steps' if short.any() else ''
-                say(f'eval  {name:<12} {law:<8} {played.returns.mean():7.2f}{cut}')
+                say(f'eval  {name:<12} {law:<8} {tables.text(statistics.summary(played.returns))}{cut}')
         log = metrics.read(folder / 'metrics.jsonl')
         record = returns.record(
             preset=self.preset,
@@ -179,6 +179,10 @@ class Experiment(abc.ABC):
             curve=curve(log, self.seeds),
             **extra,
         )
+        for row in tables.difference_rows(record):
+            for law, figure in (('sampled', row.sampled), ('greedy', row.greedy)):
+                if figure:
+                    say(f'eval  {row.name}, {law}: {tables.text(figure)}')
         for path in paths:
             returns.save(path, record)
         return record
