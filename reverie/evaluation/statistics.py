@@ -115,7 +115,7 @@ def stratified_interval(tasks: Sequence[Returns], *, trim: float = 0.25, trained
 
     From ten runs in every game on it is the stratified bootstrap (Agarwal et al. 2021, section 4.1). Below it is a t
     interval on winsorised values: a game's three runs, resampled, vary by a third too little, so that with five games
-    of three runs the bootstrap holds the truth 76 to 85 times of 100, the t interval 93 to 97.
+    of three runs the bootstrap holds the truth 76 to 87 times of 100, the t interval 93 to 97.
     Where a game has one run, the runs of all games are kept and their episodes are resampled, if each has ten.
 
     Args:
