@@ -394,8 +394,8 @@ class Dreamer4:
             logits = jnp.concatenate([policy_head(feat[:b])[0], prior_head(feat[b:])[0]])
             return Categorical(logits).sample(key)
 
-        begin = jax.tree.map(lambda x: jnp.concatenate([x, x[:again]]), (state, start))
-        _, action, both = sg(rollout(model, act, *begin, key_roll, cfg.horizon))
+        begin, feat = jax.tree.map(lambda x: jnp.concatenate([x, x[:again]]), (state, start))
+        _, action, both = sg(rollout(model, act, begin, feat, key_roll, cfg.horizon))
         pred = jax.tree.map(lambda x: x[:, :b], both)
         action = action[:, :b]
         feat = sg(jnp.concatenate([start[None], pred.feat[:-1]]))  # what each action was chosen on
