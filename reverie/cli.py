@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -62,6 +62,14 @@ class Train:
     seed: int = 0
     seeds: int = 1
     """Agents trained in one program, with seeds seed, seed + 1, .."""
+    from_: Annotated[str | None, tyro.conf.arg(name='from', metavar='RUN[:PHASE]')] = None
+    """Begin with what another run has learnt; every phase not taken is trained. RUN: all phases it has finished.
+    RUN:PHASE: those up to and with PHASE. RUN:PHASE,PHASE: others as well. RUN:PHASE+: PHASE is trained on, to the
+    updates it has here. Seeds get their own models, or all that of a run with one seed."""
+    from_groups: tuple[str, ...] = ()
+    """With --from: take only the weights of these parameter groups, and train every phase."""
+    keep_phase_ends: bool = True
+    """Keep weights and optimiser at the end of each phase, for --from."""
     episodes: int = 128
     """Evaluation episodes of each seed and read-out."""
     max_steps: int = 5000
@@ -235,7 +243,11 @@ def collect(args: Collect) -> None:
 
 def train(args: Train, preset: str) -> None:
     from reverie.programs.experiment import Experiment, Recorded, played
+    from reverie.training.warm import Init
 
+    if args.from_groups and args.from_ is None:
+        raise UserError(f'--from-groups {" ".join(args.from_groups)}: expected --from RUN beside it')
+    init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     run = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
     fields = (preset, args.config, args.env, args.seed, args.seeds, command())
     experiment: Experiment
@@ -255,7 +267,7 @@ def train(args: Train, preset: str) -> None:
     params = experiment.train(
         run, updates_per_call=args.updates_per_call,
         checkpoint_every_s=args.checkpoint_every_s, log_every_s=args.log_every_s,
-        tensorboard=args.tensorboard, wandb=args.wandb,
+        tensorboard=args.tensorboard, wandb=args.wandb, init=init, keep_phase_ends=args.keep_phase_ends,
     )  # fmt: skip
     experiment.evaluate(run, params, args.episodes, args.max_steps, say=say, paths=written(args.results, run))
     say(f'report: {experiment.report(run, params)}')

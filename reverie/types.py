@@ -321,6 +321,7 @@ class Phase:
     begin: params at the start of the phase, e.g. to copy a head; pure.
     after: (params, step []) -> params after each gradient step, e.g. slow critics; skipped updates leave them alone.
         step: updates before this one, 0 at the first.
+    scheduled: the learning rate depends on `steps`, so that a longer phase differs from its first update on.
     """
 
     name: str
@@ -336,11 +337,16 @@ class Phase:
     ema_decay: float | None = None
     begin: Callable[[Params], Params] | None = None
     after: Callable[[Params, Array], Params] | None = None
+    scheduled: bool = False
 
 
 @runtime_checkable
 class Agent(Protocol):
-    """What the runner, the evaluation and the player need of an agent."""
+    """What the runner, the evaluation and the player need of an agent.
+
+    One whose weights other runs may take also has `shaped_by`: parameter group -> fields of its config, dotted, without
+    which the weights mean nothing.
+    """
 
     spec: EnvSpec
     phases: tuple[Phase, ...]

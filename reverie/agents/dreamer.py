@@ -152,6 +152,10 @@ class Dreamer:
         self.acting = cfg.discrete if self.discrete else cfg.continuous
         outlines = nnx.eval_shape(lambda: self._heads(nnx.Rngs(0)))
         self.bind = {name: build(module)[1] for name, module in outlines.items()}
+        self.shaped_by: Mapping[str, tuple[str, ...]] = self.world.shaped_by | {
+            'policy': ('policy', 'discrete.law', 'continuous.law'), 'scale': ('scale',),
+            'value': ('value', 'number'), 'slow_value': ('value', 'number'),
+        }  # fmt: skip
         scales = {**self.world.scales, 'policy': 1.0, 'value': 1.0}
         if cfg.replay_critic is not None:
             scales['replay_value'] = cfg.replay_value_scale

@@ -172,6 +172,14 @@ class Dreamer4:
         outlines = nnx.eval_shape(lambda: self._modules(nnx.Rngs(0)))  # no weights: seconds less at every start
         self.bind = {name: build(module)[1] for name, module in outlines.items()}
         self.phases = self._phases()
+        tokenizer = tuple(f'tokenizer.{name}' for name in ('patch', 'latents', 'bottleneck', 'transformer'))
+        dynamics = tuple(f'dynamics.{name}' for name in ('pack', 'registers', 'k_max', 'transformer'))
+        head = ('head_units', 'head_layers')
+        self.shaped_by: Mapping[str, tuple[str, ...]] = {
+            'encoder': tokenizer, 'decoder': tokenizer, 'dynamics': tokenizer + dynamics, 'bc': tokenizer + dynamics,
+            'policy': (*head, 'multi_token'), 'prior': (*head, 'multi_token'), 'cont': head,
+            'reward': (*head, 'multi_token', 'bins'), 'value': (*head, 'bins'),
+        }  # fmt: skip
         with_model = ShortcutActor(self._bind, cfg.dynamics.context_noise)
         self.readouts: Mapping[str, ReadOut] = {
             'imagination': ReadOut(with_model, lambda p: {name: p[name] for name in ACTING}),
@@ -216,7 +224,7 @@ class Dreamer4:
             c: PhaseConfig = getattr(self.cfg, f'{name}_phase')
             return Phase(
                 name, trains, loss, scales, optimiser(c), c.steps, c.batch, c.length,
-                relevant=c.relevant, rms_decay=rms_decay, ema_decay=c.ema_decay, begin=begin,
+                relevant=c.relevant, rms_decay=rms_decay, ema_decay=c.ema_decay, begin=begin, scheduled=c.decay > 0,
             )  # fmt: skip
 
         tokenizer_scales = dict(recon=1.0) if self.cfg.perceptual is None else dict(recon=1.0, lpips=0.2)

@@ -121,6 +121,7 @@ class Planet:
             raise UserError(f'{spec.name} has {spec.actions.kind} actions; planet takes continuous ones')
         self.cfg, self.spec = cfg, spec
         self.world = World(cfg.world, spec)
+        self.shaped_by = self.world.shaped_by
         scales = self.world.scales
         if cfg.overshooting is not None:
             scales['overshooting'] = cfg.overshooting_scale

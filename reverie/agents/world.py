@@ -132,6 +132,10 @@ class World:
         outlines = nnx.eval_shape(lambda: self.modules(nnx.Rngs(0)))
         self.bind = {name: build(module)[1] for name, module in outlines.items()}
         self.groups = tuple(outlines)
+        self.shaped_by: dict[str, tuple[str, ...]] = {
+            'encoder': ('world.obs',), 'decoder': ('world.obs',), 'dynamics': ('world.dynamics',),
+            'reward': ('world.reward', 'world.number', 'world.squash'), 'cont': ('world.cont', 'world.cont_discount'),
+        }  # fmt: skip
         self.dynamics: Any = outlines['dynamics']  # without weights: for what depends on the configuration alone
 
     @property

@@ -22,7 +22,7 @@ from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
 from reverie.evaluation import report, returns, statistics, tables
 from reverie.programs import showcase
-from reverie.training import checkpoint, metrics, runner
+from reverie.training import checkpoint, metrics, runner, warm
 from reverie.training.online import Online, Play
 from reverie.training.online_host import OnlineHost
 from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
@@ -116,8 +116,13 @@ class Experiment(abc.ABC):
         log_every_s: float = 5.0,
         tensorboard: bool = False,
         wandb: str | None = None,
+        init: warm.Init | None = None,
+        keep_phase_ends: bool = True,
     ) -> Params:
-        """All phases, continued where a run in `folder` was left; -> params [seeds, ...]."""
+        """All phases, continued where a run in `folder` was left; -> params [seeds, ...].
+
+        init: the run that phases or parameter groups are taken from, if any.
+        """
         agent = self.agent
         sinks: list[metrics.Sink] = [metrics.Terminal(agent.phases)]
         if tensorboard:
@@ -127,7 +132,7 @@ class Experiment(abc.ABC):
         return runner.run(
             agent, self.source, folder, seed=self.seed, seeds=self.seeds, updates_per_call=updates_per_call,
             checkpoint_every_s=checkpoint_every_s, log_every_s=log_every_s, sinks=sinks, scoring=self.scoring,
-            config=self.describe(), safe=SAFE,
+            init=init, config=self.describe(), safe=SAFE, keep_phase_ends=keep_phase_ends,
         )  # fmt: skip
 
     @property
@@ -167,16 +172,18 @@ class Experiment(abc.ABC):
                 cut = f', {short.mean():.0%} cut at {max_steps} steps' if short.any() else ''
                 say(f'eval  {name:<12} {law:<8} {tables.text(statistics.summary(played.returns))}{cut}')
         log = metrics.read(folder / 'metrics.jsonl')
+        saved = json.loads((folder / 'config.json').read_text())
         record = returns.record(
             preset=self.preset,
             env=self.env_name,
             command=self.command,
             seeds=list(range(self.seed, self.seed + self.seeds)),
             env_frames=self.frames,
-            gradient_steps={phase.name: phase.steps for phase in agent.phases},
+            gradient_steps={name: phase['steps'] for name, phase in saved['phases'].items()},
             seconds=float(log[-1]['seconds']) if log else 0.0,
             scores=scores,
             curve=curve(log, self.seeds),
+            **warm.summary(saved),
             **extra,
         )
         for row in tables.difference_rows(record):

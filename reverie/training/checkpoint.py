@@ -5,7 +5,7 @@ were. Orbax alone reads flipped bits without complaint; the manifest catches the
 
     checkpoints/000001200/
       params/        every parameter group, leading axis [seeds]; all that evaluation needs
-      train/         optimiser state, running means and counters; absent at the end of a phase
+      train/         optimiser state, running means and counters; at the end of a phase only where phase ends are kept
       meta.json      phase, step, config, versions, the path, shape and dtype of each array
       manifest.json  {file: SHA-256}
 """
@@ -19,7 +19,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +52,14 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+    """Nested dicts -> {dotted path: leaf}."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree}
+    parts = [flatten(value, f'{prefix}.{name}' if prefix else str(name)) for name, value in tree.items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def _sync(path: pathlib.Path) -> None:
     """Ask the disk to keep what was written to a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -61,7 +69,8 @@ def _sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: pathlib.Path) -> str:
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -75,7 +84,8 @@ def _numbered(leaves: list[Any]) -> dict[str, Any]:
     return {f'{i:05d}': x for i, x in enumerate(leaves)}
 
 
-def _describe(tree: PyTree) -> list[dict[str, Any]]:
+def describe(tree: PyTree) -> list[dict[str, Any]]:
+    """Path, shape and dtype of each array, as meta.json has them."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return [dict(path=[key_name(k) for k in path], shape=list(x.shape), dtype=str(x.dtype)) for path, x in paths]
 
@@ -117,9 +127,9 @@ def save(folder: pathlib.Path, number: int, params: Params, train: PyTree | None
         _write_arrays(temporary / 'params', params)
         if train is not None:
             _write_arrays(temporary / 'train', train)
-        arrays = dict(params=_describe(params), train=None if train is None else _describe(train))
+        arrays = dict(params=describe(params), train=None if train is None else describe(train))
         write_json(temporary / 'meta.json', {**meta, 'versions': versions(), 'arrays': arrays})
-        write_json(temporary / MANIFEST, {p.relative_to(temporary).as_posix(): _digest(p) for p in _files(temporary)})
+        write_json(temporary / MANIFEST, {p.relative_to(temporary).as_posix(): digest(p) for p in _files(temporary)})
         for path in _files(temporary):
             _sync(path)
         doomed = folder / f'tmp-old-{number:09d}'
@@ -163,9 +173,18 @@ def fault_of(step: pathlib.Path) -> str | None:
         found = {p.relative_to(step).as_posix(): p for p in _files(step)}
         if set(manifest) != set(found):
             return f'files missing {sorted(set(manifest) - set(found))}, unknown {sorted(set(found) - set(manifest))}'
-        return next((f'checksum of {name}' for name, path in found.items() if _digest(path) != manifest[name]), None)
+        return next((f'checksum of {name}' for name, path in found.items() if digest(path) != manifest[name]), None)
     except (OSError, ValueError) as error:
         return f'{MANIFEST}: {error}'
+
+
+def meta_of(step: pathlib.Path) -> Meta:
+    """meta.json of a step folder. Raises UserError if its format is not the one that this version reads."""
+    meta = json.loads((step / 'meta.json').read_text())
+    written = meta.get('versions', {}).get('format')
+    if written != FORMAT:
+        raise UserError(f'{step} has checkpoint format {written}; this version reads format {FORMAT}')
+    return meta
 
 
 def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
@@ -173,11 +192,7 @@ def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
     for step in reversed(steps(folder)):
         fault = fault_of(step)
         if fault is None:
-            meta = json.loads((step / 'meta.json').read_text())
-            written = meta.get('versions', {}).get('format')
-            if written != FORMAT:
-                raise UserError(f'{step} has checkpoint format {written}; this version reads format {FORMAT}')
-            return step, meta
+            return step, meta_of(step)
         aside = step.with_name(f'corrupt-{step.name}-{time.time_ns()}')
         os.rename(step, aside)
         warn(f'checkpoint {step} is damaged ({fault}); moved to {aside.name}, going back to the one before')
@@ -191,7 +206,7 @@ def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
 
 def _check(step: pathlib.Path, saved: list[dict[str, Any]], target: PyTree) -> None:
     """Raise UserError naming the first array whose path, shape or dtype is not the expected one."""
-    expected = _describe(target)
+    expected = describe(target)
     for a, b in zip(saved, expected, strict=False):
         if a != b:
             raise UserError(f'{step}: saved array {a} does not match the expected {b}')
@@ -202,7 +217,7 @@ def _check(step: pathlib.Path, saved: list[dict[str, Any]], target: PyTree) -> N
 def restore_latest(folder: pathlib.Path, target: Target) -> tuple[Params, PyTree | None, Meta] | None:
     """The newest sound checkpoint as (params, train, meta), or None if there never was one.
 
-    target: meta -> the shapes, dtypes and shardings to restore to; the second entry is not read if `train` is absent.
+    target: meta -> the shapes, dtypes and shardings to restore to; the second entry is not read at the end of a phase.
     Raises UserError if every checkpoint is damaged, or if the arrays are not those of `target`.
     """
     found = _newest_sound(folder)
@@ -212,10 +227,7 @@ def restore_latest(folder: pathlib.Path, target: Target) -> tuple[Params, PyTree
     params, train = target(meta)
     _check(step, meta['arrays']['params'], params)
     params = _read_arrays(step / 'params', params)
-    if meta['arrays']['train'] is None:
-        return params, None, meta
-    _check(step, meta['arrays']['train'], train)
-    return params, _read_arrays(step / 'train', train), meta
+    return params, None if meta['complete'] else read_train(step, meta, train), meta
 
 
 def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tuple[Params, Meta]:
@@ -228,11 +240,22 @@ def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tu
     if found is None:
         raise UserError(f'no checkpoint in {folder}; expected a run folder written by `reverie train`')
     step, meta = found
+    return read(step, meta, device), meta
+
+
+def read(step: pathlib.Path, meta: Meta, device: jax.Device | None = None) -> Params:
+    """Parameters [seeds, ...] of a step folder whose checksums are right. Raises UserError if its meta is not true."""
     try:
-        return _read_arrays(step / 'params', _described(meta, device or jax.devices()[0])), meta
+        return _read_arrays(step / 'params', _described(meta, device or jax.devices()[0]))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         what = f'{type(error).__name__}: {str(error).splitlines()[0][:120]}'
         raise UserError(f'{step}: meta.json does not describe the arrays that are there ({what})') from error
+
+
+def read_train(step: pathlib.Path, meta: Meta, target: PyTree) -> PyTree:
+    """The train state of a step folder. Raises UserError if its arrays are not those of `target`."""
+    _check(step, meta['arrays']['train'], target)
+    return _read_arrays(step / 'train', target)
 
 
 def _described(meta: Meta, device: jax.Device) -> Params:

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from reverie.training import checkpoint, faults, state
+from reverie.training import checkpoint, faults, state, warm
+from reverie.training.checkpoint import flatten
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.state import TrainState
 from reverie.training.update import Evidence, Program, call_size, make_program
@@ -54,6 +55,7 @@ def run(
     updates_per_call: int = 50,
     sinks: Sequence[Sink] = (),
     scoring: Scoring | None = None,
+    init: warm.Init | None = None,
     config: Any = None,
     safe: Sequence[str] = CADENCE,
     max_streak: int = 10,
@@ -71,9 +73,12 @@ def run(
     updates_per_call: gradient steps between two looks at the clock and at signals.
     sinks: besides metrics.jsonl, which is always written. They are closed at the end.
     scoring: how the agent is scored along the way, if it is.
+    init: the run that finished phases or parameter groups are taken from, if any; the rest begins fresh.
     config: a dataclass or dict, saved; a folder made with another is refused unless the key is in `safe`
         (dotted paths; 'optimiser' covers 'optimiser.learning_rate').
     max_streak: non-finite updates in a row, of any seed, after which training stops.
+    keep_phase_ends: keep the checkpoint at the end of every phase, with the optimiser's state where the source is a
+        dataset, so that other runs can take the phase from here and train it on.
 
     Raises UserError for another config, damaged checkpoints, or losses that stay non-finite (nothing is saved then);
     the batch of a skipped update is left in faults/. Raises MemoryShort if an update does not fit.
@@ -85,12 +90,20 @@ def run(
         raise UserError(f'phase names must be unique, got {names}')
     if seeds < 1 or updates_per_call < 1:
         raise UserError(f'seeds and updates_per_call must be at least 1, got {seeds} and {updates_per_call}')
+    record, start = warm.remembered(folder, init), None
+    if init is not None and record is None:
+        start = warm.plan(init, agent, fingerprint(agent.phases, config, seed, seeds))
+        record = start.record
+    phases = warm.outline(agent.phases, record)
     (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
-    config = claim(folder, fingerprint(agent, config, seed, seeds), safe)
+    config = claim(folder, fingerprint(phases, config, seed, seeds, record), safe)
     checkpoint.clean(folder / 'checkpoints')
     log = Jsonl(folder / 'metrics.jsonl')
     loop = _Loop(
         agent=agent,
+        phases=phases,
+        given=frozenset((record or {}).get('phases', ())),
+        start=start,
         source=source,
         keys=jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed + i) for i in range(seeds)])),
         config=config,
@@ -112,21 +125,16 @@ def run(
             sink.close()
 
 
-def fingerprint(agent: Agent, config: Any, seed: int, seeds: int) -> dict[str, Any]:
-    """What makes a run what it is, as JSON: the config, the seeds and the outline of the phases."""
+def fingerprint(
+    phases: Sequence[Phase], config: Any, seed: int, seeds: int, record: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What makes a run what it is, as JSON: the config, the seeds, the outline of the phases, and its warm start."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
-    outline = {p.name: dict(trains=p.trains, steps=p.steps, batch=p.batch, length=p.length) for p in agent.phases}
+    outline = {p.name: dict(trains=p.trains, steps=p.steps, batch=p.batch, length=p.length) for p in phases}
     value = {'seed': seed, 'seeds': seeds, 'phases': outline, **dict(config or {})}
+    value |= {'from': record} if record else {}
     return json.loads(json.dumps(value, default=str))
-
-
-def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-    """Nested dicts -> {dotted path: leaf}."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree}
-    parts = [flatten(value, f'{prefix}.{name}' if prefix else str(name)) for name, value in tree.items()]
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def claim(folder: pathlib.Path, config: dict[str, Any], safe: Sequence[str]) -> dict[str, Any]:
@@ -192,6 +200,9 @@ class _Loop:
     """The state of a run on the host."""
 
     agent: Agent
+    phases: tuple[Phase, ...]  # the agent's, those taken from another run with the updates they had there
+    given: frozenset[str]  # names of the phases taken from another run
+    start: warm.Start | None  # a warm start, until the run has a checkpoint of its own
     source: Source | Live
     keys: Array  # [seeds, 2]: for initialisation, for training
     config: dict[str, Any]
@@ -222,7 +233,7 @@ class _Loop:
                 if isinstance(self.source, HostLive):
                     self.source.set_arrays(train.pop('host'))
                 resumed = TrainState(params, **train)
-            done = first == len(self.agent.phases)
+            done = first == len(self.phases)
             checkpoint.warn(
                 f'every phase is complete ({meta["gradient_steps"]} gradient steps)'
                 if done
@@ -231,8 +242,13 @@ class _Loop:
         self.log.drop_after(found[2]['gradient_steps'] if found else 0)
         if params is None:
             params = self._init()
-        for index in range(first, len(self.agent.phases)):
-            with faults.short_memory(self.agent.phases[index], self.keys.shape[0]):
+            if self.start is not None:
+                first, params, resumed = self._take(self.start, params)
+        for index in range(first, len(self.phases)):
+            if self.phases[index].name in self.given:
+                self._save(index, params, None, self.phases[index].steps)
+                continue
+            with faults.short_memory(self.phases[index], self.keys.shape[0]):
                 params = self._phase(index, resumed if resumed is not None else self._begin(index, params))
             resumed = None
         return params
@@ -247,9 +263,19 @@ class _Loop:
         each = [self.agent.init(key) for key in self.keys[:, 0]]
         return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
+    def _take(self, start: warm.Start, fresh: Params) -> tuple[int, Params, TrainState | None]:
+        """-> (number of the first phase to train, params with what is taken, its train state if it goes on)."""
+        checkpoint.warn(start.line)
+        params, phase = start.weights(fresh), self.phases[start.first]
+        if start.extends is None:
+            return start.first, params, None
+        if not {'dataset', 'label_fraction'} & set(start.record['differs']):
+            self.source.set_state(start.extends.meta['source'])
+        return start.first, params, start.resume(params, self._expected(start.first), phase)
+
     def _begin(self, index: int, params: Params) -> TrainState:
         """The state at the start of a phase, every leaf in its own buffer, laid out over the mesh."""
-        phase = self.agent.phases[index]
+        phase = self.phases[index]
 
         def begin(params: Params) -> TrainState:
             return state.own_buffers(state.create(phase.begin(params) if phase.begin else params, phase))
@@ -279,7 +305,7 @@ class _Loop:
     def _shapes(self, index: int) -> TrainState:
         """Shapes of one seed's train state in a phase, without `live`."""
         params = jax.eval_shape(self.agent.init, self.keys[0, 0])
-        for phase in self.agent.phases[: index + 1]:
+        for phase in self.phases[: index + 1]:
             train = jax.eval_shape(lambda p, f=phase: state.create(f.begin(p) if f.begin else p, f), params)
             params = train.params
         return train
@@ -287,12 +313,12 @@ class _Loop:
     def _check_source(self) -> None:
         """Raises UserError before anything is trained if the environments and replay of a phase cannot be."""
         if isinstance(self.source, Live | HostLive):
-            for index, phase in enumerate(self.agent.phases):
+            for index, phase in enumerate(self.phases):
                 self.source.check(self._shapes(index).params, phase.batch, phase.length, self.keys.shape[0])
 
     def _expected(self, index: int) -> TrainState:
         """What `_begin` gives: shapes [seeds, ...] and where they lie."""
-        seeds, phase, train = self.keys.shape[0], self.agent.phases[index], self._shapes(index)
+        seeds, phase, train = self.keys.shape[0], self.phases[index], self._shapes(index)
         if isinstance(self.source, Live):
             live = jax.eval_shape(functools.partial(self._begin_live, phase), train.params, self.keys[0, 0])
             train = train._replace(live=live)
@@ -310,7 +336,7 @@ class _Loop:
 
     def _phase(self, index: int, train: TrainState) -> Params:
         """Run one phase to its end; -> its parameters."""
-        phase = self.agent.phases[index]
+        phase = self.phases[index]
         step = int(train.step[0])
         self.program = None
         size = call_size(phase.steps, self.updates_per_call)
@@ -345,7 +371,10 @@ class _Loop:
         params = train.params if train.ema is None else {**train.params, **train.ema}
         if isinstance(self.source, Live | HostLive):
             self.source.finish(train.live)
-        self._save(index, params, None, phase.steps)
+        if train.ema is not None:  # beside the mean, the weights themselves, with which the phase could go on
+            train = train._replace(ema=state.trained_groups(train.params, phase))
+        kept = self.keeper.keep_phase_ends and not isinstance(self.source, Live | HostLive)
+        self._save(index, params, train if kept else None, phase.steps)
         self._stop_if_asked(index, phase.steps)
         return params
 
@@ -354,7 +383,7 @@ class _Loop:
     ) -> tuple[Program, Any]:
         """The program of a phase, compiled for such arguments (shapes will do); -> (it, what XLA says of it)."""
         shardings = None if self.mesh is None else state.train_sharding(self.mesh, train)
-        program = make_program(self.agent.phases[index], self.source, self.mesh, shardings)
+        program = make_program(self.phases[index], self.source, self.mesh, shardings)
         return program, program.call.lower(train, data, loaded, keys, updates=updates).compile()
 
     def _compile_ahead(self, index: int, data: PyTree) -> None:
@@ -362,15 +391,17 @@ class _Loop:
 
         Not on accelerators, where a compiler tries kernels out on the device that trains.
         """
-        if index < len(self.agent.phases) and self.agent.phases[index].steps and jax.default_backend() == 'cpu':
-            updates = call_size(self.agent.phases[index].steps, self.updates_per_call)
+        while index < len(self.phases) and self.phases[index].name in self.given:
+            index += 1
+        if index < len(self.phases) and self.phases[index].steps and jax.default_backend() == 'cpu':
+            updates = call_size(self.phases[index].steps, self.updates_per_call)
             args = (index, self._expected(index), data, None, self._phase_keys(index), updates)
             self.ahead = self.compiler.submit(self._compile, *args)
 
     def _dispatch(
         self, index: int, train: TrainState, keys: Array, step: int, updates: int
     ) -> tuple[TrainState, _Call]:
-        phase = self.agent.phases[index]
+        phase = self.phases[index]
         data = loaded = None
         played: Metrics = {}
         if not isinstance(self.source, Live):
@@ -405,7 +436,7 @@ class _Loop:
 
         scores: [seeds] of the weights after it; always logged.
         """
-        phase = self.agent.phases[index]
+        phase = self.phases[index]
         streak = np.asarray(call.streak)
         if fault := self.watch.look(call.step - call.updates, streak, call.trace, call.evidence):
             raise UserError(fault)
@@ -441,7 +472,7 @@ class _Loop:
             sink.write(record)
 
     def _gradient_steps(self, index: int, step: int) -> int:
-        return sum(phase.steps for phase in self.agent.phases[:index]) + step
+        return sum(phase.steps for phase in self.phases[:index]) + step
 
     def _values(self, metrics: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Metrics [seeds], and what was played since the last line, as a record's entries; NaN for the mean of none."""
@@ -469,12 +500,13 @@ class _Loop:
 
     def _env_frames(self, index: int, step: int) -> int:
         """The same, of this phase and those before it."""
-        before = sum(self._phase_frames(phase, phase.steps) for phase in self.agent.phases[:index])
-        return before + self._phase_frames(self.agent.phases[index], step)
+        before = sum(self._phase_frames(phase, phase.steps) for phase in self.phases[:index])
+        return before + self._phase_frames(self.phases[index], step)
 
     def _save(self, index: int, params: Params, train: TrainState | None, step: int) -> None:
-        """Checkpoint a step; `train` is None at the end of a phase."""
-        phase = self.agent.phases[index]
+        """Checkpoint a step; `train` may be None at the end of a phase."""
+        phase = self.phases[index]
+        complete = step == phase.steps
         if not state.finite((params, train and train._replace(live=()))):
             raise UserError(f'phase {phase.name} step {step}: weights or optimiser are not finite; nothing was saved')
         rest = None
@@ -487,7 +519,7 @@ class _Loop:
             phase=phase.name,
             phase_index=index,
             step=step,
-            complete=train is None,
+            complete=complete,
             gradient_steps=self._gradient_steps(index, step),
             env_frames=self._env_frames(index, step),
             seconds=self.seconds,
@@ -495,12 +527,12 @@ class _Loop:
             config=self.config,
             source=self.source.get_state(),
         )
-        last = bool(self.signals) or (train is None and index == len(self.agent.phases) - 1)
+        last = bool(self.signals) or (complete and index == len(self.phases) - 1)
         self.keeper.save(meta['gradient_steps'], params, rest, meta, last=last)
         self.saved_at = time.monotonic()
 
     def _stop_if_asked(self, index: int, step: int) -> None:
         if self.signals:
-            phase = self.agent.phases[index].name
+            phase = self.phases[index].name
             checkpoint.warn(f'{self.signals[0].name}: saved at {phase}/{step}; run the same command to continue')
             raise SystemExit(EXIT[self.signals[0]])

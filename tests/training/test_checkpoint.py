@@ -195,7 +195,7 @@ def lie(step, edit):
     edit(meta)
     (step / 'meta.json').write_text(json.dumps(meta))
     manifest = json.loads((step / 'manifest.json').read_text())
-    (step / 'manifest.json').write_text(json.dumps({**manifest, 'meta.json': checkpoint._digest(step / 'meta.json')}))
+    (step / 'manifest.json').write_text(json.dumps({**manifest, 'meta.json': checkpoint.digest(step / 'meta.json')}))
 
 
 @pytest.mark.filterwarnings('ignore')
