@@ -250,13 +250,47 @@ def config_section(run: Run) -> str:
     return ''.join([*out, '</section>'])
 
 
+def origin_section(run: Run) -> str:
+    """The runs that this one took phases or weights from, back to the first; nothing if there are none."""
+    rows, record = [], run.config.get('from')
+    while isinstance(record, dict):
+        of = record.get('of') or {}
+        rows.append(_origin(record, of))
+        record = record.get('from')
+    if not rows:
+        return ''
+    note = 'What was not taken began fresh, with a seed of its own. The topmost run is the one this run took from.'
+    heads = ('Run', 'Taken', 'Seeds', 'Preset', 'Environment', 'Dataset', 'Commit', 'Trained for')
+    head = ''.join(f'<th>{h}</th>' for h in heads)
+    body = ''.join('<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>' for row in rows)
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<section><h2>Where it comes from</h2><p class="note">{note}</p>{table}</section>'
+
+
+def _origin(record: Mapping[str, Any], of: Mapping[str, Any]) -> list[str]:
+    """One row of the table of runs taken from."""
+    phases = [*record.get('phases', ()), *(f'{name}, trained on' for name in record.get('extended', ()))]
+    groups = ', '.join(record.get('groups', ()))
+    return [
+        pathlib.PurePath(str(record.get('run'))).name,
+        f'{", ".join(phases)} ({groups})' if phases else groups,
+        ' '.join(map(str, record.get('seeds', ()))),
+        *(str(of.get(name, '–')) for name in ('preset', 'env')),
+        *(str(of.get(name, '–'))[:12] for name in ('dataset', 'commit')),
+        duration(record.get('seconds')),
+    ]
+
+
 def render(run: Run) -> str:
     """The page as text."""
     style = pathlib.Path(__file__).with_name('report.css').read_text(encoding='utf-8')
     title = escape(f'{run.config.get("preset", "run")} on {run.config.get("env", "?")}')
     # the policy makes the browser itself refuse anything from the network, should a hostile name slip through
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    sections = (head, score_section, curve_section, recon_section, dreams.section, attention.section, config_section)
+    sections = (
+        head, score_section, curve_section, recon_section, dreams.section, attention.section, origin_section,
+        config_section,
+    )  # fmt: skip
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'

@@ -132,7 +132,7 @@ class Start:
         rest = {name: x for name, x in expected._asdict().items() if name != 'params'}
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((there, *x.shape[1:]), x.dtype, sharding=one), rest)
         rest = self._of_seeds(checkpoint.read_train(self.extends.path, self.extends.meta, like))
-        if rest['ema'] is not None:  # the phase left the mean behind; the weights lie where the mean was
+        if rest['ema'] is not None:  # `params` are the mean, and the weights lie where the mean was
             rest['ema'], weights = {group: params[group] for group in phase.trains}, rest['ema']
             params = {**params, **weights}
         return jax.device_put(TrainState(params, **rest), jax.tree.map(lambda x: x.sharding, expected))
@@ -255,10 +255,8 @@ def _open(run: pathlib.Path) -> tuple[dict[str, Any], list[Saved]]:
         raise UserError(f'--from {run}: not a run folder, expected a config.json in it')
     try:
         config = json.loads(path.read_text())
-        names, record = tuple(config['phases']), config.get('from') or {}
-        given = tuple(record.get('phases', ()))
-        paths = checkpoint.steps(run / 'checkpoints')
-        saved = [Saved(p, checkpoint.meta_of(p), names, given) for p in paths]
+        names, given = tuple(config['phases']), tuple((config.get('from') or {}).get('phases', ()))
+        saved = [Saved(p, checkpoint.meta_of(p), names, given) for p in checkpoint.steps(run / 'checkpoints')]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'--from {run}: is damaged or of another version ({type(error).__name__}: {error})') from error
     if not saved:
@@ -321,7 +319,7 @@ def _find(
     found: dict[str, Saved] = {}
     while left := [group for group in wanted if group not in found]:
         best = max(saved, key=lambda s: sum(fits(s, group) for group in left))
-        if not fits(best, left[0]) and not any(fits(best, group) for group in left):
+        if not any(fits(best, group) for group in left):
             name = wanted[left[0]]
             raise UserError(
                 f'--from {init}: no checkpoint holds {", ".join(g for g in left if wanted[g] == name)} as after phase '
@@ -343,14 +341,11 @@ def _check_fit(
         if any(key == f or key.startswith(f'{f}.') for f in fields) and key.split('.')[-1] not in NUMERICS
     ]
     if not differing:  # else shapes say the same again
+        shapes = lambda arrays, skip: {'/'.join(map(str, a['path'])): [*a['shape'][skip:], a['dtype']] for a in arrays}
         for group, s in found.items():
-            theirs = [a for a in s.meta['arrays']['params'] if str(a['path'][0]) == group]
-            a = {'/'.join(map(str, x['path'])): f'{x["shape"][1:]} {x["dtype"]}' for x in theirs}
-            b = {
-                '/'.join(map(str, x['path'])): f'{x["shape"]} {x["dtype"]}'
-                for x in checkpoint.describe({group: params[group]})
-            }
-            differing += [f'{k} is {x} there, {y} here' for k, (x, y) in _compare(a, b).items()]
+            theirs = shapes([a for a in s.meta['arrays']['params'] if str(a['path'][0]) == group], 1)
+            mine = shapes(checkpoint.describe({group: params[group]}), 0)
+            differing += [f'{key} is {a} there, {b} here' for key, (a, b) in _compare(theirs, mine).items()]
     if differing:
         more = f'; and {len(differing) - LISTED} more' if len(differing) > LISTED else ''
         raise UserError(f'--from {init} does not fit: {"; ".join(differing[:LISTED])}{more}')
@@ -390,7 +385,7 @@ def _line(
     """The warm start in one line."""
     names, seeds = ', '.join((*record['phases'], *record['extended'])), record['seeds']
     whose = f'of seed {seeds[0]}' if len(set(seeds)) == 1 else f'of seeds {" ".join(map(str, seeds))}'
-    whose += f', one model for all {len(seeds)} seeds' if len(set(seeds)) < len(seeds) else ''
+    whose += f', one model for all {len(seeds)} seeds' * (len(set(seeds)) < len(seeds))
     what = f'phases {names} ({", ".join(record["groups"])})' if names else f'groups {", ".join(record["groups"])}'
     parts = [f'taken from {init.run}: {what} {whose}']
     anew = [name for name in left if extended is None or name != extended.name]
@@ -401,10 +396,11 @@ def _line(
         sizes = {k: before[k] for k in ('batch', 'length')} != {k: getattr(extended, k) for k in ('batch', 'length')}
         differs.pop(f'{extended.name}_phase.steps', None)
         parts.append(f'{extended.name} goes on after {before["steps"]} of {extended.steps} updates')
-        why = ['its learning rate follows the number of updates'] if extended.scheduled else []
-        why += ['what differs'] if differs or sizes or len(set(seeds)) < len(seeds) else []
-        equal = f'not what {extended.steps} at once give, because of ' + ' and '.join(why)
-        parts.append(equal if why else f'as {extended.steps} at once')
+        why = ['its learning rate, which follows their number'] if extended.scheduled else []
+        why += [f'batches of {before["batch"]} x {before["length"]} there'] if sizes else []
+        why += ['other seeds'] if seeds != list(range(config['seed'], config['seed'] + config['seeds'])) else []
+        why += ['what differs'] if differs else []
+        parts.append(f'not what {extended.steps} at once give: {", ".join(why)}' if why else 'as all at once')
     if differs:
         shown = [f'{key} {a!r} there, {b!r} here' for key, (a, b) in itertools.islice(differs.items(), LISTED)]
         more = f' and {len(differs) - LISTED} more (config.json)' if len(differs) > LISTED else ''

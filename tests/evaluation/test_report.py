@@ -118,6 +118,22 @@ def test_the_page_asks_nothing_of_the_network_and_escapes_hostile_names(tmp_path
     assert "default-src 'none'" in page and '&lt;script' in page
 
 
+def test_the_runs_it_was_taken_from_are_listed_back_to_the_first(tmp_path):
+    folder = write_run(tmp_path)
+    assert 'Where it comes from' not in report.write(folder).read_text()
+    entry = {'seeds': [0, 1], 'extended': {}, 'seconds': 60.0, 'of': {'preset': 'dreamer4', 'commit': 'abc123'}}
+    first = {**entry, 'run': '/runs/first', 'phases': {'tokenizer': {}}, 'groups': {'encoder': '1', 'decoder': '1'}}
+    first |= {'from': None, 'of': {'dataset': HOSTILE}}
+    second = {**entry, 'run': '/runs/second', 'phases': {}, 'groups': {'policy': '2'}, 'extended': {'imagine': {}}}
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'from': {**second, 'from': first}}))
+    page = report.write(folder).read_text()
+    rows = re.search('Where it comes from.*?</section>', page, re.DOTALL)[0].split('<tr>')[2:]
+    assert 'second' in rows[0] and 'imagine, trained on (policy)' in rows[0] and 'abc123' in rows[0]
+    assert 'first' in rows[1] and 'tokenizer (encoder, decoder)' in rows[1] and '60 s' in rows[1]
+    assert 'script' not in {tag for tag, _ in Tags(page).tags}
+
+
 @pytest.mark.parametrize('part', ['metrics', 'scores', 'samples'])
 def test_a_missing_part_is_said_in_its_place(tmp_path, part):
     parts = {'metrics', 'scores', 'samples'} - {part}
