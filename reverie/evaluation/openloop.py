@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from reverie.types import Step, WorldModel
+from reverie.types import State, Step, WorldModel
 
 
 class Dream(NamedTuple):
@@ -16,6 +16,17 @@ class Dream(NamedTuple):
     feat: Float[Array, 'B T F']
     reward: Float[Array, 'B T']  # predicted for the arrival of each frame; of given frames 0
     cont: Float[Array, 'B T']
+
+
+def dream(model: WorldModel, state: State, action: Float[Array, 'H B A'], keys: Key[Array, ' H']) -> Dream:
+    """Imagine what the actions lead to, one key for each; time first, here and in what is returned."""
+
+    def imagine(state, x):
+        action, key = x
+        state, pred = model.imagine(state, action, key)
+        return state, Dream(model.decode(state), pred.feat, pred.reward, pred.cont)
+
+    return jax.lax.scan(imagine, state, (action, keys))[1]
 
 
 def open_loop(model: WorldModel, step: Step, context: int, key: PRNGKeyArray) -> Dream:
@@ -28,12 +39,7 @@ def open_loop(model: WorldModel, step: Step, context: int, key: PRNGKeyArray) ->
         state, feat = model.observe(state, *x)
         return state, Dream(model.decode(state), feat, jnp.zeros(b), jnp.ones(b))
 
-    def imagine(state, x):
-        action, key = x
-        state, pred = model.imagine(state, action, key)
-        return state, Dream(model.decode(state), pred.feat, pred.reward, pred.cont)
-
     given = jax.tree.map(lambda x: x[:context], (time_major, keys))
     state, seen = jax.lax.scan(observe, model.initial(b), given)
-    _, dreamed = jax.lax.scan(imagine, state, (time_major.prev_action[context:], keys[context:]))
+    dreamed = dream(model, state, time_major.prev_action[context:], keys[context:])
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]).swapaxes(0, 1), seen, dreamed)

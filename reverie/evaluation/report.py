@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import reverie
-from reverie.evaluation import attention, dreams, video
+from reverie.evaluation import attention, dreams, trust, video
 from reverie.evaluation.charts import Line, Number, bar, bar_axis, curves, number, scale_of
 from reverie.evaluation.page import Run, duration, escape, figure, image, legend, line_key, missing, read
 from reverie.evaluation.statistics import BOOTSTRAP_FROM, UNTRAINED
@@ -288,7 +288,8 @@ def render(run: Run) -> str:
     # the policy makes the browser itself refuse anything from the network, should a hostile name slip through
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     sections = (
-        head, score_section, curve_section, recon_section, dreams.section, attention.section, origin_section,
+        head, score_section, trust.section, curve_section, recon_section, dreams.section, attention.section,
+        origin_section,
         config_section,
     )  # fmt: skip
     return (

@@ -203,7 +203,8 @@ class ShortcutModel:
         """Dream the frame that `action` leads to: K denoising passes that read the cache, then the commit."""
         return self.settle(self.lead(state, action, key))
 
-    def _prediction(self, feat: Float[Array, 'N D']) -> Prediction:
+    def predict(self, feat: Float[Array, 'N D']) -> Prediction:
+        """Expected reward and probability of going on, at frames of any origin."""
         reward = jnp.zeros(len(feat)) if self.reward is None else self.reward(feat)
         cont = jnp.ones(len(feat)) if self.cont is None else self.cont(feat)
         return Prediction(feat, reward, cont)
@@ -237,7 +238,7 @@ class ShortcutModel:
     def settle(self, ahead: Ahead) -> tuple[ShortcutState, Prediction]:
         """The commit that was left for later, and what is predicted of the newest frame."""
         state, feat = self._commit(ahead)
-        return state, self._prediction(feat)
+        return state, self.predict(feat)
 
     def retract(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Ahead:
         """Take back the commit of the newest frame, which `action` led to and which was observed with `key`.
@@ -279,7 +280,7 @@ class ShortcutModel:
         cache = dynamics.blocks.commit(state.dynamics, newest, no[:, :1])
         z = self._denoise(fresh + (x[:, 1:] - fresh) / steps, 1, cache, action)
         state = self._shown(state, z, no[:, 0])._replace(dynamics=cache)
-        return Ahead(state, action, dynamics.noised(z, key_commit)), self._prediction(feat[:, 0])
+        return Ahead(state, action, dynamics.noised(z, key_commit)), self.predict(feat[:, 0])
 
     def hold(
         self, rows: Bool[Array, ' N'], new: ShortcutState | Ahead, old: ShortcutState | Ahead

@@ -20,7 +20,7 @@ from reverie.data.sources import open_source
 from reverie.envs import device
 from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
-from reverie.evaluation import report, returns, statistics, tables
+from reverie.evaluation import report, returns, statistics, tables, trust
 from reverie.programs import showcase
 from reverie.training import checkpoint, metrics, runner, warm
 from reverie.training.online import Online, Play
@@ -84,6 +84,10 @@ class Experiment(abc.ABC):
     def baselines(self) -> dict[str, Any]:
         """Scores of others to stand beside the agent's, and other fields of the results file under ''."""
         return {}
+
+    def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
+        """How far the world model's dreams can be trusted, of all seeds; None where that is not measured."""
+        return None
 
     @abc.abstractmethod
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
@@ -162,6 +166,10 @@ class Experiment(abc.ABC):
         random = self.score(returns.RandomActor(agent.spec.actions), one_seed, key, greedy=False, **how)
         baselines = self.baselines()
         extra = baselines.pop('', {})
+        if (measured := self.trust(params, key)) is not None:
+            extra['trust'] = measured
+            for line in trust.lines(measured):
+                say(line)
         scores: dict[str, Any] = {'random': random.returns[0], **baselines}
         for name, readout in agent.readouts.items():
             scores[name] = {}
@@ -267,6 +275,11 @@ class Recorded(Experiment):
             'ppo_frames': int(ppo['env_frames'][-1]) if ppo else None,
         }
         return found
+
+    def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
+        if not self.episodes.schema.packed:  # not a boolean grid
+            return None
+        return showcase.trust_of(self.agent, params, self.source, key, self.frames)
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
         return showcase.of_dataset(self.agent, params, self.source, key)

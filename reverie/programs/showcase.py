@@ -1,6 +1,7 @@
 """What a trained agent sees and dreams, as the arrays that the report shows."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
 from reverie.envs.host import HostVector
+from reverie.evaluation import trust
 from reverie.evaluation.openloop import Dream, open_loop
 from reverie.models.latent import LatentModel
 from reverie.models.shortcut import ShortcutModel
@@ -79,6 +81,16 @@ def of_dataset(
 
     recon, dream, value, attention = jax.device_get(run(params, step, images))
     return recon | _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount) | attention
+
+
+def trust_of(agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, frames: int) -> dict[str, Any]:
+    """The trust numbers of all seeds, params [seeds, ...], given as many frames as the dynamics keeps.
+
+    frames: of the dataset; no more windows are drawn than their dreams would cover it once.
+    """
+    context, channels = agent.cfg.dynamics.transformer.context, agent.spec.channels
+    windows = min(trust.WINDOWS, max(frames // trust.HORIZON, 1))
+    return trust.measure(agent.model, params, source, key, context=context, channels=channels, windows=windows)
 
 
 def of_play(
