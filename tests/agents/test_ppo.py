@@ -58,6 +58,15 @@ class Bandit:
         return (), Step(jnp.ones(2), jax.nn.one_hot(action, 2), jnp.float32(action), ~on, on, on)
 
 
+@dataclasses.dataclass(frozen=True)
+class Endless(Bandit):
+    """Reward 1 at every step."""
+
+    def step(self, state, action, key):
+        off = jnp.zeros((), bool)
+        return (), Step(jnp.ones(2), jax.nn.one_hot(action, 2), jnp.float32(1), off, off, off)
+
+
 def advantage_by_definition(reward, is_last, is_terminal, value, t, discount, lam):
     """Sum over k of (discount lam)^k delta[t + k], up to the end of the episode or of the rollout."""
     total, weight = 0.0, 1.0
@@ -185,16 +194,72 @@ def test_two_seeds_train_in_one_program_on_the_bandit_and_its_value_is_learnt():
 def test_a_time_limit_does_not_lower_the_value_of_the_last_state():
     """Reward 1 for ever, cut after 3 steps: worth 1 / (1 - 0.5) = 2 in every state, as if there were no limit."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Endless(Bandit):
-        def step(self, state, action, key):
-            off = jnp.zeros((), bool)
-            return (), Step(jnp.ones(2), jax.nn.one_hot(action, 2), jnp.float32(1), off, off, off)
-
     config = dataclasses.replace(SMALL, discount=0.5, env_frames=32_768)
     result = train(TimeLimit(Endless(), 3), config, jax.random.key(0))
     _, value = PPO(Endless().spec, config).bind(result.params)(jnp.ones((1, 2)))
     assert value[0] == pytest.approx(2.0, abs=0.1)
+
+
+def test_the_value_step_is_clipped_or_not():
+    off = jnp.zeros(1, bool)
+    batch = ppo.Transition(jnp.zeros((1, 1)), jnp.array([0]), jnp.zeros(1), jnp.zeros(1), ~off, jnp.zeros(1), off, off)
+
+    def slope(value, ret, clip_value):
+        config = dataclasses.replace(SMALL, clip_value=clip_value)
+        loss = lambda v: ppo_loss(jnp.zeros((1, 2)), v[None], batch, jnp.zeros(1), ret[None], config)['value']
+        return jax.grad(loss)(jnp.float32(value)).item()
+
+    # The old value is 0, the return 3. At 0.5 the step is past its clip, where (0.2 - 3)^2 is the larger error.
+    assert slope(0.5, jnp.float32(3.0), 0.2) == 0.0
+    assert slope(0.1, jnp.float32(3.0), 0.2) == pytest.approx(-2.9)
+    assert slope(0.5, jnp.float32(3.0), None) == pytest.approx(-2.5)
+
+
+def test_the_rate_falls_to_zero_or_stays_and_gradients_are_clipped_together_or_one_by_one():
+    grads = {'a': jnp.array([3.0, 0.1]), 'b': jnp.array([-4.0])}
+
+    def steps(**fields):
+        config = dataclasses.replace(SMALL, learning_rate=0.1, adam_eps=1.0, **fields)
+        tx = ppo.optimiser(config)
+        total = config.updates * config.epochs * config.minibatches
+        state = tx.init(grads)
+        first, state = tx.update(grads, state)
+        # Adam's count is that of the schedule; moments of constant gradients do not change after correction of bias
+        state = jax.tree.map(lambda x: jnp.full_like(x, total) if x.dtype == jnp.int32 else x, state)
+        return first, tx.update(grads, state)[0]
+
+    adam = lambda g: -0.1 * g / (abs(g) + 1.0)
+    first, last = steps(max_grad_norm=None)
+    np.testing.assert_allclose(first['a'], adam(grads['a']), rtol=1e-5)
+    assert not np.any(last['a']) and not np.any(last['b'])
+    first, last = steps(max_grad_norm=None, anneal=False)
+    assert np.all(np.abs(last['a']) > 0)
+    first, _ = steps(max_grad_norm=0.5)
+    np.testing.assert_allclose(first['b'], adam(-4.0 * 0.5 / np.sqrt(25.01)), rtol=1e-4)
+    first, _ = steps(max_grad_norm=None, max_grad_value=0.5)
+    np.testing.assert_allclose(first['a'], adam(jnp.array([0.5, 0.1])), rtol=1e-5)
+
+
+def test_separate_networks_share_no_weight_and_lecun_kernels_have_variance_one_over_inputs():
+    config = dataclasses.replace(SMALL, width=64, layers=3, separate=True, init='lecun_normal')
+    agent = PPO(make('minatar/breakout').spec, config)
+    params = agent.init(jax.random.key(0))
+    obs = jax.random.bernoulli(jax.random.key(1), 0.1, (8, 10, 10, 4))
+    grads = jax.grad(lambda p: agent.bind(p)(obs)[1].sum())(params)
+    assert len(params['hidden']) == len(params['value_hidden']) == 3
+    assert not any(np.any(x) for x in jax.tree.leaves((grads['hidden'], grads['policy'])))
+    assert all(np.any(x) for x in jax.tree.leaves((grads['value_hidden'], grads['value'])))
+    kernel = params['hidden'][0]['kernel']
+    assert kernel.shape == (400, 64) and np.std(kernel) == pytest.approx(1 / 20, rel=0.05)
+    assert np.std(params['policy']['kernel']) == pytest.approx(1 / 8, rel=0.2)  # no small gain in front of the logits
+
+
+def test_a_time_limit_that_counts_as_death_lowers_the_value():
+    """Reward 1, cut after 3 steps, discount 0.5, nothing behind the limit: worth 1, 1.5 and 1.75, seen as one state."""
+    config = dataclasses.replace(SMALL, discount=0.5, env_frames=32_768, bootstrap_truncated=False, lam=1.0)
+    result = train(TimeLimit(Endless(), 3), config, jax.random.key(0))
+    _, value = PPO(Endless().spec, config).bind(result.params)(jnp.ones((1, 2)))
+    assert value[0] == pytest.approx((1 + 1.5 + 1.75) / 3, abs=0.1)
 
 
 def test_snapshots_are_the_params_along_the_way_and_end_with_the_last():
@@ -222,6 +287,10 @@ def test_the_actor_is_greedy_or_follows_the_policys_probabilities():
 def test_impossible_configurations_and_continuous_actions_are_refused():
     with pytest.raises(UserError, match='7 minibatches'):
         PPOConfig(minibatches=7)
+    with pytest.raises(UserError, match='orthogonal, lecun_normal'):
+        PPOConfig(init='zeros')
+    with pytest.raises(UserError, match='0 hidden layers'):
+        PPOConfig(layers=0)
     with pytest.raises(UserError, match='expected at least 163840, one update'):
         PPOConfig(env_frames=100, envs=64, rollout=128)
     with pytest.raises(UserError, match='expected discrete'):
