@@ -1,24 +1,36 @@
-"""PPO: frames per second of the environment, of playing and of learning, and optionally a whole run's curve.
+"""PPO: what it learns in a game with several seeds, and (--speed) its frames per second.
 
-python benchmarks/ppo.py [--env minatar/breakout] [--train-frames 10000000] [--env-options protocol=gymnax]
--> results/bench/ppo_<env>.json
+python benchmarks/ppo.py [--env minatar/breakout] [--env-options protocol=gymnax] [--setting rejax] [--train-frames 1e7]
+  [--seeds 3] -> results/ppo/<env>-<protocol>-<setting>-<frames>.json: config, curve per seed, scores per seed
+python benchmarks/ppo.py --speed -> results/bench/ppo_<env>.json: random actions, the policy, policy and learning
 """
 
 import argparse
 import dataclasses
-import json
+import functools
 import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 
 from reverie.agents import ppo
-from reverie.cli import options_of
+from reverie.cli import options_of, slug, whole
 from reverie.envs.device import Vector, make
-from reverie.evaluation.returns import provenance
-from reverie.types import Env
+from reverie.evaluation.returns import RandomActor, Scores, evaluate_seeds, provenance, save
+from reverie.types import Env, Params
+
+# 'rejax' is the reference that rejax 0.1.3 runs on gymnax' MinAtar, every difference named; see docs/LOG.md.
+SETTINGS = dict(
+    default=ppo.PPOConfig(),
+    rejax=ppo.PPOConfig(
+        envs=1024, learning_rate=1e-3, anneal=False, adam_eps=1e-8, max_grad_norm=None, max_grad_value=0.5,
+        bootstrap_truncated=False, width=256, separate=True, init='lecun_normal',
+    ),
+)  # fmt: skip
 
 
 def fastest(f: Callable, state: ppo.TrainState, repeats: int = 3) -> tuple[float, float]:
@@ -61,46 +73,94 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
     return found
 
 
-def learn(env: Env, config: ppo.PPOConfig, seed: int) -> dict[str, list[float]]:
-    """Return against frames and seconds of one run, compilation included."""
-    curve, begin = {'env_frames': [], 'return': [], 'seconds': []}, time.perf_counter()
+def numbers(values: np.ndarray) -> list:
+    """Rounded to 4 digits behind the point, NaN (no episode has ended) as None."""
+    return [numbers(x) if np.ndim(x) else None if np.isnan(x) else round(float(x), 4) for x in values]
+
+
+def brief(scores: Scores) -> dict[str, Any]:
+    """Scores with fields [S, E] -> mean over all, mean and standard error per seed, truncated episodes per seed."""
+    returns = np.asarray(scores.returns, np.float64)
+    return dict(
+        mean=float(returns.mean()),
+        per_seed=numbers(returns.mean(1)),
+        se=numbers(returns.std(1, ddof=1) / np.sqrt(returns.shape[1])),
+        episodes=returns.shape[1],
+        truncated=np.sum(scores.truncated, 1).tolist(),
+    )
+
+
+def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int) -> dict[str, Any]:
+    """Train `seeds` seeds in one program; score the ends, sampled and greedy, and every snapshot (sampled).
+
+    Curves are [S][K]: `online` the mean return of the latest finished episodes, `return` of `episodes` whole ones.
+    """
+    agent, begin = ppo.PPO(env.spec, config), time.perf_counter()
 
     def progress(frames: int, ret: float) -> None:
-        for key, value in zip(curve, (frames, ret, time.perf_counter() - begin), strict=True):
-            curve[key].append(value)
-        print(f'{frames:12,} frames  return {ret:8.2f}  {curve["seconds"][-1]:8.1f} s')
+        print(f'{frames:12,} frames  return {ret:8.2f}  {time.perf_counter() - begin:8.1f} s', flush=True)
 
-    ppo.train(env, config, jax.random.key(seed), progress)
-    return curve
+    k_train, k_score = jax.random.split(jax.random.key(seed))
+    result = ppo.train(env, config, jax.random.split(k_train, seeds), progress)
+    seconds = time.perf_counter() - begin
+    keys = jax.random.split(k_score, 4)
+    play = functools.partial(evaluate_seeds, env, episodes=episodes)
+
+    flat = lambda params: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), params)  # [S, K, ...] -> [S * K, ...]
+    along = play(agent, flat(result.snapshots), keys[0]).returns.mean(1).reshape(seeds, -1)
+    empty: Params = {'seeds': np.zeros(seeds)}
+    scores = dict(
+        random=dict(sampled=brief(play(RandomActor(env.spec.actions), empty, keys[1]))),
+        ppo=dict(
+            sampled=brief(play(agent, result.params, keys[2])),
+            greedy=brief(play(agent, result.params, keys[3], greedy=True)),
+        ),
+    )
+    curve = dict(
+        env_frames=result.curve['env_frames'].tolist(),
+        online=numbers(result.curve['return']),
+        **{'return': numbers(along)},
+    )
+    return dict(seconds=seconds, curve=curve, score=scores)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--env', default='minatar/breakout')
     parser.add_argument('--env-options', nargs='*', default=[], metavar='NAME=VALUE')
-    for name in ('envs', 'rollout', 'learning_rate', 'entropy_scale'):
-        default = getattr(ppo.PPOConfig, name)
-        parser.add_argument('--' + name.replace('_', '-'), type=type(default), default=default)
-    parser.add_argument('--updates', type=int, default=5)
-    parser.add_argument('--train-frames', type=int, default=0)
+    parser.add_argument('--setting', choices=tuple(SETTINGS), default='default', help='what the fields below change')
+    fields = ('envs', 'rollout', 'epochs', 'minibatches', 'learning_rate', 'entropy_scale', 'width', 'snapshots')
+    for name in fields:
+        parser.add_argument('--' + name.replace('_', '-'), type=type(getattr(ppo.PPOConfig, name)))
+    parser.add_argument('--train-frames', type=float, default=ppo.PPOConfig.env_frames)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('results/bench'))
+    parser.add_argument('--seeds', type=int, default=1, help='trained in one program')
+    parser.add_argument('--episodes', type=int, default=128, help='that score every snapshot of a seed')
+    parser.add_argument('--speed', action='store_true', help='measure frames per second instead of learning')
+    parser.add_argument('--updates', type=int, default=5, help='that one measurement of --speed lasts')
+    parser.add_argument('--name', help='of the file, in the place of the setting')
+    parser.add_argument('--out', type=pathlib.Path, help='results/ppo, with --speed results/bench')
     args = parser.parse_args()
     options = options_of(tuple(args.env_options))
     env = make(args.env, **options)
-    frames = args.train_frames or ppo.PPOConfig.env_frames
-    fields = {name: getattr(args, name) for name in ('envs', 'rollout', 'learning_rate', 'entropy_scale')}
-    config = ppo.PPOConfig(env_frames=frames, **fields)
+    changed = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
+    frames = whole('train-frames', args.train_frames)
+    setting = SETTINGS[args.setting]
+    changed = dict(snapshots=max(1, min(setting.snapshots, frames // setting.frames))) | changed
+    config = dataclasses.replace(setting, env_frames=frames, **changed)
     result = dict(
-        name='ppo', command=' '.join(['python', *sys.argv]), **provenance(), env=args.env, env_options=options
-    )
-    result |= dict(config=dataclasses.asdict(config), loops=measure(env, config, args.updates))
-    if args.train_frames:
-        result |= dict(curve=learn(env, config, args.seed))
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f'ppo_{args.env.replace("/", "_")}.json'
-    path.write_text(json.dumps(result, indent=1))
-    print(path)
+        name='ppo', command=' '.join(['python', *sys.argv]), **provenance(), env=args.env, env_options=options,
+        setting=args.setting, config=dataclasses.asdict(config),
+    )  # fmt: skip
+    if args.speed:
+        result |= dict(loops=measure(env, config, args.updates))
+        path = (args.out or pathlib.Path('results/bench')) / f'ppo_{slug(args.env)}.json'
+    else:
+        result |= dict(seed=args.seed, seeds=args.seeds, **learn(env, config, args.seed, args.seeds, args.episodes))
+        protocol = options.get('protocol', 'minatar')
+        stem = f'{slug(args.env)}-{protocol}-{args.name or args.setting}-{frames / 1e6:.3g}m'
+        path = (args.out or pathlib.Path('results/ppo')) / f'{stem}.json'
+    print(save(path, result))
 
 
 if __name__ == '__main__':
