@@ -13,8 +13,7 @@ DATA := datasets/demo-$(GAME)
 
 demo: .venv/ready
 	@$(BIN)/reverie doctor
-	@test -e $(DATA)/manifest.json || $(BIN)/reverie collect --env minatar/$(GAME) --kind mixed --frames 200e3 \
-	  --ppo-frames 200e3 --out $(DATA)
+	@test -e $(DATA)/manifest.json || $(BIN)/reverie collect --env minatar/$(GAME) --kind mixed --frames 200e3 --out $(DATA)
 	@$(BIN)/reverie train dreamer4_demo --env minatar/$(GAME) --data $(DATA) --out $(RUN)
 	@echo 'play in its dream:  $(BIN)/reverie play $(RUN)'
 

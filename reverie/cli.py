@@ -36,8 +36,9 @@ class Collect:
     """Frames to record."""
     out: pathlib.Path | None = None
     """Folder of the dataset; datasets/<env>-<kind> if not given."""
-    ppo_frames: float = 10e6
-    """Frames that PPO trains on."""
+    ppo_frames: float | None = None
+    """Frames that PPO trains on; if not given as many as are recorded, but at least what the game needs to be played
+    well above chance."""
     seed: int = 0
     episodes: int = 128
     """Episodes that score PPO and the random player."""
@@ -229,15 +230,19 @@ def collect(args: Collect) -> None:
     from reverie.data.summary import inspect, render
     from reverie.programs import collect
 
-    frames, ppo_frames = whole('frames', args.frames), whole('ppo-frames', args.ppo_frames)
+    frames = whole('frames', args.frames)
+    given = args.ppo_frames
+    ppo_frames = collect.frames_of_training(args.env, frames) if given is None else whole('ppo-frames', given)
     out = args.out or pathlib.Path('datasets') / f'{slug(args.env)}-{args.kind}'
     config = ppo.PPOConfig(env_frames=ppo_frames)
-    collect.write_dataset(
+    facts = collect.write_dataset(
         out, args.env, args.kind, frames, options=options_of(args.env_options), config=config, seed=args.seed,
         episodes=args.episodes, command=command(), overwrite=args.overwrite,
         progress=lambda frames, ret: say(f'ppo  {frames:>11,} frames  return {ret:7.2f}'),
     )  # fmt: skip
     rich_print(render(inspect(out)))
+    for line in facts['warnings']:
+        say(f'warning: {line}')
     say(f'wrote {out}')
 
 

@@ -10,7 +10,7 @@ from reverie.objectives.behavior import PMPO
 def dreamer4() -> Dreamer4Config:
     """Dreamer 4 on 1M frames of recorded MinAtar, sized by arithmetic for one GPU and ten minutes for three seeds.
 
-    Run:      reverie collect --env minatar/breakout --kind mixed --frames 1e6
+    Run:      reverie collect --env minatar/breakout --kind mixed --frames 1e6 --ppo-frames 10e6
               reverie train dreamer4 --env minatar/breakout --seeds 3
     Expect:   docs/RESULTS.md
     Differs from the paper: sizes; patches of 2x5 cells; masking rate up to 0.5; K_max 16; a cross-entropy for the

@@ -99,6 +99,16 @@ class Writer:
         if self._bytes >= self.shard_bytes:
             self._end_shard()
 
+    def attach(self, name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Write `arrays` beside the shards as the NumPy archive `name`; -> file, bytes, sha256, for the provenance."""
+        if self._folder is None:
+            raise UserError('Writer is not open, expected `with Writer(...) as writer`')
+        path = self._folder / name
+        with path.open('xb') as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for allow_pickle
+        _sync(path)
+        return {'file': name, 'bytes': path.stat().st_size, 'sha256': file_hash(path)}
+
     def _end_shard(self) -> None:
         if self._writer is None:
             return

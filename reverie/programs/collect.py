@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from reverie.agents.ppo import PPO, PPOConfig, PPOResult, train
 from reverie.data.episodes import Splitter, Writer
+from reverie.data.manifest import MANIFEST, file_hash, read_manifest, read_schema
 from reverie.envs.device import Vector, make
 from reverie.evaluation.returns import RandomActor, Scores, evaluate, provenance
 from reverie.training.state import finite
@@ -27,11 +29,19 @@ PARTS: dict[str, tuple[float | None, ...]] = {
     'mixed': (None, 0.25, 0.5, 1.0),
 }
 CHUNK = 512  # steps per jitted call
+SNAPSHOTS = 'ppo.npz'  # beside the manifest
+
+# Frames of training after which PPO plays well above twice random; the others need no more than `LEAST`.
+PPO_FRAMES = {'minatar/asterix': 3_000_000}
+LEAST = 200_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """Who plays one part of a dataset. `label` is the kind its episodes carry: random, ppo25, ppo50 or ppo100."""
+    """Who plays one part of a dataset. `label` is the kind its episodes carry: random, ppo25, ppo50 or ppo100.
+
+    Of all of PPO's snapshots (`snapshots`) it is ppo and the frames of training, e.g. ppo8192.
+    """
 
     label: str
     actor: Actor
@@ -43,6 +53,11 @@ class Player:
 def check_kind(kind: str) -> None:
     if kind not in PARTS:
         raise UserError(f'kind {kind!r} is unknown; expected one of {", ".join(PARTS)}')
+
+
+def frames_of_training(env: str, frames: int) -> int:
+    """Frames that PPO trains on, unless told, for a dataset of so many: as many, but at least what the game needs."""
+    return max(frames, PPO_FRAMES.get(env, LEAST))
 
 
 def nearest(returns: np.ndarray, fraction: float) -> int:
@@ -149,7 +164,8 @@ def write_dataset(
     """Trains PPO on environment `name` with `options`, lets its snapshots play and writes their episodes to `path`.
 
     Scores of the final PPO (sampled and greedy) and of the random player over `episodes` whole episodes go into the
-    provenance, for normalised scores; so do PPO's configuration and curve. 'random' trains no PPO.
+    provenance, for normalised scores; so do PPO's configuration and curve, and `warnings`, a list of lines. PPO's
+    snapshots are kept beside the manifest, see `snapshots`. 'random' trains no PPO.
 
     progress: see `ppo.train`.
 
@@ -172,6 +188,9 @@ def write_dataset(
         chosen = players(kind, env, ppo)
         facts['players'] = [dict(kind=p.label, env_frames=p.env_frames, online_return=p.online_return) for p in chosen]
         facts['scores'] = scores(env, ppo, k_score, episodes)
+        facts['warnings'] = weak(facts['scores'])
+        if ppo is not None:
+            facts['ppo']['snapshots'] = writer.attach(SNAPSHOTS, _arrays(ppo[1]))
         for label, episode, complete in collect(env, chosen, frames, k_play, envs):
             writer.add(label, episode, complete)
     return facts
@@ -192,6 +211,50 @@ def scores(
         run = functools.partial(evaluate, env, PPO(env.spec, config), result.params, episodes=episodes)
         found['ppo'] = {'sampled': _summary(run(keys[1])), 'greedy': _summary(run(keys[2], greedy=True))}
     return found
+
+
+def weak(scores: dict[str, Any]) -> list[str]:
+    """A line, if PPO's last policy is not above twice random play (of a score below 0: above 0), else none."""
+    if 'ppo' not in scores:
+        return []
+    random, ppo = (scores[name]['sampled']['mean'] for name in ('random', 'ppo'))
+    bar = random + abs(random)
+    if ppo > bar:
+        return []
+    return [f'PPO scores {ppo:.2f} and random play {random:.2f}; expected more than {bar:.2f}: give it more ppo-frames']
+
+
+def _arrays(result: PPOResult) -> dict[str, np.ndarray]:
+    """The snapshots of a run of one seed [K, ...] by name, with what the curve knows of them."""
+    named = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(result.snapshots)}
+    return named | {f'curve/{name}': values for name, values in result.curve.items()}
+
+
+def snapshots(path: str | os.PathLike) -> tuple[Player, ...]:
+    """PPO's snapshots kept beside the dataset at `path`, in order: players of all strengths, from weak to final.
+
+    Each has its frames of training and its online return (NaN before the first episode ended, see `ppo.train`).
+    Raises UserError if there is no dataset, it keeps none (random play, or an older dataset), or the file is damaged.
+    """
+    folder = pathlib.Path(path)
+    manifest = read_manifest(folder)
+    _, spec = read_schema(folder / MANIFEST, manifest)
+    run = manifest['provenance'].get('ppo', {})
+    if 'snapshots' not in run:
+        raise UserError(f'{folder}: no snapshots of PPO are kept here; expected data of a kind other than random')
+    file = folder / pathlib.Path(run['snapshots']['file']).name
+    if not file.is_file() or file_hash(file) != run['snapshots']['sha256']:
+        raise UserError(f'{file}: missing or changed since it was written; expected {run["snapshots"]["bytes"]} bytes')
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    agent = PPO(spec, PPOConfig(**run['config']))
+    shapes = jax.eval_shape(agent.init, jax.random.key(0))
+    stacked = jax.tree.map_with_path(lambda path, _: arrays[jax.tree_util.keystr(path)], shapes)
+    rows = zip(arrays['curve/env_frames'].tolist(), arrays['curve/return'].tolist(), strict=True)
+    return tuple(
+        Player(f'ppo{frames}', agent, jax.tree.map(lambda x, i=i: x[i], stacked), frames, ret)
+        for i, (frames, ret) in enumerate(rows)
+    )
 
 
 def _summary(scores: Scores) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Collecting: who plays which share, the arrival convention of what comes out, and the dataset on disk."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,17 @@ import pytest
 from reverie.agents.ppo import PPOConfig, train
 from reverie.data.episodes import Episodes
 from reverie.envs.device import TimeLimit, make
-from reverie.programs.collect import collect, nearest, play, players, streams_for, write_dataset
+from reverie.programs.collect import (
+    collect,
+    frames_of_training,
+    nearest,
+    play,
+    players,
+    snapshots,
+    streams_for,
+    weak,
+    write_dataset,
+)
 from reverie.types import UserError
 
 CONFIG = PPOConfig(env_frames=8192, envs=16, rollout=32, minibatches=2, width=16, snapshots=4)
@@ -91,11 +102,18 @@ def test_short_data_is_played_by_few_streams_so_that_episodes_end():
     assert [streams_for(x) for x in (100, 25_000, 1_000_000)] == [1, 10, 64]
 
 
-def test_a_dataset_on_disk_carries_scores_curve_and_players(tmp_path):
-    path = tmp_path / 'data'
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    """-> (path, options, configuration of PPO)."""
+    path = tmp_path_factory.mktemp('collected') / 'data'
     options = {'time_limit': 100}
     config = dataclasses.replace(CONFIG, env_frames=4096)
     write_dataset(path, 'minatar/breakout', 'mixed', 2000, options=options, config=config, seed=3, episodes=8)
+    return path, options, config
+
+
+def test_a_dataset_on_disk_carries_scores_curve_and_players(dataset):
+    path, options, _ = dataset
     data = Episodes(path)
     assert data.counts['frames'] == 2000
     assert {kind: x['frames'] for kind, x in data.counts['kinds'].items()} == dict.fromkeys(
@@ -108,6 +126,49 @@ def test_a_dataset_on_disk_carries_scores_curve_and_players(tmp_path):
     found = provenance['scores']
     for score in (found['random']['sampled'], found['ppo']['sampled'], found['ppo']['greedy']):
         assert len(score['returns']) == 8 and score['mean'] == pytest.approx(np.mean(score['returns']))
+
+
+def test_the_players_kept_beside_a_dataset_are_the_snapshots_of_the_run_that_made_it(dataset):
+    path, options, config = dataset
+    env = make('minatar/breakout', **options)
+    again = train(env, config, jax.random.split(jax.random.key(3), 3)[0])
+    kept = snapshots(path)
+    assert [p.env_frames for p in kept] == [1024, 2048, 3072, 4096]
+    assert [p.label for p in kept] == ['ppo1024', 'ppo2048', 'ppo3072', 'ppo4096']
+    np.testing.assert_array_equal([p.online_return for p in kept], again.curve['return'])
+    for i, player in enumerate(kept):
+        jax.tree.map(np.testing.assert_array_equal, player.params, jax.tree.map(lambda x, i=i: x[i], again.snapshots))
+    [chunk] = play(env, kept[0], 40, 4, jax.random.key(0))
+    assert chunk.reward.shape == (10, 4)
+
+
+def test_kept_players_that_changed_or_are_not_there_are_refused(dataset, tmp_path):
+    path = tmp_path / 'changed'
+    shutil.copytree(dataset[0], path)
+    data = bytearray((path / 'ppo.npz').read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / 'ppo.npz').write_bytes(data)
+    with pytest.raises(UserError, match='changed since it was written'):
+        snapshots(path)
+    write_dataset(tmp_path / 'random', 'minatar/breakout', 'random', 100, episodes=2)
+    with pytest.raises(UserError, match='no snapshots of PPO'):
+        snapshots(tmp_path / 'random')
+
+
+def test_a_ppo_not_above_twice_random_play_is_named(dataset):
+    score = lambda random, ppo: {'random': {'sampled': {'mean': random}}, 'ppo': {'sampled': {'mean': ppo}}}
+    assert weak(score(0.5, 1.1)) == [] and weak(score(-3.0, 0.2)) == [] and weak({'random': {}}) == []
+    assert weak(score(0.5, 0.92)) == [
+        'PPO scores 0.92 and random play 0.50; expected more than 1.00: give it more ppo-frames'
+    ]
+    assert len(weak(score(0.0, 0.0))) == len(weak(score(-3.0, -2.0))) == 1
+    provenance = Episodes(dataset[0]).manifest['provenance']
+    assert provenance['warnings'] == weak(provenance['scores'])
+
+
+def test_ppo_trains_for_as_many_frames_as_are_recorded_but_long_enough_for_the_game():
+    assert [frames_of_training('minatar/breakout', n) for n in (1000, 200_000, 10**6)] == [200_000, 200_000, 10**6]
+    assert [frames_of_training('minatar/asterix', n) for n in (200_000, 10**7)] == [3_000_000, 10**7]
 
 
 def test_players_that_are_not_numbers_do_not_play(game, run):
