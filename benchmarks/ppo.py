@@ -1,7 +1,7 @@
 """PPO: what it learns in a game with several seeds, and (--speed) its frames per second.
 
 python benchmarks/ppo.py [--env minatar/breakout] [--env-options protocol=gymnax] [--setting rejax] [--train-frames 1e7]
-  [--seeds 3] -> results/ppo/<env>-<protocol>-<setting>-<frames>.json: config, curve per seed, scores per seed
+  [--seeds 3] -> results/ppo/<env>-<protocol>-<setting>-<frames>.json: curve and scores of every seed
 python benchmarks/ppo.py --speed -> results/bench/ppo_<env>.json: random actions, the policy, policy and learning
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from reverie.agents import ppo
 from reverie.cli import options_of, slug, whole
 from reverie.envs.device import Vector, make
-from reverie.evaluation.returns import RandomActor, Scores, evaluate_seeds, provenance, save
+from reverie.evaluation.returns import RandomActor, evaluate_seeds, provenance, record, save
 from reverie.types import Env, Params
 
 # 'rejax' is the reference that rejax 0.1.3 runs on gymnax' MinAtar, every difference named; see docs/LOG.md.
@@ -73,32 +73,17 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
     return found
 
 
-def numbers(values: np.ndarray) -> list:
-    """Rounded to 4 digits behind the point, NaN (no episode has ended) as None."""
-    return [numbers(x) if np.ndim(x) else None if np.isnan(x) else round(float(x), 4) for x in values]
-
-
-def brief(scores: Scores) -> dict[str, Any]:
-    """Scores with fields [S, E] -> mean over all, mean and standard error per seed, truncated episodes per seed."""
-    returns = np.asarray(scores.returns, np.float64)
-    return dict(
-        mean=float(returns.mean()),
-        per_seed=numbers(returns.mean(1)),
-        se=numbers(returns.std(1, ddof=1) / np.sqrt(returns.shape[1])),
-        episodes=returns.shape[1],
-        truncated=np.sum(scores.truncated, 1).tolist(),
-    )
-
-
 def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int) -> dict[str, Any]:
-    """Train `seeds` seeds in one program; score the ends, sampled and greedy, and every snapshot (sampled).
+    """Train `seeds` seeds in one program; play whole episodes with the ends, sampled and greedy, and along the way.
 
-    Curves are [S][K]: `online` the mean return of the latest finished episodes, `return` of `episodes` whole ones.
+    -> what `returns.record` takes; `curve` holds every snapshot's score (sampled), and as `online_per_seed` the mean
+    return of the latest finished episodes, null before the first.
     """
-    agent, begin = ppo.PPO(env.spec, config), time.perf_counter()
+    agent, begin, passed = ppo.PPO(env.spec, config), time.perf_counter(), []
 
     def progress(frames: int, ret: float) -> None:
-        print(f'{frames:12,} frames  return {ret:8.2f}  {time.perf_counter() - begin:8.1f} s', flush=True)
+        passed.append(time.perf_counter() - begin)
+        print(f'{frames:12,} frames  return {ret:8.2f}  {passed[-1]:8.1f} s', flush=True)
 
     k_train, k_score = jax.random.split(jax.random.key(seed))
     result = ppo.train(env, config, jax.random.split(k_train, seeds), progress)
@@ -106,22 +91,20 @@ def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int)
     keys = jax.random.split(k_score, 4)
     play = functools.partial(evaluate_seeds, env, episodes=episodes)
 
-    flat = lambda params: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), params)  # [S, K, ...] -> [S * K, ...]
-    along = play(agent, flat(result.snapshots), keys[0]).returns.mean(1).reshape(seeds, -1)
-    empty: Params = {'seeds': np.zeros(seeds)}
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result.snapshots)  # [S, K, ...] -> [S * K, ...]
+    along = play(agent, flat, keys[0]).returns.mean(1).reshape(seeds, -1)
+    nothing: Params = {'seeds': np.zeros(seeds)}  # a random player has no weights; this says how many there are
     scores = dict(
-        random=dict(sampled=brief(play(RandomActor(env.spec.actions), empty, keys[1]))),
-        ppo=dict(
-            sampled=brief(play(agent, result.params, keys[2])),
-            greedy=brief(play(agent, result.params, keys[3], greedy=True)),
-        ),
+        random=play(RandomActor(env.spec.actions), nothing, keys[1]),
+        ppo=dict(sampled=play(agent, result.params, keys[2]), greedy=play(agent, result.params, keys[3], greedy=True)),
     )
+    online = [[None if np.isnan(x) else float(x) for x in row] for row in result.curve['return']]
     curve = dict(
-        env_frames=result.curve['env_frames'].tolist(),
-        online=numbers(result.curve['return']),
-        **{'return': numbers(along)},
+        env_frames=result.curve['env_frames'], seconds=passed, return_per_seed=along.tolist(), online_per_seed=online
     )
-    return dict(seconds=seconds, curve=curve, score=scores)
+    steps = {'ppo': config.updates * config.epochs * config.minibatches}
+    return dict(env_frames=int(result.curve['env_frames'][-1]), gradient_steps=steps, seconds=seconds, scores=scores,
+                curve=curve)  # fmt: skip
 
 
 def main() -> None:
@@ -148,15 +131,14 @@ def main() -> None:
     setting = SETTINGS[args.setting]
     changed = dict(snapshots=max(1, min(setting.snapshots, frames // setting.frames))) | changed
     config = dataclasses.replace(setting, env_frames=frames, **changed)
-    result = dict(
-        name='ppo', command=' '.join(['python', *sys.argv]), **provenance(), env=args.env, env_options=options,
-        setting=args.setting, config=dataclasses.asdict(config),
-    )  # fmt: skip
+    common = dict(command=' '.join(['python', *sys.argv]), env=args.env)
+    extra = dict(env_options=options, setting=args.setting, config=dataclasses.asdict(config))
     if args.speed:
-        result |= dict(loops=measure(env, config, args.updates))
+        result = dict(name='ppo', **common, **provenance(), **extra, loops=measure(env, config, args.updates))
         path = (args.out or pathlib.Path('results/bench')) / f'ppo_{slug(args.env)}.json'
     else:
-        result |= dict(seed=args.seed, seeds=args.seeds, **learn(env, config, args.seed, args.seeds, args.episodes))
+        learnt = learn(env, config, args.seed, args.seeds, args.episodes)
+        result = record(preset='ppo', seeds=range(args.seeds), **common, **learnt, **extra, seed=args.seed)
         protocol = options.get('protocol', 'minatar')
         stem = f'{slug(args.env)}-{protocol}-{args.name or args.setting}-{frames / 1e6:.3g}m'
         path = (args.out or pathlib.Path('results/ppo')) / f'{stem}.json'
