@@ -1,6 +1,7 @@
 # make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: lint, types, tests.
 # make probes: every agent that plays learns a world whose best policy is known.
 # make page: the page of reverie play, in headless Chromium, on the run that make demo left.
+# make results [BUDGET=9m] [ONLY='dreamer_v3_small/*'] [DEVICE=cpu]: run the experiments that are not recorded yet.
 # All set themselves up in .venv; they need Python 3.11 or newer, make and git.
 PYTHON ?= $(shell for v in python3 python3.12 python3.11 python3.13; do \
   $$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$v && break; done)
@@ -9,7 +10,7 @@ GAME ?= breakout
 RUN := runs/demo-$(GAME)
 DATA := datasets/demo-$(GAME)
 
-.PHONY: demo test probes page lint format clean
+.PHONY: demo test probes page results lint format clean
 
 demo: .venv/ready
 	@$(BIN)/reverie doctor
@@ -29,6 +30,9 @@ probes: .venv/ready-dev
 page: .venv/ready-dev
 	@test -e $(RUN)/config.json || { echo 'error: no run in $(RUN); make it with: make demo' >&2; exit 2; }
 	REVERIE_DEMO_RUN=$(RUN) $(BIN)/python -m pytest tests/serve/test_page.py
+
+results: .venv/ready
+	@$(BIN)/python results/run.py $(if $(BUDGET),--budget $(BUDGET)) $(if $(ONLY),--only '$(ONLY)') $(if $(DEVICE),--device $(DEVICE))
 
 format: .venv/ready-dev
 	$(BIN)/ruff check --fix .

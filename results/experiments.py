@@ -1,0 +1,119 @@
+"""Every measurement of docs/RESULTS.md, in order of value; `results/run.py` (`make results`) runs what is not recorded.
+
+Raise `revision` when a change moves what an experiment measures. Renamed fields and new commits make nothing stale.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Commands, run one after the other in a fresh clone, that leave `results/<name>.json`.
+
+    templates: commands as typed in a checkout; {seeds} and {results} are filled in. Running one again must continue it.
+    minutes: expected of all commands on two cores that are shared, or on one GPU.
+    device: 'cpu' or 'gpu'.
+    revision: 0 for what was measured before there was a queue.
+    """
+
+    name: str
+    templates: tuple[str, ...]
+    proves: str
+    minutes: float
+    seeds: int = 1
+    device: str = 'cpu'
+    revision: int = 1
+
+    @property
+    def results(self) -> str:
+        return f'results/{self.name}.json'
+
+    @property
+    def commands(self) -> list[str]:
+        return [template.format(seeds=self.seeds, results=self.results) for template in self.templates]
+
+
+GAMES = ('breakout', 'asterix', 'freeway', 'seaquest', 'space_invaders')
+
+
+def dreamer_v3_small(game: str) -> Experiment:
+    train = f'reverie train dreamer_v3_small --env minatar/{game} --frames 1e5'
+    return Experiment(
+        f'dreamer_v3_small/minatar_{game}',
+        (train + ' --seeds {seeds} --score-every 1e4 --results {results}',),
+        'Dreamer V3 learns a game from 100,000 frames',
+        minutes=50,
+        seeds=3,
+    )
+
+
+def dreamer4_demo(game: str, seeds: int, minutes: float, ppo_frames: str = '200e3') -> Experiment:
+    collect = f'reverie collect --env minatar/{game} --kind mixed --frames 200e3 --ppo-frames {ppo_frames}'
+    train = f'reverie train dreamer4_demo --env minatar/{game} --data datasets/demo-{game}'
+    return Experiment(
+        f'dreamer4_demo/minatar_{game}',
+        (f'{collect} --out datasets/demo-{game} --overwrite', train + ' --seeds {seeds} --results {results}'),
+        'imagination improves on the clone it begins with',
+        minutes=minutes,
+        seeds=seeds,
+    )
+
+
+def ppo(game: str, frames: str, name: str, minutes: float) -> Experiment:
+    command = f'python benchmarks/ppo.py --env minatar/{game} --train-frames {frames}'
+    return Experiment(
+        f'ppo/minatar_{game}-minatar-default-{name}',
+        (command + ' --seeds {seeds}',),
+        f'random play and PPO after {float(frames):,.0f} frames',
+        minutes=minutes,
+        seeds=3,
+    )
+
+
+def swingup(preset: str, frames: str, episodes: int) -> Experiment:
+    options = f'--env control/cartpole_swingup --env-options action_repeat=8 --frames {frames} --episodes {episodes}'
+    return Experiment(
+        f'{preset}/control_cartpole_swingup',
+        (f'reverie train {preset} {options} ' + '--results {results}',),
+        'a continuous task is learned from its state',
+        minutes=20,
+        revision=0,
+    )
+
+
+def cue(name: str, steps: int, frames: str, seeds: int, first: str = '') -> Experiment:
+    train = f'reverie train transdreamer_v3_small --env memory/{steps} --frames {frames}{first}'
+    return Experiment(
+        f'transdreamer_v3_small/{name}',
+        (train + ' --seeds {seeds} --max-steps 50 --results {results}',),
+        f'a transformer remembers a cue for {steps} steps',
+        minutes=10 * seeds,
+        seeds=seeds,
+        revision=0,
+    )
+
+
+def bench(name: str, proves: str, *commands: str) -> Experiment:
+    return Experiment(f'bench/{name}', commands, proves, minutes=10, revision=0)
+
+
+EXPERIMENTS = [
+    *(dreamer_v3_small(game) for game in GAMES),
+    dreamer4_demo('breakout', seeds=3, minutes=80),
+    dreamer4_demo('space_invaders', seeds=3, minutes=80),
+    dreamer4_demo('asterix', seeds=1, minutes=30, ppo_frames='3e6'),
+    *(ppo(game, '100e3', '0.1m', minutes=1) for game in GAMES),
+    *(ppo(game, '1e6', '1m', minutes=3) for game in GAMES),
+    *(ppo(game, '10e6', '10m', minutes=20) for game in GAMES),
+    swingup('planet_small', '1e4', episodes=16),
+    swingup('dreamer_v1_small', '20e3', episodes=32),
+    cue('memory_32', 32, '2.5e5', seeds=3),
+    cue('memory_32_seeds_3_to_5', 32, '2.5e5', seeds=3, first=' --seed 3'),
+    cue('memory_8', 8, '1e5', seeds=1),
+    bench(
+        'dreamer4_demo_cpu',
+        'speed of every phase, and of imagination with the cache',
+        'reverie bench --preset dreamer4_demo --out {results}',
+    ),
+    bench('minatar_cpu', 'steps per second of the games', 'python benchmarks/minatar.py --out {results}'),
+]

@@ -1,0 +1,54 @@
+"""The declared experiments are commands that exist and leave the files they are named after."""
+
+import importlib.util
+import pathlib
+import shlex
+import sys
+
+import pytest
+
+from reverie import cli
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def declared():
+    spec = importlib.util.spec_from_file_location('results_experiments', ROOT / 'results' / 'experiments.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.EXPERIMENTS
+
+
+EXPERIMENTS = declared()
+
+
+def test_names_and_clones_are_unique():
+    for names in ([e.name for e in EXPERIMENTS], [e.name.replace('/', '-') for e in EXPERIMENTS]):
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize('experiment', EXPERIMENTS, ids=lambda e: e.name)
+def test_commands_are_understood_and_the_last_one_writes_the_results(experiment):
+    for command in experiment.commands:
+        program, *args = shlex.split(command)
+        if program == 'python':
+            assert (ROOT / args[0]).exists()
+            continue
+        assert program == 'reverie'
+        if args[0] == 'train':
+            parsed = cli.parse_train(*args[1:])
+            assert parsed.seeds == experiment.seeds and str(parsed.results) == experiment.results
+        else:
+            parsed = cli.parse(cli.COMMANDS[args[0]][0], args[1:], 'reverie')
+            assert args[0] != 'bench' or str(parsed.out) == experiment.results
+    assert experiment.device in ('cpu', 'gpu') and experiment.minutes > 0 and experiment.proves
+
+
+def test_data_is_collected_where_training_looks_for_it():
+    pairs = [e.commands for e in EXPERIMENTS if len(e.commands) == 2]
+    assert pairs
+    for collect, train in pairs:
+        made = cli.parse(cli.Collect, shlex.split(collect)[2:], 'reverie')
+        read = cli.parse_train(*shlex.split(train)[2:])
+        assert made.overwrite and (made.out, made.env) == (read.data, read.env)
