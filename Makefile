@@ -1,6 +1,7 @@
 # make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: lint, types, tests.
 # make probes: every agent that plays learns a world whose best policy is known.
 # make page: the page of reverie play, in headless Chromium, on the run that make demo left.
+# make docs: the plots and tables of the documentation, from results/*.json.
 # make results [BUDGET=9m] [ONLY='dreamer_v3_small/*'] [DEVICE=cpu]: run the experiments that are not recorded yet.
 # All set themselves up in .venv; they need Python 3.11 or newer, make and git.
 PYTHON ?= $(shell for v in python3 python3.12 python3.11 python3.13; do \
@@ -10,7 +11,7 @@ GAME ?= breakout
 RUN := runs/demo-$(GAME)
 DATA := datasets/demo-$(GAME)
 
-.PHONY: demo test probes page results lint format clean
+.PHONY: demo test probes page results docs lint format clean
 
 demo: .venv/ready
 	@$(BIN)/reverie doctor
@@ -33,6 +34,10 @@ page: .venv/ready-dev
 
 results: .venv/ready
 	@$(BIN)/python results/run.py $(if $(BUDGET),--budget $(BUDGET)) $(if $(ONLY),--only '$(ONLY)') $(if $(DEVICE),--device $(DEVICE))
+
+docs: .venv/ready-dev
+	$(BIN)/python results/plot.py
+	$(BIN)/python results/tables.py
 
 format: .venv/ready-dev
 	$(BIN)/ruff check --fix .

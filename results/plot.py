@@ -11,6 +11,7 @@ Curves have company: what others published (`published.json`), and our PPO (`ben
 `benchmarks/ppo.py` has left one). Figures are always those of the returns in a file; --recompute also writes them back.
 """
 
+import hashlib
 import json
 import pathlib
 import sys
@@ -74,10 +75,18 @@ def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list
     axis.set_axisbelow(True)
 
 
+def digest(records: list[dict]) -> str:
+    """A checksum of what a plot is made from: its records to six digits, what stands beside them, and this file."""
+    company = [FOLDER / 'published.json', *sorted(FOLDER.glob('bench/ppo_*.json'))]
+    rounded = json.loads(json.dumps(records, sort_keys=True), parse_float=lambda x: f'{float(x):.6g}')
+    parts = [rounded, *(path.read_text() for path in (pathlib.Path(__file__), *company))]
+    return f'sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}'
+
+
 def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
     places = sorted({f'{r["device"]}, {r["date"]}' for r in records})
     figure.supxlabel('; '.join(['95% intervals', *places]), x=0.995, ha='right', fontsize=6.5, color='#62676f')
-    figure.savefig(path, metadata={'Date': None})
+    figure.savefig(path, metadata={'Date': None, 'Source': digest(records)})
     plt.close(figure)
     print(f'wrote {path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path}')
 
