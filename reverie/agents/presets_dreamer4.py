@@ -4,7 +4,6 @@ from reverie.agents.dreamer4 import Dreamer4Config, PhaseConfig
 from reverie.models.shortcut import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
 from reverie.nn.attention import TransformerConfig
-from reverie.objectives.behavior import PMPO
 
 
 def dreamer4() -> Dreamer4Config:
@@ -51,8 +50,7 @@ def dreamer4_demo() -> Dreamer4Config:
               results/dreamer4_demo/minatar_breakout.json
     Differs from the paper: as `dreamer4`, smaller still and in fp32; a frame is one token; two sampling steps of K_max
               8; half of the frames given as context and every signal level weighs the same, because a few minutes of
-              training cannot wait for the paper's mixture to visit what sampling visits; beta 0.03 instead of 0.3,
-              because the prior cloned in those minutes is little better than chance.
+              training cannot wait for the paper's mixture to visit what sampling visits.
     """
     tokenizer = TransformerConfig(
         width=64, layers=3, heads=2, kv_heads=2, head_dim=32, mlp_ratio=2.0, time_every=3, context=8, dtype='float32'
@@ -75,7 +73,6 @@ def dreamer4_demo() -> Dreamer4Config:
         isolated=0.1,
         horizon=12,
         discount=0.95,
-        pmpo=PMPO(beta=0.03),
         tokenizer_phase=PhaseConfig(800, 64, 8, learning_rate=3e-3, warmup_steps=50, decay=0.3),
         dynamics_phase=PhaseConfig(2900, 16, 16, learning_rate=5e-3, warmup_steps=50, decay=0.4, ema_decay=0.98),
         finetune_phase=PhaseConfig(
