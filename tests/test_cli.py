@@ -72,6 +72,8 @@ def test_one_command_trains_scores_and_reports(run):
         assert np.shape(score['per_seed']) == np.shape(score['greedy']['per_seed']) == (2, 4)
         assert score['mean'] == pytest.approx(np.mean(score['per_seed']))
     assert {'random', 'data', 'ppo'} <= set(record['score'])
+    said = record['trust']['reward']['recorded']['said']
+    assert len(said['per_seed']) == 2 and said['mean'] == pytest.approx(np.mean(said['per_seed']))
     page = (run / 'report.html').read_text()
     assert 'Imagination' in page and 'data:image/png' in page
     lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
@@ -86,11 +88,13 @@ def test_one_command_trains_scores_and_reports(run):
 
 
 def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(run, data):
-    before = json.loads((run / 'scores.json').read_text())['score']['imagination']['per_seed']
+    record = json.loads((run / 'scores.json').read_text())
+    before = record['score']['imagination']['per_seed']
     checkpoints = sorted((run / 'checkpoints').iterdir())
     done = reverie('eval', run, '--episodes', 4, '--max-steps', 40)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((run / 'scores.json').read_text())['score']['imagination']['per_seed'] == before
+    after = json.loads((run / 'scores.json').read_text())
+    assert after['score']['imagination']['per_seed'] == before and after['trust'] == record['trust']
     assert re.search(r'eval  imagination  sampled  .* to .*, t over 2 seeds\)', done.stdout)
     assert 'Imagination RL minus WM + BC, greedy: ' in done.stdout
     assert sorted((run / 'checkpoints').iterdir()) == checkpoints

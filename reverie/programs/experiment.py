@@ -159,7 +159,10 @@ class Experiment(abc.ABC):
         say: Callable[[str], None] = print,
         paths: Sequence[pathlib.Path] = (),
     ) -> dict[str, Any]:
-        """Score every read-out in the real environment beside random play and the baselines; writes it to `paths`."""
+        """Score every read-out in the real environment beside random play and the baselines; writes it to `paths`.
+
+        The world model's dreams are measured before, where they can be.
+        """
         agent, how = self.agent, dict(episodes=episodes, max_steps=max_steps)
         key = jax.random.key(eval_seed)
         one_seed = {'none': np.zeros(1)}  # random play has no parameters
