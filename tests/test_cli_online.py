@@ -1,5 +1,6 @@
 """Agents that play, by the command line: trained, scored, reported, exported; every mistake as one line."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from reverie.agents import presets
 from reverie.data import Episodes
 from reverie.programs.experiment import Recorded, played
-from reverie.training import checkpoint, runner
+from reverie.training import checkpoint, runner, warm
 from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, reverie
 
@@ -65,6 +66,28 @@ def test_the_same_command_killed_and_run_again_gives_the_same_weights_scores_and
     curves = [json.loads((path / 'scores.json').read_text())['curve']['return_per_seed'] for path in (folder, run)]
     assert curves[0] == curves[1]
     assert Episodes(folder / 'played').fingerprint == Episodes(run / 'played').fingerprint
+
+
+def test_a_second_agent_begins_with_the_world_model_of_the_first(run, tmp_path):
+    """Whose weights are checked before the first update; a phase that plays is not trained on."""
+    experiment = played('minatar/breakout')
+    begin = experiment('dreamer_v3_debug', presets.get('dreamer_v3_debug'), 'minatar/breakout', seeds=2, env_frames=600)
+    config = runner.fingerprint(begin.agent.phases, begin.describe(), 0, 2)
+    world = ('encoder', 'dynamics', 'decoder', 'reward', 'cont')
+    start = warm.plan(warm.Init(run, groups=world), begin.agent, config)
+    fresh = {'policy': np.zeros(2), 'encoder': np.zeros(2)}
+    weights, there = start.weights(fresh), checkpoint.load(run)[0]
+    assert set(weights) == {'policy', *world} and weights['policy'] is fresh['policy']
+    jax.tree.map(np.testing.assert_array_equal, {g: weights[g] for g in world}, {g: there[g] for g in world})
+    longer = dataclasses.replace(begin, env_frames=1200)
+    with pytest.raises(UserError, match='online cannot go on, the optimiser at its end was not kept'):
+        longer.train(tmp_path / 'a', init=warm.Init(run, ('online',), extend=True))
+    with pytest.raises(UserError, match=r'nothing is left to train; take fewer, e.g. .* with --from-groups'):
+        longer.train(tmp_path / 'a', init=warm.Init(run))
+    narrow = dataclasses.replace(begin.config, policy=dataclasses.replace(begin.config.policy, units=8))
+    with pytest.raises(UserError, match=r'does not fit: policy.units is 16 there, 8 here$'):
+        dataclasses.replace(begin, config=narrow).train(tmp_path / 'a', init=warm.Init(run, groups=('policy',)))
+    assert not (tmp_path / 'a').exists()
 
 
 class Beginning:

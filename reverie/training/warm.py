@@ -61,18 +61,12 @@ class Init:
 
     @property
     def what(self) -> str:
-        """What is asked for, without the run."""
-        first = self.phases[0] + '+' * self.extend if self.phases else ''
-        groups = f' groups {" ".join(self.groups)}' if self.groups else ''
-        return ','.join((first, *self.phases[1:])) + groups
+        """What is asked for, as it follows the run on the command line."""
+        phases = ':' + ','.join((self.phases[0] + '+' * self.extend, *self.phases[1:])) if self.phases else ''
+        return phases + (f' --from-groups {" ".join(self.groups)}' if self.groups else '')
 
     def __str__(self) -> str:
-        return told(self.run, self.what)
-
-
-def told(run: Any, what: str) -> str:
-    """A run and what is taken of it, as on the command line."""
-    return f'{run}{":" * bool(what and not what.startswith(" "))}{what}'
+        return f'{self.run}{self.what}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +158,7 @@ def remembered(folder: pathlib.Path, init: Init | None) -> dict[str, Any] | None
     if not path.exists() or not (saved or init):
         return None
     if saved is None or init is None or saved['what'] != init.what or not _same_run(saved, init.run):
-        began = f'with --from {told(saved["run"], saved["what"])}' if saved else 'without --from'
+        began = f'with --from {saved["run"]}{saved["what"]}' if saved else 'without --from'
         raise UserError(f'{folder} was begun {began}, given {f"--from {init}" if init else "none"}; use another folder')
     return saved if checkpoint.steps(folder / 'checkpoints') else None
 
@@ -242,8 +236,7 @@ def summary(config: Mapping[str, Any]) -> dict[str, Any]:
     if not chain:
         return {}
     record = chain[0]
-    names = ('phases', 'extended', 'groups')
-    taken = {name: list(record[name]) for name in names}
+    taken = {name: list(record[name]) for name in ('phases', 'extended', 'groups')}
     seconds = sum(r['seconds'] for r in chain)
     return {'from': {'run': pathlib.Path(record['run']).name, **taken, 'seeds': record['seeds'], 'seconds': seconds}}
 
@@ -266,26 +259,24 @@ def _open(run: pathlib.Path) -> tuple[dict[str, Any], list[Saved]]:
 
 def _taken(init: Init, names: list[str], newest: Saved, touches: Mapping[str, set[str]]) -> list[str]:
     """Names of the phases taken, in order, one that is extended among them. Raises UserError if that cannot be."""
-    finished = newest.done
     if unknown := [name for name in init.phases if name not in names]:
         raise UserError(f'--from {init}: phase {unknown[0]!r} is unknown, this agent has {", ".join(names)}')
     if init.phases:
         taken = [n for i, n in enumerate(names) if i <= names.index(init.phases[0]) or n in init.phases]
     else:
-        taken = list(itertools.takewhile(finished.__contains__, names))
-    if missing := [name for name in taken if name not in finished] or (not taken and names[:1]):
-        has = ', '.join(n for n in newest.names if n in finished) or 'none'
+        taken = list(itertools.takewhile(newest.done.__contains__, names))
+    if missing := [name for name in taken or names[:1] if name not in newest.done]:
+        has = ', '.join(n for n in newest.names if n in newest.done) or 'none'
         raise UserError(f'--from {init}: {init.run} has not finished the phase {missing[0]}; finished: {has}')
     left = [name for name in names if name not in taken or (init.extend and name == init.phases[0])]
     if not left:
-        before = f'{init.run}:{taken[-2]}' if len(taken) > 1 else f'{init.run} with --from-groups'
+        fewer = f'{init.run}:{taken[-2]}' if len(taken) > 1 else f'{init.run} with --from-groups'
         raise UserError(
             f'--from {init}: every phase ({", ".join(taken)}) is taken and nothing is left to train; '
-            f'take fewer, e.g. {before}, or train one on: {init.run}:{taken[-1]}+'
+            f'take fewer, e.g. {fewer}, or train one on: {init.run}:{taken[-1]}+'
         )
     for name in taken:
-        before = [n for n in left if names.index(n) < names.index(name)]
-        if clash := [n for n in before if touches[n] & touches[name]]:
+        if clash := [n for n in left if names.index(n) < names.index(name) and touches[n] & touches[name]]:
             raise UserError(f'--from {init}: {name} cannot be taken, it comes after {clash[0]}, which is to be trained')
     return taken
 
@@ -299,8 +290,8 @@ def _end_of(init: Init, saved: Sequence[Saved], phase: Phase, phases: Mapping[st
         if s.meta['phase'] == phase.name and s.meta['complete'] and s.meta['arrays']['train'] is not None:
             return s
     raise UserError(
-        f'--from {init}: the optimiser as it was at the end of {phase.name} was not kept (it is where a dataset is '
-        f'trained on and phase ends are kept), so the phase cannot go on'
+        f'--from {init}: {phase.name} cannot go on, the optimiser at its end was not kept; runs on datasets that keep '
+        'phase ends have it'
     )
 
 

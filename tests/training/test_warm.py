@@ -256,7 +256,7 @@ def test_weights_that_were_trained_on_are_refused_where_the_phase_end_was_not_ke
     with pytest.raises(UserError, match='no checkpoint holds model as after phase model; they were trained on'):
         train(tmp_path / 'b', agent, init=Init(tmp_path / 'a', ('model',)))
     longer = three((10, 10, 9)).phases
-    with pytest.raises(UserError, match='the optimiser as it was at the end of other was not kept'):
+    with pytest.raises(UserError, match='other cannot go on, the optimiser at its end was not kept'):
         train(tmp_path / 'b', dataclasses.replace(agent, phases=(agent.phases[0], both, longer[2])),
               init=Init(tmp_path / 'a', ('other',), extend=True))  # fmt: skip
     params = train(tmp_path / 'b', three((0, 0, 0)), init=Init(tmp_path / 'a', groups=('model', 'head')))
