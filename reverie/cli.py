@@ -70,7 +70,7 @@ class Train:
     from_groups: tuple[str, ...] = ()
     """With --from: take only the weights of these parameter groups, and train every phase."""
     keep_phase_ends: bool = True
-    """Keep weights and optimiser at the end of each phase, for --from."""
+    """Keep weights and optimiser at the end of each phase, for --from to begin there; about four times the disk."""
     episodes: int = 128
     """Evaluation episodes of each seed and read-out."""
     max_steps: int = 5000

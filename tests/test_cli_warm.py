@@ -93,11 +93,13 @@ def test_another_preset_takes_the_tokenizer_and_nothing_that_does_not_fit(source
     assert same(params, source[1], ('encoder', 'decoder'))
     with pytest.raises(UserError, match=r'does not fit: dynamics.transformer.width is 16 there, 32 here$'):
         train(tmp_path / 'b', data, other, init=Init(source[0], ('dynamics',)))
-    other = dataclasses.replace(STEADY, tokenizer=dataclasses.replace(STEADY.tokenizer, patch=(2, 5), bottleneck=8))
+    tokenizer = dataclasses.replace(STEADY.tokenizer, patch=(2, 5), bottleneck=8, pixels='bernoulli')
+    other = dataclasses.replace(STEADY, tokenizer=tokenizer)
     with pytest.raises(UserError) as error:
         train(tmp_path / 'b', data, other, init=Init(source[0], ('tokenizer',)))
     text = str(error.value)
     assert 'tokenizer.patch is [5, 5] there, [2, 5] here; tokenizer.bottleneck is 4 there, 8 here' in text
+    assert "tokenizer.pixels is 'mse' there, 'bernoulli' here" in text
     assert '\n' not in text and not (tmp_path / 'b').exists()
 
 

@@ -176,7 +176,8 @@ class Dreamer4:
         dynamics = tuple(f'dynamics.{name}' for name in ('pack', 'registers', 'k_max', 'transformer'))
         head = ('head_units', 'head_layers')
         self.shaped_by: Mapping[str, tuple[str, ...]] = {
-            'encoder': tokenizer, 'decoder': tokenizer, 'dynamics': tokenizer + dynamics, 'bc': tokenizer + dynamics,
+            'encoder': tokenizer, 'decoder': (*tokenizer, 'tokenizer.pixels'),
+            'dynamics': tokenizer + dynamics, 'bc': tokenizer + dynamics,
             'policy': (*head, 'multi_token'), 'prior': (*head, 'multi_token'), 'cont': head,
             'reward': (*head, 'multi_token', 'bins'), 'value': (*head, 'bins'),
         }  # fmt: skip

@@ -108,7 +108,7 @@ class Start:
 
     def weights(self, fresh: Params) -> Params:
         """`fresh` [seeds, ...] with the groups taken in their places."""
-        read = {}
+        read: Params = {}
         for saved in {s.path: s for s in self.found.values()}.values():
             params = checkpoint.read(saved.path, saved.meta)
             mine = [group for group, s in self.found.items() if s is saved]
