@@ -197,11 +197,11 @@ def company(axis: plt.Axes, game: str, frames: float) -> None:
             x = other['env_frames'] * (1 + 0.02 * (i % 3))  # side by side
             axis.plot([x, x], [low, high], color=INK, linewidth=1.2, marker='_', markersize=6)
             axis.annotate(other['name'], (x, high), xytext=(-3, 2), textcoords='offset points', ha='right', fontsize=6)
-    path = FOLDER / 'bench' / f'ppo_{game.replace("/", "_")}.json'
-    ours = json.loads(path.read_text()) if path.exists() else {}
-    if 'curve' in ours:
-        x, y = ours['curve']['env_frames'], ours['curve']['return']
-        label = ' '.join(['PPO', *(str(v) for v in ours['env_options'].values()), f'{x[-1] / 1e6:.1f}M: {y[-1]:.1f}'])
+    path = FOLDER / 'ppo' / f'{game.replace("/", "_")}-minatar-default-10m.json'
+    if path.exists():
+        ours = json.loads(path.read_text())
+        x, y = ours['curve']['env_frames'], np.mean(ours['curve']['return_per_seed'], 0)
+        label = f'PPO, protocol minatar, {x[-1] / 1e6:.1f}M: {y[-1]:.1f}'
         axis.plot(x, y, color=PLAIN, linewidth=1.2)
         axis.axhline(y[-1], color=PLAIN, linewidth=1, linestyle=':', label=f'{label}, n = 1')
         axis.set_xlim(0, limit)
@@ -249,7 +249,7 @@ def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
 
 def main(folder: pathlib.Path, presets: list[str], write: bool = False) -> int:
     chosen = [folder / name for name in presets] or sorted(
-        p for p in folder.iterdir() if p.is_dir() and p.name != 'bench'
+        p for p in folder.iterdir() if p.is_dir() and p.name not in ('bench', 'ppo')
     )
     found = {}
     for preset in chosen:

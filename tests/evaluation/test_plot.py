@@ -76,16 +76,16 @@ def test_two_presets_come_into_one_plot_of_the_games_they_share(plot, tmp_path):
 def test_curves_stand_beside_the_ppo_and_what_others_published_for_as_many_frames(plot, tmp_path, monkeypatch):
     shutil.copy(SCRIPT.with_name('published.json'), tmp_path)
     monkeypatch.setattr(plot, 'FOLDER', tmp_path)
-    (tmp_path / 'bench').mkdir()
-    ppo = {'env_options': {'protocol': 'gymnax'}, 'curve': {'env_frames': [1e6, 1e7], 'return': [20.0, 42.0]}}
-    (tmp_path / 'bench' / 'ppo_minatar_breakout.json').write_text(json.dumps(ppo))
+    (tmp_path / 'ppo').mkdir()
+    ppo = {'curve': {'env_frames': [1e6, 1e7], 'return_per_seed': [[20.0, 42.0], [10.0, 44.0]]}}
+    (tmp_path / 'ppo' / 'minatar_breakout-minatar-default-10m.json').write_text(json.dumps(ppo))
     curve = dict(env_frames=[5e5, 1e6], seconds=[1.0, 2.0], return_per_seed=[[1.0, 8.0], [2.0, 9.0]])
     for preset in 'ab':
         save(tmp_path, 'breakout', [[8.0], [9.0]], preset, env_frames=1_000_000, curve=curve)
     assert plot.main(tmp_path, ['a', 'b']) == 0
     for path in (tmp_path / 'a' / 'curves.svg', tmp_path / 'a_b.svg'):
         text = path.read_text()
-        assert 'DQN' in text and 'Dreamer V2' in text and 'PPO gymnax 10.0M: 42.0' in text
+        assert 'DQN' in text and 'Dreamer V2' in text and 'PPO, protocol minatar, 10.0M: 43.0' in text
         assert 'AC(0.8)' not in text  # known after 5M frames only
 
 
