@@ -122,11 +122,10 @@ class Net(nnx.Module):
     """
 
     def __init__(self, spec: EnvSpec, config: PPOConfig, *, rngs: nnx.Rngs):
-        def dense(inputs: int, outputs: int, gain: float) -> nnx.Linear:
-            kinds = dict(orthogonal=nnx.initializers.orthogonal(gain), lecun_normal=nnx.initializers.lecun_normal())
-            return nnx.Linear(inputs, outputs, kernel_init=kinds[config.init], rngs=rngs)
-
-        widths = (math.prod(spec.obs_shape), *[config.width] * config.layers)
+        lecun = config.init == 'lecun_normal'
+        kernel = lambda gain: nnx.initializers.lecun_normal() if lecun else nnx.initializers.orthogonal(gain)
+        dense = lambda inputs, outputs, gain: nnx.Linear(inputs, outputs, kernel_init=kernel(gain), rngs=rngs)
+        widths = [math.prod(spec.obs_shape)] + [config.width] * config.layers
         hidden = lambda: nnx.List(dense(i, o, 2**0.5) for i, o in itertools.pairwise(widths))
         self.hidden = hidden()
         self.policy = dense(config.width, spec.actions.size, 0.01)

@@ -177,7 +177,9 @@ def write_dataset(
     config, options = config or PPOConfig(), options or {}
     env = make(name, **options)
     k_train, k_play, k_score = jax.random.split(jax.random.key(seed), 3)
-    facts = dict(command=command, kind=kind, frames=frames, seed=seed, env=dict(name=name, options=options))
+    facts: dict[str, Any] = dict(
+        command=command, kind=kind, frames=frames, seed=seed, env=dict(name=name, options=options)
+    )
     facts |= provenance()
     with Writer(path, env.spec, facts, overwrite=overwrite) as writer:  # first, so that a bad path costs no training
         ppo = None
