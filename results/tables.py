@@ -3,7 +3,7 @@
     python results/tables.py [--check]
 
 fills what stands between `<!-- results:NAME KIND -->` and `<!-- /results -->`: KIND is one of KINDS, NAME that of the
-file `NAME.json`, or for `agents` and `source`, which have a line per file, a pattern as `dreamer_v3_small/*`. With
+file `NAME.json`, or for kinds that take several files a pattern as `dreamer_v3_small/*`. With
 --check nothing is written, and the exit code is 1 if something would change.
 """
 
@@ -62,6 +62,38 @@ def seeds(record: dict) -> str:
     return table(['mean return of', *(f'seed {seed}' for seed in record['seeds'])], rows)
 
 
+def imagination(*records: dict) -> str:
+    """Dreamer 4 in every file's game: read-outs as 'sampled / greedy', and what imagination adds to its own clone."""
+    keys = ('random', 'data', 'bc', 'wm_bc', 'imagination')
+    both = lambda row: ' / '.join(tables.number(figure['mean']) for figure in (row.sampled, row.greedy) if figure)
+    rows = []
+    for r in records:
+        found = {row.key: row for row in tables.score_rows(r)}
+        gain = {row.key: row for row in tables.difference_rows(r)}['imagination - wm_bc']
+        gains = [f'{tables.number(x["mean"])} ({tables.bounds(x)})' for x in (gain.sampled, gain.greedy)]
+        rows.append([r['env'], *(both(found[key]) for key in keys), *gains, str(gain.sampled['n'])])
+    heads = ('game', *(tables.NAMES[key] for key in keys), f'{gain.name}, sampled', 'greedy', 'seeds')
+    return table(heads, rows)
+
+
+def trust(*records: dict) -> str:
+    """What the world models of every file keep: cells of each channel, and the heads on recorded frames."""
+    mean = lambda x: '' if x['mean'] is None else f'{x["mean"]:.2f}'
+    cells, heads = [], []
+    for r in records:
+        for channel in r['trust']['channels']:
+            kept = [channel['tokenizer'][name] for name in ('recall', 'precision')]
+            kept += [step['recall'] for step in channel['dream']]
+            cells.append([f'{r["env"]}, {channel["name"]}', *map(mean, kept)])
+        for name in ('reward', 'end'):
+            seen, dreamt = r['trust'][name]['recorded'], r['trust'][name]['dream'][-1]
+            said = [f'{seen[key]["mean"]:.4f}' for key in ('said', 'true')]
+            heads.append([f'{r["env"]}, {name}', *said, mean(seen['ap']), mean(dreamt['ap'])])
+    steps = [f'dream, step {a}' if a == b else f'steps {a} to {b}' for a, b in records[0]['trust']['steps']]
+    names = ('heads on recorded frames', 'said', 'true', 'average precision', f'of dreams, {steps[-1]}')
+    return f'{table(("recall of cells", "tokenizer", "its precision", *steps), cells)}\n{table(names, heads)}'
+
+
 def agents(*records: dict) -> str:
     """The agent of every file, beside random play."""
     rows = []
@@ -102,7 +134,7 @@ def play(record: dict) -> str:
 
 
 KINDS: dict[str, Callable[[Any], str]] = {
-    f.__name__: f for f in (source, scores, differences, seeds, agents, phases, games, play)
+    f.__name__: f for f in (source, scores, differences, seeds, imagination, trust, agents, phases, games, play)
 }
 
 
