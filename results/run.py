@@ -102,6 +102,8 @@ def execute(command: str, e: Experiment, lock: int, stop: Stop) -> int:
         own = dict(cwd=clone, env=env, start_new_session=True, pass_fds=[lock], stdout=log, stderr=subprocess.STDOUT)
         child = subprocess.Popen([here if here.exists() else program, *rest], stdin=subprocess.DEVNULL, **own)
     (QUEUE / 'pid').write_text(f'{child.pid}\n')
+    with contextlib.suppress(OSError):  # where Linux groups sessions, nice counts within one, and this is a new one
+        pathlib.Path(f'/proc/{child.pid}/autogroup').write_text('19')
     told = False
     while child.poll() is None:
         if stop and not told:

@@ -240,6 +240,10 @@ def test_a_paused_command_does_not_move_and_goes_on(root):
     before = counter.read_text()
     time.sleep(0.3)
     assert counter.read_text() == before and process.poll() is None
+    number = int(pid.read_text())
+    assert os.getpriority(os.PRIO_PROCESS, number) == 19
+    group = pathlib.Path(f'/proc/{number}/autogroup')
+    assert not group.exists() or group.read_text().split()[-1] in ('19', '')
     subprocess.run(f'kill -CONT -$(cat {pid})', shell=True, check=True)
     process.communicate(timeout=30)
     assert process.returncode == 0 and results(root)['b']['value'] == value_of(20)
