@@ -46,7 +46,7 @@ def dreamer4_demo() -> Dreamer4Config:
     """Dreamer 4 on a laptop: MinAtar Breakout in about a quarter of an hour on two CPU cores.
 
     Run:      make demo
-    Expect:   3.3 (3.1 to 3.5 over three seeds) from data of 2.65, one seed in about a quarter of an hour;
+    Expect:   3.15 (2.71 to 3.58, t over three seeds) from data of 2.65, one seed in about a quarter of an hour;
               results/dreamer4_demo/minatar_breakout.json
     Differs from the paper: as `dreamer4`, smaller still and in fp32; a frame is one token; two sampling steps of K_max
               8; half of the frames given as context and every signal level weighs the same, because a few minutes of
