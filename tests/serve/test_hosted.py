@@ -71,7 +71,7 @@ def test_a_game_on_the_host_is_played_as_the_same_game_on_the_device(session, ag
     for number in (3, 4):
         for slot, real in ((0, True), (1, False)):
             starts = [s.start(slot, number + slot, real=real) for s in (session, twin)]
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *starts)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-6), *starts)  # values of 1e6
         for world, chosen, by_agent, rows in orders:
             action = np.eye(3, dtype=np.float32)[list(chosen)]
             shown, expected = (jax.device_get(s.frame(action, by_agent, rows, world)) for s in (session, twin))
@@ -79,7 +79,8 @@ def test_a_game_on_the_host_is_played_as_the_same_game_on_the_device(session, ag
                 if b is None:
                     assert a is None
                 else:
-                    np.testing.assert_allclose(a[rows], b[rows], atol=1 if name == 'image' else 1e-4, err_msg=name)
+                    atol = 1 if name == 'image' else 1e-4
+                    np.testing.assert_allclose(a[rows], b[rows], atol=atol, rtol=1e-6, err_msg=name)  # values of 1e6
             ends.append(expected.is_last[rows].any() and world == 'real')
     assert sum(ends) >= 2 and not session.notices()
 

@@ -87,7 +87,8 @@ def test_frames_of_a_dream_are_those_of_imagine(session, agent, params, env, ear
         np.testing.assert_array_equal(frame.action, taken)
         np.testing.assert_allclose(np.asarray(frame.image) / 255, np.clip(model.decode(state), 0, 1), atol=0.6 / 255)
         for given, expected in ((frame.reward, spoken.reward), (frame.cont, spoken.cont), (frame.value, value)):
-            np.testing.assert_allclose(given, expected, atol=1e-5)
+            # random weights value a frame at 1e6: rtol is eight roundings of fp32 there, two programs differ by four
+            np.testing.assert_allclose(given, expected, atol=1e-5, rtol=1e-6)
         np.testing.assert_allclose(frame.probs, probs, atol=1e-5)
         np.testing.assert_allclose(np.sum(frame.probs, -1), 1, atol=1e-5)
 
