@@ -308,9 +308,12 @@ def train(
         state, _ = jax.lax.scan(lambda s, _: (update(agent, vector, s), None), state, length=part)
         return state, state.params, jnp.nanmean(state.finished)
 
-    over_seeds = jax.vmap if key.ndim else lambda f: f
-    state = jax.jit(over_seeds(functools.partial(begin, agent, vector)))(key)
-    run = jax.jit(over_seeds(chunk))
+    start = jax.jit(functools.partial(begin, agent, vector))
+    if key.ndim:  # seed by seed: the QR of orthogonal weights, batched, can leave XLA's threads waiting for each other
+        state = jax.tree.map(lambda *x: jnp.stack(x), *map(start, key))
+    else:
+        state = start(key)
+    run = jax.jit(jax.vmap(chunk) if key.ndim else chunk)
     snapshots, returns, frames = [], [], []
     for i in range(config.snapshots):
         state, params, ret = run(state)

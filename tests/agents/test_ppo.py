@@ -191,6 +191,16 @@ def test_two_seeds_train_in_one_program_on_the_bandit_and_its_value_is_learnt():
     assert not np.array_equal(first, second)
 
 
+def test_each_of_several_seeds_begins_as_it_would_alone():
+    keys = jax.random.split(jax.random.key(3), 3)
+    still = dataclasses.replace(SMALL, learning_rate=0.0)
+    together = train(Bandit(), still, keys).params
+    agent, vector = PPO(Bandit().spec, still), Vector(Bandit(), still.envs)
+    for seed in range(3):
+        alone = jax.jit(lambda key: ppo.begin(agent, vector, key).params)(keys[seed])
+        jax.tree.map(lambda a, b, seed=seed: np.testing.assert_array_equal(a[seed], b), together, alone)
+
+
 def test_a_time_limit_does_not_lower_the_value_of_the_last_state():
     """Reward 1 for ever, cut after 3 steps: worth 1 / (1 - 0.5) = 2 in every state, as if there were no limit."""
 
