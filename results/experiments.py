@@ -70,6 +70,17 @@ def ppo(game: str, frames: str, name: str, minutes: float) -> Experiment:
     )
 
 
+def rejax(game: str) -> Experiment:
+    options = '--env-options protocol=gymnax --setting rejax --train-frames 10485760'
+    return Experiment(
+        f'ppo/minatar_{game}-gymnax-rejax-10.5m',
+        (f'python benchmarks/ppo.py --env minatar/{game} {options} ' + '--seeds {seeds}',),
+        "PPO with another library's settings plays as well as that library's",
+        minutes=60,
+        seeds=5,
+    )
+
+
 def swingup(preset: str, frames: str, episodes: int) -> Experiment:
     options = f'--env control/cartpole_swingup --env-options action_repeat=8 --frames {frames} --episodes {episodes}'
     return Experiment(
@@ -102,6 +113,7 @@ EXPERIMENTS = [
     dreamer4_demo('breakout', seeds=3, minutes=80),
     dreamer4_demo('space_invaders', seeds=3, minutes=80),
     dreamer4_demo('asterix', seeds=1, minutes=30, ppo_frames='3e6'),
+    *(rejax(game) for game in ('breakout', 'asterix')),
     *(ppo(game, '100e3', '0.1m', minutes=1) for game in GAMES),
     *(ppo(game, '1e6', '1m', minutes=3) for game in GAMES),
     *(ppo(game, '10e6', '10m', minutes=20) for game in GAMES),
