@@ -89,7 +89,7 @@ def dreamer_v3_small() -> DreamerConfig:
     """Dreamer V3 for two CPU cores: MinAtar Breakout from 100,000 frames.
 
     Run:      reverie train dreamer_v3_small --env minatar/breakout --frames 1e5
-    Expect:   7.1 (6.8 to 7.4, one seed) after 14 minutes of processor time;
+    Expect:   6.0 (5.3 to 6.7, t over three seeds), 14 minutes of processor time a seed;
               results/dreamer_v3_small/minatar_breakout.json
     Differs from the paper: as `dreamer_v3`; smaller than its smallest size, in fp32; the cells of a grid have Bernoulli
               laws; rates for few updates, and ten times the bonus for entropy, lest the policy settles before the
