@@ -170,6 +170,7 @@ def main() -> int:
     if not chosen:
         parser.error(f'no experiment is called {args.only!r} on {args.device or "any device"}; see --list')
     if args.list:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--list | head` is no error
         for e in chosen:
             print(f'{state(e):8} {e.minutes:5.0f} min  {e.device}  r{e.revision}  {e.name:46} {e.proves}')
         return 0
