@@ -252,6 +252,8 @@ def main(folder: pathlib.Path, presets: list[str], write: bool = False) -> int:
         p for p in folder.iterdir() if p.is_dir() and p.name not in ('bench', 'ppo')
     )
     found = {}
+    if write and not presets:
+        read(folder / 'ppo', write)  # drawn beside the others only
     for preset in chosen:
         records = found[preset.name] = read(preset, write) if preset.is_dir() else []
         if not records:
