@@ -22,6 +22,7 @@ import matplotlib
 matplotlib.use('svg')
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 from reverie.evaluation import returns, tables
 from reverie.evaluation.statistics import (
@@ -169,8 +170,7 @@ def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
     figure, axis = plt.subplots(figsize=(5.6, 0.36 * len(rows) + 1.1), layout='constrained')
     bars(axis, [(COLOURS.get(name, PLAIN), NAMES[name], value, ci, []) for name, value, ci in rows])
     axis.axvline(1.0, color=INK, linewidth=0.8, linestyle=':')
-    scale = '0: random play, 1: the reference PPO'
-    axis.set_xlabel(f'IQM of normalised score, {games} games\n{scale}')
+    axis.set_xlabel(f'IQM of normalised score\n{games} games; 0 random, 1 PPO')
     save(figure, path, records)
     for name, value, ci in rows:
         print(f'  {NAMES[name]:16} {value:6.3f}  {f"[{ci.low:.3f}, {ci.high:.3f}] {ci.label}" if ci else "n = 1"}')
@@ -179,6 +179,7 @@ def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
 def curve(axis: plt.Axes, record: dict, colour: str) -> None:
     """Score while training: seeds thin, their mean thick, its 95% interval shaded."""
     x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=''))  # 20k, 1M
     axis.plot(x, y.T, color=colour, linewidth=0.6, alpha=0.4)
     axis.plot(x, y.mean(0), color=colour, linewidth=1.6, label='one seed' if len(y) == 1 else None)
     if len(y) > 1:
@@ -189,7 +190,7 @@ def curve(axis: plt.Axes, record: dict, colour: str) -> None:
 
 
 def company(axis: plt.Axes, game: str, frames: float) -> None:
-    """What others reach in a game within so many frames, and the curve and the end of our own PPO."""
+    """Draw what others reach in a game within so many frames, and our own PPO's curve; tell its end."""
     limit = 1.2 * frames
     for i, other in enumerate(json.loads((FOLDER / 'published.json').read_text())['scores']):
         if game in other['score'] and other['env_frames'] <= limit:
@@ -200,10 +201,11 @@ def company(axis: plt.Axes, game: str, frames: float) -> None:
     path = FOLDER / 'ppo' / f'{game.replace("/", "_")}-minatar-default-10m.json'
     if path.exists():
         ours = json.loads(path.read_text())
-        x, y = ours['curve']['env_frames'], np.mean(ours['curve']['return_per_seed'], 0)
-        label = f'PPO, protocol minatar, {x[-1] / 1e6:.1f}M: {y[-1]:.1f}'
-        axis.plot(x, y, color=PLAIN, linewidth=1.2)
-        axis.axhline(y[-1], color=PLAIN, linewidth=1, linestyle=':', label=f'{label}, n = 1')
+        each = np.array(ours['curve']['return_per_seed'], float)
+        x, y = np.array(ours['curve']['env_frames']), each.mean(0)
+        near = x <= limit  # beyond the plot its end is told, not drawn: it may be ten times as high
+        label = f'PPO, protocol minatar, {x[-1] / 1e6:.1f}M: {y[-1]:.1f}, mean of {len(each)}'
+        axis.plot(x[near], y[near], color=PLAIN, linewidth=1.2, label=label)
         axis.set_xlim(0, limit)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=6.5, frameon=False)

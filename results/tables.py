@@ -77,7 +77,7 @@ def imagination(*records: dict) -> str:
 
 
 def trust(*records: dict) -> str:
-    """What the world models of every file keep: cells of each channel, and the heads on recorded frames."""
+    """Tables of what the world models of every file keep: cells of each channel, and the heads on recorded frames."""
     mean = lambda x: '' if x['mean'] is None else f'{x["mean"]:.2f}'
     cells, heads = [], []
     for r in records:
