@@ -1,11 +1,14 @@
-"""Dreamer V3: milliseconds of a training step, and frames per second of playing and learning with one seed and five.
+"""Dreamer V3: milliseconds of a training step, and frames per second of playing and learning with
+one seed and five.
 
     python benchmarks/dreamer_v3.py --out results/bench/dreamer_v3_gpu.json
 
-`steps`: updates on random batches of 16 x 64, six actions, bf16, from 64x64 images (sizes 12m and 200m) and from
-vectors of 400 numbers, a flattened MinAtar grid (1m and 12m). `beside` are the released code's milliseconds on an H100.
-Each is followed by TransDreamerV3 with as many weights; `ratio` is its time against Dreamer V3's.
-`play`: MinAtar Breakout with size 1m; environments, replay and updates in one program, at train ratios 32 and 128.
+`steps`: updates on random batches of 16 x 64, six actions, bf16, from 64x64 images (sizes 12m and
+200m) and from vectors of 400 numbers, a flattened MinAtar grid (1m and 12m). `beside` are the
+released code's milliseconds on an H100. Each is followed by TransDreamerV3 with as many weights;
+`ratio` is its time against Dreamer V3's.
+`play`: MinAtar Breakout with size 1m; environments, replay and updates in one program, at train
+ratios 32 and 128.
 --quick: tiny networks and batches, to see on any machine that it runs; its figures mean nothing.
 """
 
@@ -22,11 +25,11 @@ import numpy as np
 
 from reverie.agents import presets
 from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.commands.speed import Noise
 from reverie.envs.device import make
 from reverie.evaluation.returns import provenance, save
 from reverie.nn.core import count
-from reverie.programs.speed import Noise
-from reverie.training.online import Online, Play
+from reverie.training.online import CollectConfig, Online
 from reverie.training.state import create, own_buffers
 from reverie.training.update import make_program
 from reverie.types import ActionSpace, EnvSpec, Live
@@ -43,14 +46,18 @@ def call(agent: Dreamer, source: Noise | Live, seeds: int, updates: int) -> Call
 
     def begin(key):
         params = agent.init(key)
-        live = source.begin(params, key, phase.batch, phase.length) if isinstance(source, Live) else ()
+        live = (
+            source.begin(params, key, phase.batch, phase.length) if isinstance(source, Live) else ()
+        )
         return own_buffers(create(params, phase)._replace(live=live))
 
     state, program = jax.jit(jax.vmap(begin))(keys), make_program(phase, source)
 
     def more():
         nonlocal state
-        state, *_ = program.call(state, None if isinstance(source, Live) else source.data, None, keys, updates=updates)
+        state, *_ = program.call(
+            state, None if isinstance(source, Live) else source.data, None, keys, updates=updates
+        )
         return jax.block_until_ready(state.step)
 
     return more
@@ -65,7 +72,9 @@ def timed(more: Callable[[], Any], updates: int, repeats: int) -> dict[str, Any]
         begin = time.perf_counter()
         more()
         times.append(1e3 * (time.perf_counter() - begin) / updates)
-    quantiles = dict(p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times))
+    quantiles = dict(
+        p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times)
+    )
     return dict(ms=quantiles, first_call_s=first)
 
 
@@ -81,7 +90,9 @@ def config(preset: str, size: str, quick: bool) -> DreamerConfig:
     tiny, small = presets.dreamer_v3_debug(), presets.transdreamer_v3_small()
     if preset == 'dreamer_v3':
         return tiny
-    return dataclasses.replace(tiny, world=dataclasses.replace(tiny.world, dynamics=small.world.dynamics))
+    return dataclasses.replace(
+        tiny, world=dataclasses.replace(tiny.world, dynamics=small.world.dynamics)
+    )
 
 
 def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, Any]]:
@@ -94,34 +105,60 @@ def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, A
             found = timed(call(agent, Noise(agent.spec), 1, updates), updates, repeats)
             rssm = rssm or found['ms']['p50']
             yield dict(
-                preset=preset, size=size, obs=shape, params=count(params), batch=cfg.replay.batch,
-                length=cfg.replay.length, dtype=cfg.world.dynamics.style.dtype, **found, peak_bytes=peak_bytes(),
+                preset=preset,
+                size=size,
+                obs=shape,
+                params=count(params),
+                batch=cfg.replay.batch,
+                length=cfg.replay.length,
+                dtype=cfg.world.dynamics.style.dtype,
+                **found,
+                peak_bytes=peak_bytes(),
                 ratio=found['ms']['p50'] / rssm,
-                beside=dict(name='released code, one H100', ms=released) if preset == 'dreamer_v3' else None,
-            )  # fmt: skip
+                beside=dict(name='released code, one H100', ms=released)
+                if preset == 'dreamer_v3'
+                else None,
+            )
 
 
 def with_ratio(cfg: DreamerConfig, ratio: int) -> DreamerConfig:
     """As many environments as one update has frames, 16 at most."""
     frames = cfg.replay.batch * cfg.replay.length // ratio
-    return dataclasses.replace(cfg, replay=dataclasses.replace(cfg.replay, ratio=ratio, envs=min(16, frames)))
+    return dataclasses.replace(
+        cfg, replay=dataclasses.replace(cfg.replay, ratio=ratio, envs=min(16, frames))
+    )
 
 
-def play(quick: bool, seeds: tuple[int, ...], updates: int, repeats: int) -> Iterator[dict[str, Any]]:
+def play(
+    quick: bool, seeds: tuple[int, ...], updates: int, repeats: int
+) -> Iterator[dict[str, Any]]:
     env = make('minatar/breakout')
     for ratio in (8,) if quick else RATIOS:
         cfg = with_ratio(presets.dreamer_v3_debug() if quick else presets.dreamer_v3('1m'), ratio)
         agent, r, alone = Dreamer(cfg, env.spec), cfg.replay, None
         for n in seeds:
-            source = Online(env, agent.explorer, Play(r.envs, min(r.capacity, 100_000), ratio, r.prefill, False))
+            source = Online(
+                env,
+                agent.explorer,
+                CollectConfig(r.envs, min(r.capacity, 100_000), ratio, r.prefill, False),
+            )
             found = timed(call(agent, source, n, updates), updates, repeats)
             alone = alone or found['ms']['p50']
             fps = n * r.batch * r.length / ratio / found['ms']['p50'] * 1e3
-            yield dict(ratio=ratio, seeds=n, envs=r.envs, env_fps=fps, **found, cost=found['ms']['p50'] / alone)
+            yield dict(
+                ratio=ratio,
+                seeds=n,
+                envs=r.envs,
+                env_fps=fps,
+                **found,
+                cost=found['ms']['p50'] / alone,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--quick', action='store_true')
     parser.add_argument('--updates', type=int, default=50, help='of one timed call')
     parser.add_argument('--repeats', type=int, default=5)
@@ -129,19 +166,29 @@ def main() -> None:
     parser.add_argument('--out', type=pathlib.Path)
     args = parser.parse_args()
     updates, repeats = (2, 2) if args.quick else (args.updates, args.repeats)
-    record: dict[str, Any] = dict(name='dreamer_v3', command=' '.join(['python', *sys.argv]), **provenance())
+    record: dict[str, Any] = dict(
+        name='dreamer_v3', command=' '.join(['python', *sys.argv]), **provenance()
+    )
     record |= dict(quick=args.quick, updates=updates, repeats=repeats, steps=[], play=[])
     for row in train_steps(args.quick, updates, repeats):
         record['steps'].append(row)
-        beside = f'released code, H100: {row["beside"]["ms"]:.0f}' if row['beside'] else f'{row["ratio"]:.2f} times'
+        beside = (
+            f'released code, H100: {row["beside"]["ms"]:.0f}'
+            if row['beside']
+            else f'{row["ratio"]:.2f} times'
+        )
         what = f'{row["preset"]:>15} {row["size"]:>5} {"x".join(map(str, row["obs"])):>8}'
-        print(f'{what}  {row["ms"]["p50"]:8.2f} ms a step ({beside}), {row["params"]:,} weights', flush=True)
+        print(
+            f'{what}  {row["ms"]["p50"]:8.2f} ms a step ({beside}), {row["params"]:,} weights',
+            flush=True,
+        )
     for row in play(args.quick, tuple(args.seeds), updates, repeats):
         record['play'].append(row)
         print(
             f'ratio {row["ratio"]:>4}, {row["seeds"]} seeds: {row["env_fps"]:10,.0f} frames/s of all seeds together, '
-            f'{row["ms"]["p50"]:.2f} ms an update, {row["cost"]:.2f} times one seed', flush=True,
-        )  # fmt: skip
+            f'{row["ms"]["p50"]:.2f} ms an update, {row["cost"]:.2f} times one seed',
+            flush=True,
+        )
     if args.out:
         save(args.out, record)
         print(args.out)

@@ -2,9 +2,10 @@
 
     python benchmarks/minatar.py --out results/minatar_cpu.json
 
-1,024 copies take random actions in one `lax.scan`; the best of several runs counts. `cpu_us_per_step` is processor time
-over all cores: on a busy machine it tells more than the clock. `loop` is the same scan around an environment that does
-nothing, the cost of drawing actions and keys.
+1,024 copies take random actions in one `lax.scan`; the best of several runs counts.
+`cpu_us_per_step` is processor time
+over all cores: on a busy machine it tells more than the clock. `loop` is the same scan around an
+environment that does nothing, the cost of drawing actions and keys.
 """
 
 import argparse
@@ -20,7 +21,11 @@ from reverie.envs.device import Vector, make, names
 from reverie.types import ActionSpace, EnvSpec, Step
 
 GYMNAX = dict(
-    asterix='Asterix', breakout='Breakout', freeway='Freeway', seaquest='Seaquest', space_invaders='SpaceInvaders'
+    asterix='Asterix',
+    breakout='Breakout',
+    freeway='Freeway',
+    seaquest='Seaquest',
+    space_invaders='SpaceInvaders',
 )
 
 
@@ -36,7 +41,9 @@ class Still:
 
     def step(self, state, action, key):
         no = jnp.asarray(False)
-        step = Step(jnp.zeros((10, 10, 4), bool), jax.nn.one_hot(action, 6), jnp.zeros(()), no, no, no)
+        step = Step(
+            jnp.zeros((10, 10, 4), bool), jax.nn.one_hot(action, 6), jnp.zeros(()), no, no, no
+        )
         return state, step
 
 
@@ -63,7 +70,9 @@ def theirs(game, n):
         act_key, key = jax.random.split(key)
         action = jax.random.randint(act_key, (n,), 0, env.num_actions)
         keys = jax.random.split(key, n)
-        obs, state, reward, end, cut, _ = jax.vmap(env.step, (0, 0, 0, None))(keys, state, action, params)
+        obs, state, reward, end, cut, _ = jax.vmap(env.step, (0, 0, 0, None))(
+            keys, state, action, params
+        )
         return state, (obs, reward, end | cut)
 
     keys = jax.random.split(jax.random.key(0), n)
@@ -80,11 +89,16 @@ def measure(state, step, n, length, runs):
         jax.block_until_ready(run(state, jax.random.key(i)))
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
-    return dict(steps_per_s=round(n * length / min(wall)), cpu_us_per_step=round(min(cpu) / (n * length) * 1e6, 3))
+    return dict(
+        steps_per_s=round(n * length / min(wall)),
+        cpu_us_per_step=round(min(cpu) / (n * length) * 1e6, 3),
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--envs', type=int, default=1024)
     parser.add_argument('--length', type=int, default=100, help='steps of one scan')
     parser.add_argument('--runs', type=int, default=5)
@@ -99,13 +113,24 @@ def main():
     except ImportError:
         baseline = False
     device = jax.devices()[0]
-    report = dict(device=f'{device.platform}: {device.device_kind}', machine=platform.machine(), jax=jax.__version__)
-    report.update(envs=args.envs, length=args.length, loop=measure(*ours(Still(), args.envs), *size), games={})
-    print(f'{report["device"]}, {args.envs} envs, loop {report["loop"]["steps_per_s"]:,} steps/s', flush=True)
+    report = dict(
+        device=f'{device.platform}: {device.device_kind}',
+        machine=platform.machine(),
+        jax=jax.__version__,
+    )
+    report.update(
+        envs=args.envs, length=args.length, loop=measure(*ours(Still(), args.envs), *size), games={}
+    )
+    print(
+        f'{report["device"]}, {args.envs} envs, loop {report["loop"]["steps_per_s"]:,} steps/s',
+        flush=True,
+    )
     for name in (name for name in names() if name.startswith('minatar/')):
         game = name.split('/')[1]
         row = dict(reverie=measure(*ours(make(name), args.envs), *size))
-        row['ratio_to_loop'] = round(row['reverie']['steps_per_s'] / report['loop']['steps_per_s'], 3)
+        row['ratio_to_loop'] = round(
+            row['reverie']['steps_per_s'] / report['loop']['steps_per_s'], 3
+        )
         if baseline:
             row['gymnax'] = measure(*theirs(game, args.envs), *size)
         report['games'][game] = row

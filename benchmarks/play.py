@@ -1,13 +1,15 @@
-"""How well a run plays over a real socket: frames per second, delay from key to frame, memory, and a soak.
+"""How well a run plays over a real socket: frames per second, delay from key to frame, memory, and
+a soak.
 
     python benchmarks/play.py runs/demo-breakout --out results/bench/play_demo_cpu.json
     python benchmarks/play.py runs/demo-breakout --soak 60
 
-Starts `reverie play` as a process of its own. The first form plays for a minute as a person with the agent's skill
-would (keys are the likeliest action of the frame just seen, so that episodes last; R at game over), then at full speed
-until 10,000 frames have come. The delay of a key counts from sending it to receiving the first frame that obeys it;
-keys that a new episode answers are left out and counted. The second form lets clients connect, stall and vanish, and
-looks at what they leave behind.
+Starts `reverie play` as a process of its own. The first form plays for a minute as a person with
+the agent's skill would (keys are the likeliest action of the frame just seen, so that episodes
+last; R at game over), then at full speed until 10,000 frames have come. The delay of a key counts
+from sending it to receiving the first frame that obeys it; keys that a new episode answers are left
+out and counted. The second form lets clients connect, stall and vanish, and looks at what they
+leave behind.
 """
 
 import argparse
@@ -35,7 +37,17 @@ class Server:
 
     def __init__(self, run, players, fps):
         begin = time.monotonic()
-        command = [sys.executable, '-u', '-m', 'reverie.cli', 'play', run, '--port', '0', '--no-browser']
+        command = [
+            sys.executable,
+            '-u',
+            '-m',
+            'reverie.cli',
+            'play',
+            run,
+            '--port',
+            '0',
+            '--no-browser',
+        ]
         command += ['--players', str(players), '--fps', str(fps)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
@@ -95,12 +107,18 @@ def play(server, seconds, key_every=0.25):
             elif now - pressed > key_every * random.uniform(0.5, 1.5):
                 number, pressed = number + 1, now
                 sent[number] = (time.monotonic(), header['epoch'])
-                ws.send(json.dumps({'type': 'act', 'action': int(np.argmax(header['probs'])), 'id': number}))
+                ws.send(
+                    json.dumps(
+                        {'type': 'act', 'action': int(np.argmax(header['probs'])), 'id': number}
+                    )
+                )
         return count, delays, left_out, now - begin
 
 
 def memory(server, total, every=1000):
-    """Resident MB after each `every` frames, played by the agent at the highest pace until `total` have come."""
+    """Resident MB after each `every` frames, played by the agent at the highest pace until `total`
+    have come.
+    """
     seen, count = [], 0
     with server.join() as ws:
         ws.send(json.dumps({'type': 'set', 'field': 'pace', 'value': 120.0}))
@@ -112,7 +130,10 @@ def memory(server, total, every=1000):
                 ws.send('{"type": "reset"}')
             if count % every == 0:
                 seen.append(round(server.rss(), 1))
-                print(f'{count:6} frames  {seen[-1]:.1f} MB  {count / (now - begin):.0f} frames/s', flush=True)
+                print(
+                    f'{count:6} frames  {seen[-1]:.1f} MB  {count / (now - begin):.0f} frames/s',
+                    flush=True,
+                )
             if count >= total:
                 return seen, count / (now - begin)
 
@@ -122,9 +143,15 @@ def raw(server):
     host, port = server.at.rsplit(':', 1)
     client = socket.create_connection((host, int(port)))
     lines = (
-        f'GET /play?token={server.token} HTTP/1.1', f'Host: {server.at}', 'Upgrade: websocket', 'Connection: Upgrade',
-        'Sec-WebSocket-Version: 13', 'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==', '', '',
-    )  # fmt: skip
+        f'GET /play?token={server.token} HTTP/1.1',
+        f'Host: {server.at}',
+        'Upgrade: websocket',
+        'Connection: Upgrade',
+        'Sec-WebSocket-Version: 13',
+        'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==',
+        '',
+        '',
+    )
     client.sendall('\r\n'.join(lines).encode())
     return client
 
@@ -134,7 +161,9 @@ def soak(server, seconds):
     rng, open_, begin, made = random.Random(0), [], time.monotonic(), 0
     before = None
     while time.monotonic() - begin < seconds:
-        if before is None and time.monotonic() - begin > seconds / 6:  # what the first clients cost is not growth
+        if (
+            before is None and time.monotonic() - begin > seconds / 6
+        ):  # what the first clients cost is not growth
             before = (server.rss(), server.files())
         made += 1
         client = raw(server)
@@ -163,7 +192,9 @@ def soak(server, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('run')
     parser.add_argument('--seconds', type=float, default=60)
     parser.add_argument('--frames', type=int, default=10_000, help='over which memory is looked at')
@@ -174,9 +205,14 @@ def main():
     args = parser.parse_args()
     server = Server(args.run, args.players, args.fps)
     record = {
-        'name': 'play', 'command': shlex.join(['python', *sys.argv]), **provenance(), 'run': args.run,
-        'players': args.players, 'pace': args.fps, 'start_seconds': round(server.start_s, 1),
-    }  # fmt: skip
+        'name': 'play',
+        'command': shlex.join(['python', *sys.argv]),
+        **provenance(),
+        'run': args.run,
+        'players': args.players,
+        'pace': args.fps,
+        'start_seconds': round(server.start_s, 1),
+    }
     try:
         if args.soak:
             record |= {'name': 'soak', 'soak': soak(server, args.soak)}
@@ -185,12 +221,16 @@ def main():
             count, delays, left_out, seconds = play(server, args.seconds)
             ms = 1e3 * np.array(delays)
             record |= {
-                'seconds': round(seconds, 1), 'fps': count / seconds,
+                'seconds': round(seconds, 1),
+                'fps': count / seconds,
                 'key_to_frame_ms': {
-                    'p50': float(np.median(ms)), 'p95': float(np.percentile(ms, 95)), 'max': float(ms.max()),
-                    'keys': len(ms), 'left_out': left_out,
+                    'p50': float(np.median(ms)),
+                    'p95': float(np.percentile(ms, 95)),
+                    'max': float(ms.max()),
+                    'keys': len(ms),
+                    'left_out': left_out,
                 },
-            }  # fmt: skip
+            }
             print(json.dumps({k: record[k] for k in ('fps', 'key_to_frame_ms')}), flush=True)
             seen, rate = memory(server, args.frames)
             record['memory'] = {'every_frames': 1000, 'rss_mb': seen, 'fps': rate}

@@ -1,7 +1,8 @@
 """PPO: what it learns in a game with several seeds, and (--speed) its frames per second.
 
 python benchmarks/ppo.py [--env minatar/breakout] [--env-options protocol=gymnax] [--setting rejax] [--train-frames 1e7]
-  [--seeds 3] -> results/ppo/<env>-<protocol>-<setting>-<frames>.json: curve and scores of every seed
+  [--seeds 3] -> results/ppo/<env>-<protocol>-<setting>-<frames>.json: curve and scores of every
+  seed
 python benchmarks/ppo.py --speed -> results/bench/ppo_<env>.json: random actions, the policy, policy and learning
 """
 
@@ -23,14 +24,23 @@ from reverie.envs.device import Vector, make
 from reverie.evaluation.returns import RandomActor, evaluate_seeds, provenance, record, save
 from reverie.types import Env, Params
 
-# 'rejax' is the reference that rejax 0.1.3 runs on gymnax' MinAtar, every difference named; see docs/LOG.md.
+# 'rejax' is the reference that rejax 0.1.3 runs on gymnax' MinAtar, every difference named; see
+# docs/LOG.md.
 SETTINGS = dict(
     default=ppo.PPOConfig(),
     rejax=ppo.PPOConfig(
-        envs=1024, learning_rate=1e-3, anneal=False, adam_eps=1e-8, max_grad_norm=None, max_grad_value=0.5,
-        bootstrap_truncated=False, width=256, separate=True, init='lecun_normal',
+        envs=1024,
+        learning_rate=1e-3,
+        anneal=False,
+        adam_eps=1e-8,
+        max_grad_norm=None,
+        max_grad_value=0.5,
+        bootstrap_truncated=False,
+        width=256,
+        separate=True,
+        init='lecun_normal',
     ),
-)  # fmt: skip
+)
 
 
 def fastest(f: Callable, state: ppo.TrainState, repeats: int = 3) -> tuple[float, float]:
@@ -46,7 +56,9 @@ def fastest(f: Callable, state: ppo.TrainState, repeats: int = 3) -> tuple[float
 
 
 def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str, float]]:
-    """Frames per second of three loops of `updates` rollouts each: random actions, the policy, policy and learning."""
+    """Frames per second of three loops of `updates` rollouts each: random actions, the policy,
+    policy and learning.
+    """
     agent, vector = ppo.PPO(env.spec, config), Vector(env, config.envs)
 
     def chance(state: ppo.TrainState) -> ppo.TrainState:
@@ -56,7 +68,9 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
 
         key, k_frames = jax.random.split(state.key)
         carry = (state.env_state, state.step)
-        (env_state, step), _ = jax.lax.scan(frame, carry, jax.random.split(k_frames, config.rollout))
+        (env_state, step), _ = jax.lax.scan(
+            frame, carry, jax.random.split(k_frames, config.rollout)
+        )
         return state._replace(env_state=env_state, step=step, key=key)
 
     loops = dict(
@@ -66,18 +80,23 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
     )
     state, found = ppo.begin(agent, vector, jax.random.key(0)), {}
     for label, loop in loops.items():
-        many = jax.jit(lambda s, loop=loop: jax.lax.scan(lambda s, _: (loop(s), None), s, length=updates)[0])
+        many = jax.jit(
+            lambda s, loop=loop: jax.lax.scan(lambda s, _: (loop(s), None), s, length=updates)[0]
+        )
         seconds, first = fastest(many, state)
         found[label] = dict(fps=updates * config.frames / seconds, compile_seconds=first - seconds)
-        print(f'{label:9} {found[label]["fps"]:12,.0f} frames/s, compiled in {found[label]["compile_seconds"]:.1f} s')
+        print(
+            f'{label:9} {found[label]["fps"]:12,.0f} frames/s, compiled in {found[label]["compile_seconds"]:.1f} s'
+        )
     return found
 
 
 def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int) -> dict[str, Any]:
-    """Train `seeds` seeds in one program; play whole episodes with the ends, sampled and greedy, and along the way.
+    """Train `seeds` seeds in one program; play whole episodes with the ends, sampled and greedy,
+    and along the way.
 
-    -> what `returns.record` takes; `curve` holds every snapshot's score (sampled), and as `online_per_seed` the mean
-    return of the latest finished episodes, null before the first.
+    -> what `returns.record` takes; `curve` holds every snapshot's score (sampled), and as
+    `online_per_seed` the mean return of the latest finished episodes, null before the first.
     """
     agent, begin, passed = ppo.PPO(env.spec, config), time.perf_counter(), []
 
@@ -91,36 +110,70 @@ def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int)
     keys = jax.random.split(k_score, 4)
     play = functools.partial(evaluate_seeds, env, episodes=episodes)
 
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result.snapshots)  # [S, K, ...] -> [S * K, ...]
+    flat = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:]), result.snapshots
+    )  # [S, K, ...] -> [S * K, ...]
     along = play(agent, flat, keys[0]).returns.mean(1).reshape(seeds, -1)
-    nothing: Params = {'seeds': np.zeros(seeds)}  # a random player has no weights; this says how many there are
+    nothing: Params = {
+        'seeds': np.zeros(seeds)
+    }  # a random player has no weights; this says how many there are
     scores = dict(
         random=play(RandomActor(env.spec.actions), nothing, keys[1]),
-        ppo=dict(sampled=play(agent, result.params, keys[2]), greedy=play(agent, result.params, keys[3], greedy=True)),
+        ppo=dict(
+            sampled=play(agent, result.params, keys[2]),
+            greedy=play(agent, result.params, keys[3], greedy=True),
+        ),
     )
     online = [[None if np.isnan(x) else float(x) for x in row] for row in result.curve['return']]
     curve = dict(
-        env_frames=result.curve['env_frames'], seconds=passed, return_per_seed=along.tolist(), online_per_seed=online
+        env_frames=result.curve['env_frames'],
+        seconds=passed,
+        return_per_seed=along.tolist(),
+        online_per_seed=online,
     )
     steps = {'ppo': config.updates * config.epochs * config.minibatches}
-    return dict(env_frames=int(result.curve['env_frames'][-1]), gradient_steps=steps, seconds=seconds, scores=scores,
-                curve=curve)  # fmt: skip
+    return dict(
+        env_frames=int(result.curve['env_frames'][-1]),
+        gradient_steps=steps,
+        seconds=seconds,
+        scores=scores,
+        curve=curve,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--env', default='minatar/breakout')
     parser.add_argument('--env-options', nargs='*', default=[], metavar='NAME=VALUE')
-    parser.add_argument('--setting', choices=tuple(SETTINGS), default='default', help='what the fields below change')
-    fields = ('envs', 'rollout', 'epochs', 'minibatches', 'learning_rate', 'entropy_scale', 'width', 'snapshots')
+    parser.add_argument(
+        '--setting', choices=tuple(SETTINGS), default='default', help='what the fields below change'
+    )
+    fields = (
+        'envs',
+        'rollout',
+        'epochs',
+        'minibatches',
+        'learning_rate',
+        'entropy_scale',
+        'width',
+        'snapshots',
+    )
     for name in fields:
         parser.add_argument('--' + name.replace('_', '-'), type=type(getattr(ppo.PPOConfig, name)))
     parser.add_argument('--train-frames', type=float, default=ppo.PPOConfig.env_frames)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--seeds', type=int, default=1, help='trained in one program')
-    parser.add_argument('--episodes', type=int, default=128, help='that score every snapshot of a seed')
-    parser.add_argument('--speed', action='store_true', help='measure frames per second instead of learning')
-    parser.add_argument('--updates', type=int, default=5, help='that one measurement of --speed lasts')
+    parser.add_argument(
+        '--episodes', type=int, default=128, help='that score every snapshot of a seed'
+    )
+    parser.add_argument(
+        '--speed', action='store_true', help='measure frames per second instead of learning'
+    )
+    parser.add_argument(
+        '--updates', type=int, default=5, help='that one measurement of --speed lasts'
+    )
     parser.add_argument('--name', help='of the file, in the place of the setting')
     parser.add_argument('--out', type=pathlib.Path, help='results/ppo, with --speed results/bench')
     args = parser.parse_args()
@@ -134,11 +187,15 @@ def main() -> None:
     common = dict(command=' '.join(['python', *sys.argv]), env=args.env)
     extra = dict(env_options=options, setting=args.setting, config=dataclasses.asdict(config))
     if args.speed:
-        result = dict(name='ppo', **common, **provenance(), **extra, loops=measure(env, config, args.updates))
+        result = dict(
+            name='ppo', **common, **provenance(), **extra, loops=measure(env, config, args.updates)
+        )
         path = (args.out or pathlib.Path('results/bench')) / f'ppo_{slug(args.env)}.json'
     else:
         learnt = learn(env, config, args.seed, args.seeds, args.episodes)
-        result = record(preset='ppo', seeds=range(args.seeds), **common, **learnt, **extra, seed=args.seed)
+        result = record(
+            preset='ppo', seeds=range(args.seeds), **common, **learnt, **extra, seed=args.seed
+        )
         protocol = options.get('protocol', 'minatar')
         stem = f'{slug(args.env)}-{protocol}-{args.name or args.setting}-{frames / 1e6:.3g}m'
         path = (args.out or pathlib.Path('results/ppo')) / f'{stem}.json'

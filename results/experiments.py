@@ -1,6 +1,8 @@
-"""Every measurement of docs/RESULTS.md, in order of value; `results/run.py` (`make results`) runs what is not recorded.
+"""Every measurement of docs/RESULTS.md, in order of value; `results/run.py` (`make results`) runs
+what is not recorded.
 
-Raise `revision` when a change moves what an experiment measures. Renamed fields and new commits make nothing stale.
+Raise `revision` when a change moves what an experiment measures. Renamed fields and new commits
+make nothing stale.
 """
 
 import dataclasses
@@ -10,7 +12,8 @@ import dataclasses
 class Experiment:
     """Commands, run one after the other in a fresh clone, that leave `results/<name>.json`.
 
-    templates: commands as typed in a checkout; {seeds} and {results} are filled in. Running one again must continue it.
+    templates: commands as typed in a checkout; {seeds} and {results} are filled in. Running one
+    again must continue it.
     minutes: expected of all commands on two cores that are shared, or on one GPU.
     device: 'cpu' or 'gpu'.
     revision: 0 for what was measured before there was a queue.
@@ -30,7 +33,9 @@ class Experiment:
 
     @property
     def commands(self) -> list[str]:
-        return [template.format(seeds=self.seeds, results=self.results) for template in self.templates]
+        return [
+            template.format(seeds=self.seeds, results=self.results) for template in self.templates
+        ]
 
 
 GAMES = ('breakout', 'asterix', 'freeway', 'seaquest', 'space_invaders')
@@ -52,7 +57,10 @@ def dreamer4_demo(game: str, seeds: int, minutes: float, ppo_frames: str = '200e
     train = f'reverie train dreamer4_demo --env minatar/{game} --data datasets/demo-{game}'
     return Experiment(
         f'dreamer4_demo/minatar_{game}',
-        (f'{collect} --out datasets/demo-{game} --overwrite', train + ' --seeds {seeds} --results {results}'),
+        (
+            f'{collect} --out datasets/demo-{game} --overwrite',
+            train + ' --seeds {seeds} --results {results}',
+        ),
         'imagination improves on the clone it begins with',
         minutes=minutes,
         seeds=seeds,
@@ -127,5 +135,9 @@ EXPERIMENTS = [
         'speed of every phase, and of imagination with the cache',
         'reverie bench --preset dreamer4_demo --out {results}',
     ),
-    bench('minatar_cpu', 'steps per second of the games', 'python benchmarks/minatar.py --out {results}'),
+    bench(
+        'minatar_cpu',
+        'steps per second of the games',
+        'python benchmarks/minatar.py --out {results}',
+    ),
 ]

@@ -2,13 +2,16 @@
 
     python results/plot.py [--recompute] [PRESET ...]
 
-writes, per preset, `results/<preset>/scores.svg` (returns of every read-out in every game), `differences.svg` (of
-read-outs that share world models, paired per seed), `aggregate.svg` (interquartile mean of the normalised scores over
-games and seeds) and, where runs were scored while they trained, `curves.svg`; and prints the aggregate and the
-differences. Every figure has its 95% interval, which says its kind and n, and a dot per seed. Several presets also come
-into one plot, `results/<preset>_<preset>.svg`: curves of the games they share, and their final scores with intervals.
-Curves have company: what others published (`published.json`), and our PPO (`bench/ppo_<env>.json`, where
-`benchmarks/ppo.py` has left one). Figures are always those of the returns in a file; --recompute also writes them back.
+writes, per preset, `results/<preset>/scores.svg` (returns of every read-out in every game),
+`differences.svg` (of read-outs that share world models, paired per seed), `aggregate.svg`
+(interquartile mean of the normalised scores over games and seeds) and, where runs were scored while
+they trained, `curves.svg`; and prints the aggregate and the differences. Every figure has its 95%
+interval, which says its kind and n, and a dot per seed. Several presets also come into one plot,
+`results/<preset>_<preset>.svg`: curves of the games they share, and their final scores with
+intervals.
+Curves have company: what others published (`published.json`), and our PPO (`bench/ppo_<env>.json`,
+where `benchmarks/ppo.py` has left one). Figures are always those of the returns in a file;
+--recompute also writes them back.
 """
 
 import hashlib
@@ -41,13 +44,21 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 ACCENT, SOFT, PLAIN, INK = '#0b6a8f', '#9cc6d8', '#b4b8be', '#1c1e21'
 COLOURS = {'imagination': ACCENT, 'agent': ACCENT, 'wm_bc': SOFT, 'bc': SOFT}
 STYLE: Any = {
-    'svg.hashsalt': 'reverie', 'svg.fonttype': 'none', 'font.family': 'sans-serif', 'font.size': 9,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#8a8f96', 'axes.titlesize': 10,
-}  # fmt: skip
+    'svg.hashsalt': 'reverie',
+    'svg.fonttype': 'none',
+    'font.family': 'sans-serif',
+    'font.size': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.edgecolor': '#8a8f96',
+    'axes.titlesize': 10,
+}
 
 
 def read(preset: pathlib.Path, write: bool = False) -> list[dict]:
-    """The records of a preset, one per environment, by name; figures are those of their returns, stored ones or not."""
+    """The records of a preset, one per environment, by name; figures are those of their returns,
+    stored ones or not.
+    """
     found = {path: json.loads(path.read_text()) for path in sorted(preset.glob('*.json'))}
     records = {path: recompute(record) for path, record in found.items() if record.get('score')}
     for path, record in records.items():
@@ -62,12 +73,22 @@ def measured(record: dict) -> list[str]:
 
 
 def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list[float]]]) -> None:
-    """Horizontal bars (colour, name, value, interval, dots), the first on top; the name says what the interval is."""
+    """Horizontal bars (colour, name, value, interval, dots), the first on top; the name says what
+    the interval is.
+    """
     for i, (colour, _, value, ci, dots) in enumerate(rows):
         axis.barh(i, value, height=0.66, color=colour)
         if ci:
             axis.plot([ci.low, ci.high], [i, i], color=INK, linewidth=1.2, marker='|', markersize=6)
-        axis.plot(dots, [i] * len(dots), 'o', color='white', markeredgecolor=INK, markeredgewidth=0.7, markersize=3)
+        axis.plot(
+            dots,
+            [i] * len(dots),
+            'o',
+            color='white',
+            markeredgecolor=INK,
+            markeredgewidth=0.7,
+            markersize=3,
+        )
     labels = [f'{name}\n{ci.label if ci else "n = 1"}' for _, name, _, ci, _ in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=7.5)
     axis.invert_yaxis()
@@ -77,19 +98,27 @@ def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list
 
 
 def digest(records: list[dict]) -> str:
-    """A checksum of what a plot is made from: its records to six digits, what stands beside them, and this file."""
+    """A checksum of what a plot is made from: its records to six digits, what stands beside them,
+    and this file.
+    """
     company = [FOLDER / 'published.json', *sorted(FOLDER.glob('bench/ppo_*.json'))]
-    rounded = json.loads(json.dumps(records, sort_keys=True), parse_float=lambda x: f'{float(x):.6g}')
+    rounded = json.loads(
+        json.dumps(records, sort_keys=True), parse_float=lambda x: f'{float(x):.6g}'
+    )
     parts = [rounded, *(path.read_text() for path in (pathlib.Path(__file__), *company))]
     return f'sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}'
 
 
 def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
     places = sorted({f'{r["device"]}, {r["date"]}' for r in records})
-    figure.supxlabel('; '.join(['95% intervals', *places]), x=0.995, ha='right', fontsize=6.5, color='#62676f')
+    figure.supxlabel(
+        '; '.join(['95% intervals', *places]), x=0.995, ha='right', fontsize=6.5, color='#62676f'
+    )
     figure.savefig(path, metadata={'Date': None, 'Source': digest(records)})
     plt.close(figure)
-    print(f'wrote {path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path}')
+    print(
+        f'wrote {path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path}'
+    )
 
 
 def panels(records: list[dict], rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
@@ -113,7 +142,9 @@ def plot_scores(records: list[dict], path: pathlib.Path) -> None:
         for key, name, sampled, _ in tables.score_rows(record):
             means = [float(np.mean(run)) for run in sampled['per_seed']]
             dots = means if len(means) > 1 and key not in UNTRAINED else []
-            rows.append((COLOURS.get(key, PLAIN), name, sampled['mean'], figure_interval(sampled), dots))
+            rows.append(
+                (COLOURS.get(key, PLAIN), name, sampled['mean'], figure_interval(sampled), dots)
+            )
         bars(axis, rows)
         axis.set_xlabel('return per episode, sampled')
     save(figure, path, records)
@@ -128,11 +159,19 @@ def plot_differences(records: list[dict], path: pathlib.Path) -> None:
     for axis, record in zip(axes, records, strict=True):
         rows = []
         for _, name, *of in tables.difference_rows(record):
-            for law, difference in zip(('sampled', 'greedy'), of, strict=True):
+            for mode, difference in zip(('sampled', 'greedy'), of, strict=True):
                 if difference:
                     ci, dots = figure_interval(difference), difference['per_seed']
-                    colour = ACCENT if law == 'sampled' else SOFT
-                    rows.append((colour, f'{name}, {law}', difference['mean'], ci, dots if len(dots) > 1 else []))
+                    colour = ACCENT if mode == 'sampled' else SOFT
+                    rows.append(
+                        (
+                            colour,
+                            f'{name}, {mode}',
+                            difference['mean'],
+                            ci,
+                            dots if len(dots) > 1 else [],
+                        )
+                    )
         bars(axis, rows)
         axis.axvline(0.0, color=INK, linewidth=0.8)
         axis.set_xlabel('difference in return, per seed')
@@ -153,7 +192,10 @@ def aggregate(records: list[dict]) -> list[tuple[str, float, Interval | None]]:
         if len(games) < 2 or not all(name in measured(record) for record in games):
             continue
         tasks = [
-            [normalised(row, r['score']['random']['mean'], r['reference']) for row in r['score'][name]['per_seed']]
+            [
+                normalised(row, r['score']['random']['mean'], r['reference'])
+                for row in r['score'][name]['per_seed']
+            ]
             for r in games
         ]
         ci = stratified_interval(tasks, trained=name not in UNTRAINED)
@@ -164,7 +206,9 @@ def aggregate(records: list[dict]) -> list[tuple[str, float, Interval | None]]:
 def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
     rows = aggregate(records)
     if not rows:
-        print(f'{path.parent.name}: no read-out has a normalised score in two games and in every one, no aggregate')
+        print(
+            f'{path.parent.name}: no read-out has a normalised score in two games and in every one, no aggregate'
+        )
         return
     games = len(comparable(records))
     figure, axis = plt.subplots(figsize=(5.6, 0.36 * len(rows) + 1.1), layout='constrained')
@@ -173,7 +217,9 @@ def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
     axis.set_xlabel(f'IQM of normalised score\n{games} games; 0 random, 1 PPO')
     save(figure, path, records)
     for name, value, ci in rows:
-        print(f'  {NAMES[name]:16} {value:6.3f}  {f"[{ci.low:.3f}, {ci.high:.3f}] {ci.label}" if ci else "n = 1"}')
+        print(
+            f'  {NAMES[name]:16} {value:6.3f}  {f"[{ci.low:.3f}, {ci.high:.3f}] {ci.label}" if ci else "n = 1"}'
+        )
 
 
 def curve(axis: plt.Axes, record: dict, colour: str) -> None:
@@ -190,14 +236,23 @@ def curve(axis: plt.Axes, record: dict, colour: str) -> None:
 
 
 def company(axis: plt.Axes, game: str, frames: float) -> None:
-    """Draw what others reach in a game within so many frames, and our own PPO's curve; tell its end."""
+    """Draw what others reach in a game within so many frames, and our own PPO's curve; tell its
+    end.
+    """
     limit = 1.2 * frames
     for i, other in enumerate(json.loads((FOLDER / 'published.json').read_text())['scores']):
         if game in other['score'] and other['env_frames'] <= limit:
             low, high = other['score'][game]
             x = other['env_frames'] * (1 + 0.02 * (i % 3))  # side by side
             axis.plot([x, x], [low, high], color=INK, linewidth=1.2, marker='_', markersize=6)
-            axis.annotate(other['name'], (x, high), xytext=(-3, 2), textcoords='offset points', ha='right', fontsize=6)
+            axis.annotate(
+                other['name'],
+                (x, high),
+                xytext=(-3, 2),
+                textcoords='offset points',
+                ha='right',
+                fontsize=6,
+            )
     path = FOLDER / 'ppo' / f'{game.replace("/", "_")}-minatar-default-10m.json'
     if path.exists():
         ours = json.loads(path.read_text())
@@ -216,7 +271,9 @@ def plot_curves(records: list[dict], path: pathlib.Path) -> None:
     records = [r for r in records if r.get('curve', {}).get('env_frames')]
     if not records:
         return
-    figure, axes = plt.subplots(1, len(records), figsize=(3.2 * len(records), 2.4), squeeze=False, layout='constrained')
+    figure, axes = plt.subplots(
+        1, len(records), figsize=(3.2 * len(records), 2.4), squeeze=False, layout='constrained'
+    )
     for axis, record in zip(axes.flat, records, strict=True):
         curve(axis, record, ACCENT)
         company(axis, record['env'], record['env_frames'])
@@ -226,12 +283,16 @@ def plot_curves(records: list[dict], path: pathlib.Path) -> None:
 
 
 def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
-    """Presets beside each other in every game they share: seeds thin, mean thick, the final score at the right."""
+    """Presets beside each other in every game they share: seeds thin, mean thick, the final score
+    at the right.
+    """
     games = [{r['env']: r for r in records} for records in chosen.values()]
     shared = sorted(set.intersection(*map(set, games)))
     if not shared:
         return
-    figure, axes = plt.subplots(1, len(shared), figsize=(3.2 * len(shared), 2.6), squeeze=False, layout='constrained')
+    figure, axes = plt.subplots(
+        1, len(shared), figsize=(3.2 * len(shared), 2.6), squeeze=False, layout='constrained'
+    )
     for axis, game in zip(axes.flat, shared, strict=True):
         for i, (preset, of) in enumerate(zip(chosen, games, strict=True)):
             record, colour = of[game], f'C{i}'
@@ -259,7 +320,10 @@ def main(folder: pathlib.Path, presets: list[str], write: bool = False) -> int:
     for preset in chosen:
         records = found[preset.name] = read(preset, write) if preset.is_dir() else []
         if not records:
-            print(f'plot: no results in {preset}, expected <env>.json files with scores', file=sys.stderr)
+            print(
+                f'plot: no results in {preset}, expected <env>.json files with scores',
+                file=sys.stderr,
+            )
             return 2
         with plt.rc_context(STYLE):
             plot_scores(records, preset / 'scores.svg')

@@ -2,13 +2,15 @@
 
     python results/run.py [--list] [--budget 9m] [--only 'dreamer_v3_small/*'] [--device cpu]
 
-An experiment is recorded when `results/NAME.json` carries its name and its revision or a later one (a file that says
-nothing has revision 0). Each runs at nice 19 in `runs/queue/NAME-rREVISION`, a clone of the commit that was checked out
-when it began, with the commands of that moment, and is continued there by the exact resume of the commands themselves.
-After the last one its JSON is copied here with name and revision in one rename, so neither is ever there alone.
+An experiment is recorded when `results/NAME.json` carries its name and its revision or a later one
+(a file that says nothing has revision 0). Each runs at nice 19 in `runs/queue/NAME-rREVISION`, a
+clone of the commit that was checked out when it began, with the commands of that moment, and is
+continued there by the exact resume of the commands themselves. After the last one its JSON is
+copied here with name and revision in one rename, so neither is ever there alone.
 
-`runs/queue/lock` names the process that runs the queue, `runs/queue/pid` the process group that computes. Exit codes: 0
-done; 1 some failed; 2 a mistake, or another runs the queue; 75 stopped by budget or signal, the same command continues.
+`runs/queue/lock` names the process that runs the queue, `runs/queue/pid` the process group that
+computes. Exit codes: 0 done; 1 some failed; 2 a mistake, or another runs the queue; 75 stopped by
+budget or signal, the same command continues.
 """
 
 import argparse
@@ -68,8 +70,12 @@ def begin(e: Experiment) -> None:
     unfinished = QUEUE / f'.clone-{os.getpid()}'
     subprocess.run(['git', 'clone', '--quiet', ROOT, unfinished], check=True)
     old = unfinished / e.results
-    if old.exists():  # it must be written anew, and its absence is no change that makes git call the clone dirty
-        subprocess.run(['git', 'update-index', '--assume-unchanged', e.results], cwd=unfinished, check=True)
+    if (
+        old.exists()
+    ):  # it must be written anew, and its absence is no change that makes git call the clone dirty
+        subprocess.run(
+            ['git', 'update-index', '--assume-unchanged', e.results], cwd=unfinished, check=True
+        )
         old.unlink()
     save(unfinished / 'runs' / 'queue.json', {'commands': e.commands, 'done': 0})
     os.replace(unfinished, clone_of(e))
@@ -93,23 +99,42 @@ class Stop:
 
 
 def execute(command: str, e: Experiment, lock: int, stop: Stop) -> int:
-    """Run one command in the clone, with the clone's code, holding the lock; -> exit code, 75 if it was stopped."""
+    """Run one command in the clone, with the clone's code, holding the lock; -> exit code, 75 if it
+    was stopped.
+    """
     program, *rest = shlex.split(command)
     clone, here = clone_of(e), pathlib.Path(sys.executable).with_name(program)
-    env = {**os.environ, 'PYTHONPATH': str(clone), **({'JAX_PLATFORMS': 'cpu'} if e.device == 'cpu' else {})}
+    env = {
+        **os.environ,
+        'PYTHONPATH': str(clone),
+        **({'JAX_PLATFORMS': 'cpu'} if e.device == 'cpu' else {}),
+    }
     with open(clone / 'runs' / 'queue.log', 'a') as log:
         print(f'$ {command}', file=log, flush=True)
-        own = dict(cwd=clone, env=env, start_new_session=True, pass_fds=[lock], stdout=log, stderr=subprocess.STDOUT)
-        child = subprocess.Popen([here if here.exists() else program, *rest], stdin=subprocess.DEVNULL, **own)
+        own = dict(
+            cwd=clone,
+            env=env,
+            start_new_session=True,
+            pass_fds=[lock],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        child = subprocess.Popen(
+            [here if here.exists() else program, *rest], stdin=subprocess.DEVNULL, **own
+        )
     (QUEUE / 'pid').write_text(f'{child.pid}\n')
-    with contextlib.suppress(OSError):  # where Linux groups sessions, nice counts within one, and this is a new one
+    with contextlib.suppress(
+        OSError
+    ):  # where Linux groups sessions, nice counts within one, and this is a new one
         pathlib.Path(f'/proc/{child.pid}/autogroup').write_text('19')
     told = False
     while child.poll() is None:
         if stop and not told:
             told = not os.killpg(child.pid, signal.SIGTERM)
         time.sleep(0.05)
-    return STOPPED if child.returncode and (told or child.returncode == STOPPED) else child.returncode
+    return (
+        STOPPED if child.returncode and (told or child.returncode == STOPPED) else child.returncode
+    )
 
 
 def attempt(e: Experiment, lock: int, stop: Stop) -> int:
@@ -134,14 +159,16 @@ def attempt(e: Experiment, lock: int, stop: Stop) -> int:
 
 
 def hold() -> int:
-    """Take the queue; -> the descriptor that commands inherit. The command of a runner that was killed is told to save,
-    and waited for."""
+    """Take the queue; -> the descriptor that commands inherit. The command of a runner that was
+    killed is told to save, and waited for."""
     QUEUE.mkdir(parents=True, exist_ok=True)
     runner, command = (os.open(QUEUE / name, os.O_RDWR | os.O_CREAT) for name in ('lock', 'pid'))
     try:
         fcntl.flock(runner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f'error: process {(QUEUE / "lock").read_text().strip()} runs the queue', file=sys.stderr)
+        print(
+            f'error: process {(QUEUE / "lock").read_text().strip()} runs the queue', file=sys.stderr
+        )
         raise SystemExit(REFUSED) from None
     (QUEUE / 'lock').write_text(f'{os.getpid()} on {socket.gethostname()}\n')
     try:
@@ -160,19 +187,35 @@ def seconds(text: str) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--list', action='store_true', help='what is recorded, stale, begun and missing')
-    parser.add_argument('--budget', type=seconds, default=float('inf'), help='stop after this time: 90s, 9m, 2h')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--list', action='store_true', help='what is recorded, stale, begun and missing'
+    )
+    parser.add_argument(
+        '--budget', type=seconds, default=float('inf'), help='stop after this time: 90s, 9m, 2h'
+    )
     parser.add_argument('--only', default='*', help='names to run, e.g. "dreamer_v3_small/*"')
-    parser.add_argument('--device', choices=['cpu', 'gpu'], help='run the experiments of this device only')
+    parser.add_argument(
+        '--device', choices=['cpu', 'gpu'], help='run the experiments of this device only'
+    )
     args = parser.parse_args()
-    chosen = [e for e in EXPERIMENTS if fnmatch.fnmatch(e.name, args.only) and args.device in (None, e.device)]
+    chosen = [
+        e
+        for e in EXPERIMENTS
+        if fnmatch.fnmatch(e.name, args.only) and args.device in (None, e.device)
+    ]
     if not chosen:
-        parser.error(f'no experiment is called {args.only!r} on {args.device or "any device"}; see --list')
+        parser.error(
+            f'no experiment is called {args.only!r} on {args.device or "any device"}; see --list'
+        )
     if args.list:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--list | head` is no error
         for e in chosen:
-            print(f'{state(e):8} {e.minutes:5.0f} min  {e.device}  r{e.revision}  {e.name:46} {e.proves}')
+            print(
+                f'{state(e):8} {e.minutes:5.0f} min  {e.device}  r{e.revision}  {e.name:46} {e.proves}'
+            )
         return 0
     lock, stop, failed = hold(), Stop(args.budget), []
     os.setpriority(os.PRIO_PROCESS, 0, 19)

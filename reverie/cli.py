@@ -31,14 +31,16 @@ class Collect:
     env: str
     """Environment, e.g. minatar/breakout."""
     kind: str = 'mixed'
-    """random, medium, expert, or mixed (equal parts random, 25%, 50% and 100% of PPO's final return)."""
+    """random, medium, expert, or mixed (equal parts random, 25%, 50% and 100% of PPO's final
+    return).
+    """
     frames: float = 1e6
     """Frames to record."""
     out: pathlib.Path | None = None
     """Folder of the dataset; datasets/<env>-<kind> if not given."""
     ppo_frames: float | None = None
-    """Frames that PPO trains on; if not given as many as are recorded, but at least what the game needs to be played
-    well above chance."""
+    """Frames that PPO trains on; if not given as many as are recorded, but at least what the game
+    needs to be played well above chance."""
     seed: int = 0
     episodes: int = 128
     """Episodes that score PPO and the random player."""
@@ -50,7 +52,10 @@ class Collect:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train an agent, score it in the real environment, write the report. The same command continues."""
+    """Train an agent, score it in the real environment, write the report.
+
+    The same command continues.
+    """
 
     config: Any
     """The experiment; every field can be changed, e.g. --config.dynamics-phase.steps 5000."""
@@ -64,13 +69,16 @@ class Train:
     seeds: int = 1
     """Agents trained in one program, with seeds seed, seed + 1, .."""
     from_: Annotated[str | None, tyro.conf.arg(name='from', metavar='RUN[:PHASE]')] = None
-    """Begin with what another run has learnt; every phase not taken is trained. RUN: all phases it has finished.
-    RUN:PHASE: those up to and with PHASE. RUN:PHASE,PHASE: others as well. RUN:PHASE+: PHASE is trained on, to the
-    updates it has here. Seeds get their own models, or all that of a run with one seed."""
+    """Begin with what another run has learnt; every phase not taken is trained. RUN: all phases it
+    has finished. RUN:PHASE: those up to and with PHASE. RUN:PHASE,PHASE: others as well.
+    RUN:PHASE+: PHASE is trained on, to the updates it has here. Seeds get their own models, or all
+    that of a run with one seed."""
     from_groups: tuple[str, ...] = ()
     """With --from: take only the weights of these parameter groups, and train every phase."""
     keep_phase_ends: bool = True
-    """Keep weights and optimiser at the end of each phase, for --from to begin there; about four times the disk."""
+    """Keep weights and optimiser at the end of each phase, for --from to begin there; about four
+    times the disk.
+    """
     episodes: int = 128
     """Evaluation episodes of each seed and read-out."""
     max_steps: int = 5000
@@ -95,7 +103,9 @@ class TrainRecorded(Train):
     label_fraction: float = 1.0
     """Share of the episodes whose actions are used; the others count as unlabelled video."""
     max_lost: float = 0.01
-    """Share of the episodes that may be damaged; they are left out, with a warning. Beyond it nothing is trained."""
+    """Share of the episodes that may be damaged; they are left out, with a warning. Beyond it
+    nothing is trained.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +135,9 @@ class Eval:
     """Of the evaluation episodes."""
     results: pathlib.Path | None = None
     env_options: tuple[str, ...] = ()
-    """Options that differ from those the agent learnt under, e.g. pays=success; the run keeps its own scores."""
+    """Options that differ from those the agent learnt under, e.g. pays=success; the run keeps its
+    own scores.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +157,15 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure speed on this device: training (phases), or interactive play at the paper's shape (fps)."""
+    """Measure speed on this device: training (phases), or interactive play at the paper's shape
+    (fps).
+    """
 
     what: tyro.conf.Positional[Literal['phases', 'fps']] = 'phases'
-    """phases: of a preset, and imagination with the cache against recomputing the context. fps: frames of play."""
+    """phases: of a preset, and imagination with the cache against recomputing the context.
+
+    fps: frames of play.
+    """
     preset: str = 'dreamer4'
     """Of phases."""
     model: str = 'dreamer4-2b'
@@ -184,7 +201,9 @@ class Play:
     fps: float = 20.0
     """Frames per second that a page begins with."""
     host: str = '127.0.0.1'
-    """Address to listen on; 0.0.0.0 lets other machines in, who still need the token of the printed address."""
+    """Address to listen on; 0.0.0.0 lets other machines in, who still need the token of the printed
+    address.
+    """
     port: int = 8000
     """0 takes any free one."""
     allow_host: tuple[str, ...] = ()
@@ -227,19 +246,31 @@ def slug(env: str) -> str:
 
 def collect(args: Collect) -> None:
     from reverie.agents import ppo
+    from reverie.commands import collect
     from reverie.data.summary import inspect, render
-    from reverie.programs import collect
 
     frames = whole('frames', args.frames)
     given = args.ppo_frames
-    ppo_frames = collect.frames_of_training(args.env, frames) if given is None else whole('ppo-frames', given)
+    ppo_frames = (
+        collect.frames_of_training(args.env, frames)
+        if given is None
+        else whole('ppo-frames', given)
+    )
     out = args.out or pathlib.Path('datasets') / f'{slug(args.env)}-{args.kind}'
     config = ppo.PPOConfig(env_frames=ppo_frames)
     facts = collect.write_dataset(
-        out, args.env, args.kind, frames, options=options_of(args.env_options), config=config, seed=args.seed,
-        episodes=args.episodes, command=command(), overwrite=args.overwrite,
+        out,
+        args.env,
+        args.kind,
+        frames,
+        options=options_of(args.env_options),
+        config=config,
+        seed=args.seed,
+        episodes=args.episodes,
+        command=command(),
+        overwrite=args.overwrite,
         progress=lambda frames, ret: say(f'ppo  {frames:>11,} frames  return {ret:7.2f}'),
-    )  # fmt: skip
+    )
     rich_print(render(inspect(out)))
     for line in facts['warnings']:
         say(f'warning: {line}')
@@ -247,11 +278,13 @@ def collect(args: Collect) -> None:
 
 
 def train(args: Train, preset: str) -> None:
-    from reverie.programs.experiment import Experiment, Recorded, played
+    from reverie.commands.experiment import Experiment, Recorded, played
     from reverie.training.warm import Init
 
     if args.from_groups and args.from_ is None:
-        raise UserError(f'--from-groups {" ".join(args.from_groups)}: expected --from RUN beside it')
+        raise UserError(
+            f'--from-groups {" ".join(args.from_groups)}: expected --from RUN beside it'
+        )
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     run = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
     fields = (preset, args.config, args.env, args.seed, args.seeds, command())
@@ -267,25 +300,36 @@ def train(args: Train, preset: str) -> None:
         assert isinstance(args, TrainRecorded)
         data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'
         if not data.exists():
-            raise UserError(f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}')
+            raise UserError(
+                f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}'
+            )
         experiment = Recorded(*fields, data, args.label_fraction, args.max_lost)
     params = experiment.train(
-        run, updates_per_call=args.updates_per_call,
-        checkpoint_every_s=args.checkpoint_every_s, log_every_s=args.log_every_s,
-        tensorboard=args.tensorboard, wandb=args.wandb, init=init, keep_phase_ends=args.keep_phase_ends,
-    )  # fmt: skip
-    experiment.evaluate(run, params, args.episodes, args.max_steps, say=say, paths=written(args.results, run))
+        run,
+        updates_per_call=args.updates_per_call,
+        checkpoint_every_s=args.checkpoint_every_s,
+        log_every_s=args.log_every_s,
+        tensorboard=args.tensorboard,
+        wandb=args.wandb,
+        init=init,
+        keep_phase_ends=args.keep_phase_ends,
+    )
+    experiment.evaluate(
+        run, params, args.episodes, args.max_steps, say=say, paths=written(args.results, run)
+    )
     say(f'report: {experiment.report(run, params)}')
 
 
 def evaluate(args: Eval) -> None:
-    from reverie.programs.experiment import load
+    from reverie.commands.experiment import load
 
     experiment, params = load(args.run)
     if args.env_options:
         experiment = experiment.under(options_of(args.env_options))
     paths = written(args.results, None if args.env_options else args.run)
-    experiment.evaluate(args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say, paths=paths)
+    experiment.evaluate(
+        args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say, paths=paths
+    )
 
 
 def written(results: pathlib.Path | None, run: pathlib.Path | None) -> list[pathlib.Path]:
@@ -294,7 +338,7 @@ def written(results: pathlib.Path | None, run: pathlib.Path | None) -> list[path
 
 
 def report(args: Report) -> None:
-    from reverie.evaluation.report import write
+    from reverie.report.report import write
 
     say(f'report: {write(args.run)}')
 
@@ -306,7 +350,11 @@ def data(args: Data) -> None:
         rich_print(render(inspect(args.path)))
         return
     found = verify(args.path)
-    say(f'{args.path}: ' + ', '.join(f'{v:,} {k}' for k, v in found.items() if isinstance(v, int)) + '; all sound')
+    say(
+        f'{args.path}: '
+        + ', '.join(f'{v:,} {k}' for k, v in found.items() if isinstance(v, int))
+        + '; all sound'
+    )
 
 
 def bench(args: Bench) -> None:
@@ -316,9 +364,11 @@ def bench(args: Bench) -> None:
         from reverie.serve import fps
 
         options: dict[str, Any] = dict(players=args.players, frames=args.frames, steps=args.steps)
-        record = fps.measure(args.model, command(), **options, softcap=args.softcap, kernel=args.attention)
+        record = fps.measure(
+            args.model, command(), **options, softcap=args.softcap, kernel=args.attention
+        )
     else:
-        from reverie.programs import speed
+        from reverie.commands import speed
 
         record = speed.measure(args.preset, command())
     rich_print(record)
@@ -330,14 +380,23 @@ def play(args: Play) -> None:
     from reverie.serve.play import play
 
     play(
-        args.agent, env_name=args.env, options=options_of(args.env_options), host=args.host, port=args.port,
-        players=args.players, pace=args.fps, seed=args.seed, browser=args.browser, names=args.allow_host,
-        steps=args.steps, say=say,
-    )  # fmt: skip
+        args.agent,
+        env_name=args.env,
+        options=options_of(args.env_options),
+        host=args.host,
+        port=args.port,
+        players=args.players,
+        pace=args.fps,
+        seed=args.seed,
+        browser=args.browser,
+        names=args.allow_host,
+        steps=args.steps,
+        say=say,
+    )
 
 
 def doctor(args: Doctor) -> None:
-    from reverie.programs.doctor import check
+    from reverie.commands.doctor import check
 
     for line in check():
         say(line)
@@ -372,15 +431,24 @@ COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f'  {name:<{width}}  {(kind.__doc__ or "").splitlines()[0]}' for name, (kind, _) in COMMANDS.items()]
-    return '\n'.join(['usage: reverie COMMAND [OPTIONS]; reverie COMMAND --help says more', '', *lines])
+    lines = [
+        f'  {name:<{width}}  {(kind.__doc__ or "").splitlines()[0]}'
+        for name, (kind, _) in COMMANDS.items()
+    ]
+    return '\n'.join(
+        ['usage: reverie COMMAND [OPTIONS]; reverie COMMAND --help says more', '', *lines]
+    )
 
 
 def parse(kind: type, args: Sequence[str], prog: str, **options: Any) -> Any:
     """tyro, with unknown options as one line. Raises UserError."""
-    parsed, unknown = tyro.cli(kind, args=list(args), prog=prog, return_unknown_args=True, **options)
+    parsed, unknown = tyro.cli(
+        kind, args=list(args), prog=prog, return_unknown_args=True, **options
+    )
     if unknown:
-        raise UserError(f'{prog}: unknown option {unknown[0]!r}; {prog} --help lists the known ones')
+        raise UserError(
+            f'{prog}: unknown option {unknown[0]!r}; {prog} --help lists the known ones'
+        )
     return parsed
 
 
@@ -398,7 +466,9 @@ def dispatch(argv: Sequence[str]) -> None:
     if not rest or rest[0].startswith('-'):
         from reverie.agents import presets
 
-        raise UserError(f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}')
+        raise UserError(
+            f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}'
+        )
     train(parse_train(*rest), rest[0])
 
 
@@ -409,25 +479,43 @@ def parse_train(preset: str, *rest: str) -> Train:
     sizes = [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == '--size']
     config = presets.get(preset, sizes[-1] if sizes else None)
     kind = TrainPlayed if hasattr(config, 'replay') else TrainRecorded
-    typed = dataclasses.make_dataclass('Train', [('config', type(config))], bases=(kind,), frozen=True)
+    typed = dataclasses.make_dataclass(
+        'Train', [('config', type(config))], bases=(kind,), frozen=True
+    )
     typed.__doc__ = Train.__doc__
     default = typed(config=config, env=tyro.MISSING)
-    return parse(typed, rest, f'reverie train {preset}', default=default, config=(tyro.conf.AvoidSubcommands,))
+    return parse(
+        typed,
+        rest,
+        f'reverie train {preset}',
+        default=default,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 @contextlib.contextmanager
 def requeued() -> Iterator[None]:
-    """SIGTERM ends a command in an orderly way with exit code 75: try again later (sysexits), so a scheduler requeues.
+    """SIGTERM ends a command in an orderly way with exit code 75: try again later (sysexits), so a
+    scheduler requeues.
 
-    What is half written goes, and worker processes end. Training saves first, see `training.runner`.
+    What is half written goes, and worker processes end. Training saves first, see
+    `training.runner`.
     """
 
     def leave(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # leaving is under way; a second one must not interrupt it
-        print('reverie: SIGTERM: stopped; run the same command to continue', file=sys.stderr, flush=True)
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # leaving is under way; a second one must not interrupt it
+        print(
+            'reverie: SIGTERM: stopped; run the same command to continue',
+            file=sys.stderr,
+            flush=True,
+        )
         raise SystemExit(75)
 
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python delivers signals to the main thread only
         yield
         return
     before = signal.signal(signal.SIGTERM, leave)
@@ -438,8 +526,8 @@ def requeued() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point. A user's mistake is one line on standard error and exit code 2; so are a full disk (74), memory
-    that does not suffice (71), SIGTERM (75) and Ctrl-C (130)."""
+    """Entry point. A user's mistake is one line on standard error and exit code 2; so are a full
+    disk (74), memory that does not suffice (71), SIGTERM (75) and Ctrl-C (130)."""
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(message)s')
     code = 0
     try:

@@ -11,8 +11,9 @@ One letter means one thing everywhere:
 | A      | width of an action vector  | K      | denoising steps of one frame     |
 | Z      | latent tokens of a frame   | h w c  | image rows, columns, channels    |
 
-Arrival convention: a `Step` is everything that *arrives* together, so losses do not shift. Auto-reset yields a step
-with `is_last`, then one with `is_first`; truncation sets `is_last` and never `is_terminal`.
+Arrival convention: a `Step` is everything that *arrives* together, so losses do not shift.
+Auto-reset yields a step with `is_last`, then one with `is_first`; truncation sets `is_last` and
+never `is_terminal`.
 """
 
 import dataclasses
@@ -30,7 +31,9 @@ Losses = dict[str, Array]
 
 
 class Mean(NamedTuple):
-    """A mean over as many things as there happen to be, e.g. episodes that ended; divided only when it is logged."""
+    """A mean over as many things as there happen to be, e.g. episodes that ended; divided only when
+    it is logged.
+    """
 
     total: Any  # arrays
     n: Any
@@ -40,20 +43,26 @@ Metrics = dict[str, Array | Mean]
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line that names what was given and what was expected. The CLI prints it, exits 2."""
+    """A mistake of the user's: one line that names what was given and what was expected. The CLI
+    prints it, exits 2.
+    """
 
     code = 2
 
 
-class MemoryShort(UserError):
-    """Something does not fit into memory; the line says what would. The CLI exits 71 (sysexits: system error)."""
+class OutOfMemoryError(UserError):
+    """Something does not fit into memory; the line says what would. The CLI exits 71 (sysexits:
+    system error).
+    """
 
     code = 71
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpace:
-    """`size` choices (discrete) or `size` numbers in [-1, 1] (continuous); `meanings` label keys on screen."""
+    """`size` choices (discrete) or `size` numbers in [-1, 1] (continuous); `meanings` label keys on
+    screen.
+    """
 
     kind: Literal['discrete', 'continuous']
     size: int
@@ -65,17 +74,24 @@ class EnvSpec:
     """What an agent must know of an environment before it is built."""
 
     name: str
-    obs_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]  # a mapping where an observation is a dictionary
+    obs_shape: (
+        tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    )  # a mapping where an observation is a dictionary
     actions: ActionSpace
     max_return: float | None = None
     channels: tuple[str, ...] = ()
 
 
 class Step(NamedTuple):
-    """What the agent receives at one time step. Leading dims [*B]: [N] when acting, [B, T] when training."""
+    """What the agent receives at one time step.
+
+    Leading dims [*B]: [N] when acting, [B, T] when training.
+    """
 
     obs: PyTree[Array]  # [*B, h, w, c]
-    prev_action: Array  # [*B, A] the action that led here, one-hot if discrete; zeros where is_first
+    prev_action: (
+        Array  # [*B, A] the action that led here, one-hot if discrete; zeros where is_first
+    )
     reward: Array  # [*B] earned by prev_action
     is_first: Array  # [*B] bool
     is_last: Array  # [*B] bool, true for truncation too
@@ -88,8 +104,12 @@ class Batch(NamedTuple):
     step: Step  # [B, T, ...]
     has_action: Bool[Array, ' B']  # false for unlabelled video
     has_reward: Bool[Array, ' B']
-    relevant: Bool[Array, ' B']  # drawn from the task's own data (behaviour cloning) rather than uniformly (dynamics)
-    context: PyTree = None  # [B, C, ...] what replay remembers of the C steps before each row, zeros if nothing
+    relevant: Bool[
+        Array, ' B'
+    ]  # drawn from the task's own data (behaviour cloning) rather than uniformly (dynamics)
+    context: PyTree = (
+        None  # [B, C, ...] what replay remembers of the C steps before each row, zeros if nothing
+    )
 
 
 class Prediction(NamedTuple):
@@ -124,36 +144,43 @@ class WorldModel(Protocol):
 
 
 @runtime_checkable
-class AheadModel(WorldModel, Protocol):
+class PipelinedWorldModel(WorldModel, Protocol):
     """A world model that can show a frame before it has taken it in.
 
-    `ahead` is a state whose newest frame is not taken in yet. Same keys, same frames as by the four methods.
+    `pending` is a state whose newest frame is not taken in yet. Same keys, same frames as by the
+    four methods.
     """
 
-    def lead(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
+    def denoise_next(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
         """The beginning of `imagine`: -> ahead."""
         ...
 
-    def settle(self, ahead: PyTree) -> tuple[State, Prediction]:
+    def commit(self, pending: PyTree) -> tuple[State, Prediction]:
         """Its end."""
         ...
 
-    def imagine_ahead(self, ahead: PyTree, action: Array, key: PRNGKeyArray) -> tuple[PyTree, Prediction]:
-        """The end for the newest frame and the beginning of the next: -> (ahead, what is predicted of the former)."""
+    def imagine_pipelined(
+        self, pending: PyTree, action: Array, key: PRNGKeyArray
+    ) -> tuple[PyTree, Prediction]:
+        """The end for the newest frame and the beginning of the next: -> (ahead, what is predicted
+        of the former).
+        """
         ...
 
-    def observe_ahead(self, state: State, step: Step, key: PRNGKeyArray) -> PyTree:
+    def observe_pending(self, state: State, step: Step, key: PRNGKeyArray) -> PyTree:
         """The beginning of `observe`: -> ahead."""
         ...
 
-    def retract(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
+    def uncommit(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
         """Take back the end of `observe`, whose step `action` led to: -> ahead."""
         ...
 
 
 @runtime_checkable
 class Env(Protocol):
-    """One pure-JAX environment; `envs.device.Vector` runs many. The key of `step` drives all its chance."""
+    """One pure-JAX environment; `envs.device.Vector` runs many. The key of `step` drives all its
+    chance.
+    """
 
     @property
     def spec(self) -> EnvSpec: ...
@@ -175,23 +202,37 @@ class Actor(Protocol):
     def initial(self, params: Params, batch: int) -> State: ...
 
     def act(
-        self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: Bool[Array, ''] | bool
+        self,
+        params: Params,
+        state: State,
+        step: Step,
+        key: PRNGKeyArray,
+        greedy: Bool[Array, ''] | bool,
     ) -> tuple[State, Array]:
-        """-> (state, action index [N] if discrete, [N, A] if continuous). Handles `is_first` by itself."""
+        """-> (state, action index [N] if discrete, [N, A] if continuous).
+
+        Handles `is_first` by itself.
+        """
         ...
 
 
 @runtime_checkable
 class Explorer(Actor, Protocol):
-    """An actor that collects data for replay: what it adds to the policy for exploration is its own affair."""
+    """An actor that collects data for replay: what it adds to the policy for exploration is its own
+    affair.
+    """
 
     def memory(self, state: State) -> PyTree:
-        """What replay keeps with the step just acted on, [N, ...]: e.g. the latent state, or () for nothing."""
+        """What replay keeps with the step just acted on, [N, ...]: e.g. the latent state, or () for
+        nothing.
+        """
         ...
 
 
 class ReadOut(NamedTuple):
-    """One way to act with an agent's parameters; read-outs that share an actor share its compiled program."""
+    """One way to act with an agent's parameters; read-outs that share an actor share its compiled
+    program.
+    """
 
     actor: Actor
     params: Callable[[Params], Params]  # of the agent -> of the actor
@@ -199,20 +240,34 @@ class ReadOut(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where training batches come from. `data` stays on the device and is an argument of the jitted update."""
+    """Where training batches come from.
+
+    `data` stays on the device and is an argument of the jitted update.
+    """
 
     data: PyTree
 
-    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> PyTree:
-        """Host side of the next `updates` batches, leading dims [updates, seeds]; None where `data` holds it all."""
+    def load(
+        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> PyTree:
+        """Host side of the next `updates` batches, leading dims [updates, seeds]; None where `data`
+        holds it all.
+        """
         ...
 
     def sample(
-        self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+        self,
+        data: PyTree,
+        loaded: PyTree,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
     ) -> Batch:
         """Traced: the batch of one update of one seed. `loaded` is that update's slice of `load`.
 
-        The first round(relevant * batch) rows come from the task's own data and are marked so, the rest uniformly.
+        The first round(relevant * batch) rows come from the task's own data and are marked so, the
+        rest uniformly.
         """
         ...
 
@@ -223,13 +278,16 @@ class Source(Protocol):
 
 @runtime_checkable
 class Live(Protocol):
-    """A source that changes while training: environments and replay of one seed, on the device beside the weights.
+    """A source that changes while training: environments and replay of one seed, on the device
+    beside the weights.
 
-    Its state (`live`) is part of the train state: donated, vmapped over seeds, and checkpointed with the rest.
+    Its state (`live`) is part of the train state: donated, vmapped over seeds, and checkpointed
+    with the rest.
     """
 
     def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
-        """Host side, before training: raises UserError if the numbers do not fit, or memory does not suffice.
+        """Host side, before training: raises UserError if the numbers do not fit, or memory does
+        not suffice.
 
         params: shapes will do.
         """
@@ -250,7 +308,9 @@ class Live(Protocol):
         ...
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
-        """Environment frames that one seed has played after `updates` of a phase, the prefill included."""
+        """Environment frames that one seed has played after `updates` of a phase, the prefill
+        included.
+        """
         ...
 
     def finish(self, live: PyTree) -> None:
@@ -264,16 +324,22 @@ class Live(Protocol):
 
 @runtime_checkable
 class HostLive(Source, Protocol):
-    """A source that changes while training, on the host: `load` plays environments and draws from their replay."""
+    """A source that changes while training, on the host: `load` plays environments and draws from
+    their replay.
+    """
 
     def check(self, params: Params, batch: int, length: int, seeds: int) -> None: ...
 
     def follow(self, params: Params) -> None:
-        """The weights [seeds, ...] to act with from the next `load` on, in buffers of the source's own."""
+        """The weights [seeds, ...] to act with from the next `load` on, in buffers of the source's
+        own.
+        """
         ...
 
     def absorb(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
-        """Memories [seeds, updates, B, T, ...] of the oldest `load` not yet answered; kept where `ok`."""
+        """Memories [seeds, updates, B, T, ...] of the oldest `load` not yet answered; kept where
+        `ok`.
+        """
         ...
 
     def metrics(self) -> dict[str, Mean]:
@@ -299,7 +365,9 @@ class Outcome(NamedTuple):
     losses: Losses  # {name: [B, T]}
     metrics: Metrics  # {name: scalar}
     memory: PyTree = None  # [B, T, ...] for replay to keep with the steps of the batch
-    groups: Params | None = None  # parameter groups that the loss replaces, e.g. running statistics; not trained ones
+    groups: Params | None = (
+        None  # parameter groups that the loss replaces, e.g. running statistics; not trained ones
+    )
 
 
 LossFn = Callable[[Params, Batch, PRNGKeyArray, Array], Outcome | tuple[Losses, Metrics]]
@@ -311,17 +379,22 @@ class Phase:
 
     name: shown in progress and logs, unique in an agent.
     trains: top-level parameter groups that get gradients; every other group is frozen.
-    loss: (params, batch, key, step []) -> Outcome, or just ({name: [B, T]}, metrics {name: scalar}).
+    loss: (params, batch, key, step []) -> Outcome, or just ({name: [B, T]}, metrics {name:
+    scalar}).
     scales: weight of each loss term; its keys must equal the loss's keys.
     optimiser: applied to the trained groups.
     steps, batch, length: number of updates, rows and frames per row.
     relevant: share of the rows drawn from the task's own data; they come first in the batch.
-    rms_decay: if set, each term is divided by the root of a running mean of its square (Dreamer 4, section 3.2).
-    ema_decay: if set, the phase leaves the running mean of its weights behind instead of the last ones.
+    rms_decay: if set, each term is divided by the root of a running mean of its square (Dreamer 4,
+    section 3.2).
+    ema_decay: if set, the phase leaves the running mean of its weights behind instead of the last
+    ones.
     begin: params at the start of the phase, e.g. to copy a head; pure.
-    after: (params, step []) -> params after each gradient step, e.g. slow critics; skipped updates leave them alone.
+    after: (params, step []) -> params after each gradient step, e.g. slow critics; skipped updates
+    leave them alone.
         step: updates before this one, 0 at the first.
-    scheduled: the learning rate depends on `steps`, so that a longer phase differs from its first update on.
+    scheduled: the learning rate depends on `steps`, so that a longer phase differs from its first
+    update on.
     """
 
     name: str
@@ -344,8 +417,8 @@ class Phase:
 class Agent(Protocol):
     """What the runner, the evaluation and the player need of an agent.
 
-    One whose weights other runs may take also has `shaped_by`: parameter group -> fields of its config, dotted, without
-    which the weights mean nothing.
+    One whose weights other runs may take also has `shaped_by`: parameter group -> fields of its
+    config, dotted, without which the weights mean nothing.
     """
 
     spec: EnvSpec
@@ -359,20 +432,25 @@ class Agent(Protocol):
 class Playable(Agent, Protocol):
     """An agent that people can play in: its world model and read-outs of the features, all traced.
 
-    One whose world model has a choice of sampling steps also has `sampling_steps` and `with_sampling_steps(K)`; one
-    whose weights may be lighter when nothing is trained has `for_inference(params)`, which also drops idle groups.
+    One whose world model has a choice of sampling steps also has `sampling_steps` and
+    `with_sampling_steps(K)`; one whose weights may be lighter when nothing is trained has
+    `for_inference(params)`, which also drops idle groups.
     """
 
     def model(self, params: Params) -> WorldModel: ...
 
-    def expected_return(self, params: Params, feat: Float[Array, 'N F']) -> Float[Array, ' N'] | None:
+    def expected_return(
+        self, params: Params, feat: Float[Array, 'N F']
+    ) -> Float[Array, ' N'] | None:
         """The critic's mean; None without a critic."""
         ...
 
     def choose(
         self, params: Params, state: State, feat: Float[Array, 'N F'], key: PRNGKeyArray
     ) -> tuple[Float[Array, 'N A'], Float[Array, 'N A'] | None]:
-        """-> (what the agent does, one-hot if discrete; the probabilities of discrete actions, None if it has none)."""
+        """-> (what the agent does, one-hot if discrete; the probabilities of discrete actions, None
+        if it has none).
+        """
         ...
 
 
@@ -381,6 +459,8 @@ def sg(x: PyTree) -> PyTree:
     return jax.lax.stop_gradient(x)
 
 
-def rows_of(mask: Bool[Array, ' N'], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
+def where_rows(mask: Bool[Array, ' N'], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
     """`new` where the mask is true, `old` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
+    )

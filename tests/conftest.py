@@ -5,11 +5,13 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Most of the time goes into compiling. JAX 0.10 still has older emitters, which compile twice as fast.
+# Most of the time goes into compiling. JAX 0.10 still has older emitters, which compile twice as
+# fast.
 os.environ.setdefault(
     'XLA_FLAGS',
     '--xla_backend_optimization_level=0'
-    + ' --xla_cpu_use_fusion_emitters=false' * importlib.metadata.version('jaxlib').startswith('0.10.'),
+    + ' --xla_cpu_use_fusion_emitters=false'
+    * importlib.metadata.version('jaxlib').startswith('0.10.'),
 )
 
 import jax
@@ -26,13 +28,21 @@ jaxtyping.install_import_hook('reverie', 'beartype.beartype')
 
 @pytest.fixture(scope='session')
 def golden() -> dict[str, np.ndarray]:
-    """Recorded input -> output numbers of the reference implementations; another recording through REVERIE_GOLDEN."""
+    """Recorded input -> output numbers of the reference implementations; another recording through
+    REVERIE_GOLDEN.
+    """
     folder = pathlib.Path(os.environ.get('REVERIE_GOLDEN', ROOT / 'golden'))
     with np.load(folder / 'golden.npz', allow_pickle=False) as arrays:
         return dict(arrays)
 
 
-FIRST = ('test_probes.py', 'test_probes_online.py', 'test_cli.py', 'test_cli_online.py', 'test_online.py')
+FIRST = (
+    'test_probes.py',
+    'test_probes_online.py',
+    'test_cli.py',
+    'test_cli_online.py',
+    'test_online.py',
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

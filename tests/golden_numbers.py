@@ -1,6 +1,8 @@
-"""Recorded input -> output numbers of the reference implementations, and their parameter names in ours.
+"""Recorded input -> output numbers of the reference implementations, and their parameter names in
+ours.
 
-The arrays lie in `golden.npz` of the folder $REVERIE_GOLDEN (default: tests/golden); `golden.json` says what each is.
+The arrays lie in `golden.npz` of the folder $REVERIE_GOLDEN (default: tests/golden); `golden.json`
+says what each is.
 """
 
 import functools
@@ -19,7 +21,9 @@ def _arrays() -> dict[str, np.ndarray]:
 
 
 def golden(prefix: str) -> dict[str, np.ndarray]:
-    """The arrays under `prefix`, by the rest of their names: golden('v3/kl') -> {'post_logits': ..., ...}."""
+    """The arrays under `prefix`, by the rest of their names: golden('v3/kl') -> {'post_logits':
+    ..., ...}.
+    """
     start = prefix.rstrip('/') + '/'
     found = {k.removeprefix(start): v for k, v in _arrays().items() if k.startswith(start)}
     if not found:
@@ -70,12 +74,17 @@ def _convs(flat: dict, convs: list[str]) -> dict:
 
 def encoder_from_v3(flat: dict[str, np.ndarray]) -> dict:
     """Our `Encoder`'s weights (vectors and images) from V3's, whose names start with 'enc/'."""
-    return dict(flat=_mlp(flat, 'enc/mlp{}', 'enc/mlp{}norm', 3), image=_convs(flat, [f'enc/cnn{i}' for i in range(4)]))
+    return dict(
+        flat=_mlp(flat, 'enc/mlp{}', 'enc/mlp{}norm', 3),
+        image=_convs(flat, [f'enc/cnn{i}' for i in range(4)]),
+    )
 
 
 def decoder_from_v3(flat: dict[str, np.ndarray]) -> dict:
     """Our `Decoder`'s weights (vectors and images) from V3's, whose names start with 'dec/'."""
-    keys = sorted(k.split('/')[2] for k in flat if k.startswith('dec/vec/') and k.endswith('kernel'))
+    keys = sorted(
+        k.split('/')[2] for k in flat if k.startswith('dec/vec/') and k.endswith('kernel')
+    )
     image = dict(
         from_h=_leaves(flat, 'dec/sp0'),
         from_z=dict(linear=_leaves(flat, 'dec/sp1'), norm=_leaves(flat, 'dec/sp1norm')),
@@ -91,16 +100,23 @@ def decoder_from_v3(flat: dict[str, np.ndarray]) -> dict:
 def head_from_v3(flat: dict[str, np.ndarray], name: str) -> dict:
     """Our `MLP`'s weights from V3's head: 'rew', 'con', 'pol', 'val' or 'slowval'.
 
-    A continuous policy has two output layers there, mean and deviation; here they lie side by side in one.
+    A continuous policy has two output layers there, mean and deviation; here they lie side by side
+    in one.
     """
     layers = sum(k.startswith(f'{name}/mlp/linear') and k.endswith('kernel') for k in flat)
-    outs = sorted({k.rsplit('/', 1)[0] for k in flat if k.startswith(f'{name}/head/')})  # mean before stddev
-    out = {leaf: np.concatenate([flat[f'{o}/{leaf}'] for o in outs], -1) for leaf in ('kernel', 'bias')}
+    outs = sorted(
+        {k.rsplit('/', 1)[0] for k in flat if k.startswith(f'{name}/head/')}
+    )  # mean before stddev
+    out = {
+        leaf: np.concatenate([flat[f'{o}/{leaf}'] for o in outs], -1) for leaf in ('kernel', 'bias')
+    }
     return dict(_mlp(flat, f'{name}/mlp/linear{{}}', f'{name}/mlp/norm{{}}', layers), out=out)
 
 
 def ours_from_v3(flat: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Weights of a whole agent, golden('v3/full_disc/params'), by module: encoder, rssm, decoder and four MLP heads."""
+    """Weights of a whole agent, golden('v3/full_disc/params'), by module: encoder, rssm, decoder
+    and four MLP heads.
+    """
     return dict(
         encoder=encoder_from_v3(flat),
         rssm=rssm_from_v3(flat),
@@ -113,15 +129,21 @@ def ours_from_v3(flat: dict[str, np.ndarray]) -> dict[str, dict]:
 
 
 def linear_from_torch(flat: dict[str, np.ndarray], name: str) -> dict:
-    """Kernel, and bias if there is one, of TransDreamer's linear layer; torch keeps kernels as [outputs, inputs]."""
+    """Kernel, and bias if there is one, of TransDreamer's linear layer; torch keeps kernels as
+    [outputs, inputs].
+    """
     found = dict(kernel=flat[f'{name}.net.weight'].T)
     return found | ({'bias': flat[f'{name}.net.bias']} if f'{name}.net.bias' in flat else {})
 
 
 def gate_from_torch(flat: dict[str, np.ndarray], name: str) -> dict:
     """Our `Gate`'s weights; `name` ends in a separator."""
-    side = lambda which: np.concatenate([flat[f'{name}{which}{gate}.net.weight'].T for gate in 'rzg'], -1)
-    return dict(of_y=dict(kernel=side('W')), of_x=dict(kernel=side('U')), bias=flat[f'{name}Uz.net.bias'])
+    side = lambda which: np.concatenate(
+        [flat[f'{name}{which}{gate}.net.weight'].T for gate in 'rzg'], -1
+    )
+    return dict(
+        of_y=dict(kernel=side('W')), of_x=dict(kernel=side('U')), bias=flat[f'{name}Uz.net.bias']
+    )
 
 
 def layers_from_torch(flat: dict[str, np.ndarray], name: str) -> dict:
@@ -136,8 +158,16 @@ def layers_from_torch(flat: dict[str, np.ndarray], name: str) -> dict:
             kv=dict(kernel=np.concatenate([k, v], -1)),
             o=linear_from_torch(flat, f'{at}mah.out_net'),
         )
-        mlp = {ours: linear_from_torch(flat, f'{at}pos_ff.CoreNet.{j}') for ours, j in (('up', 0), ('down', 2))}
-        layers[i] = dict(attention=attention, mlp=mlp, norm1=norm(f'{at}mah'), norm2=norm(f'{at}pos_ff'))
+        mlp = {
+            ours: linear_from_torch(flat, f'{at}pos_ff.CoreNet.{j}')
+            for ours, j in (('up', 0), ('down', 2))
+        }
+        layers[i] = dict(
+            attention=attention, mlp=mlp, norm1=norm(f'{at}mah'), norm2=norm(f'{at}pos_ff')
+        )
         if f'{at}gate1.Wr.net.weight' in flat:
-            layers[i] |= dict(join1=gate_from_torch(flat, f'{at}gate1.'), join2=gate_from_torch(flat, f'{at}gate2.'))
+            layers[i] |= dict(
+                join1=gate_from_torch(flat, f'{at}gate1.'),
+                join2=gate_from_torch(flat, f'{at}gate2.'),
+            )
     return layers

@@ -10,17 +10,21 @@ from reverie.types import ActionSpace, Batch, EnvSpec, Step
 
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """The observation is the sum of all actions (0 or 1) modulo `size`; arriving at the last number earns 1.
+    """The observation is the sum of all actions (0 or 1) modulo `size`; arriving at the last number
+    earns 1.
 
-    The number lights one quadrant of a 4x4 image. An off-by-one of actions makes the next frame a coin flip, one of
-    rewards makes them unpredictable. The best policy counts up and then waits, a reward at every step.
+    The number lights one quadrant of a 4x4 image. An off-by-one of actions makes the next frame a
+    coin flip, one of rewards makes them unpredictable. The best policy counts up and then waits, a
+    reward at every step.
     """
 
     size: int = 2
 
     @property
     def spec(self) -> EnvSpec:
-        return EnvSpec(f'counter/{self.size}', (4, 4, 1), ActionSpace('discrete', 2, ('wait', 'count')))
+        return EnvSpec(
+            f'counter/{self.size}', (4, 4, 1), ActionSpace('discrete', 2, ('wait', 'count'))
+        )
 
     def _step(self, number, prev_action, reward, is_first) -> Step:
         quadrant = jnp.arange(4).reshape(2, 2).repeat(2, 0).repeat(2, 1) == number
@@ -43,7 +47,8 @@ class Counter:
 class RandomPlay:
     """A source that plays a `Counter` at random, anew for every batch.
 
-    The counter's size is data, so that agents which differ in nothing else share their compiled programs.
+    The counter's size is data, so that agents which differ in nothing else share their compiled
+    programs.
     """
 
     def __init__(self, env: Counter):
@@ -66,7 +71,9 @@ class RandomPlay:
             _, rest = jax.lax.scan(step, state, jax.random.split(key_play, length - 1))
             return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
-        steps = jax.vmap(play)(jax.random.split(key_reset, batch), jax.random.split(key_play, batch))
+        steps = jax.vmap(play)(
+            jax.random.split(key_reset, batch), jax.random.split(key_play, batch)
+        )
         yes = jnp.ones(batch, bool)
         return Batch(steps, yes, yes, jnp.arange(batch) < round(relevant * batch))
 
@@ -79,9 +86,11 @@ class RandomPlay:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Continuous: each step shows a number, and the next action earns 1 less its distance to the number.
+    """Continuous: each step shows a number, and the next action earns 1 less its distance to the
+    number.
 
-    A policy that does not see scores at most one half of what the best one does; rewards off by one earn no more.
+    A policy that does not see scores at most one half of what the best one does; rewards off by one
+    earn no more.
     """
 
     @property

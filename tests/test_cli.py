@@ -1,4 +1,6 @@
-"""The command line as its user meets it: the whole job on a tiny agent, and every mistake as one line."""
+"""The command line as its user meets it: the whole job on a tiny agent, and every mistake as one
+line.
+"""
 
 import errno
 import functools
@@ -19,12 +21,12 @@ import pytest
 from reverie import cli
 from reverie.agents import presets
 from reverie.agents.ppo import PPOConfig
+from reverie.commands import collect
+from reverie.commands.experiment import SAFE, Recorded
 from reverie.data import Episodes
 from reverie.evaluation import returns
-from reverie.programs import collect
-from reverie.programs.experiment import SAFE, Recorded
 from reverie.training import checkpoint, runner
-from reverie.types import MemoryShort, UserError
+from reverie.types import OutOfMemoryError, UserError
 
 CACHE = pathlib.Path(__file__).parent.parent / '.jax_cache'
 ENV = {
@@ -49,14 +51,33 @@ def reverie(*args: object, **kwargs) -> subprocess.CompletedProcess:
 
 
 def options(data, run):
-    return ['--env', 'minatar/breakout', '--data', data, '--out', run, '--episodes', 4, '--max-steps', 40]
+    return [
+        '--env',
+        'minatar/breakout',
+        '--data',
+        data,
+        '--out',
+        run,
+        '--episodes',
+        4,
+        '--max-steps',
+        40,
+    ]
 
 
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
     """A whole run of two seeds by the command line."""
     folder = tmp_path_factory.mktemp('runs') / 'run'
-    args = ['train', 'dreamer4_debug', *options(data, folder), '--seeds', 2, '--updates-per-call', 2]
+    args = [
+        'train',
+        'dreamer4_debug',
+        *options(data, folder),
+        '--seeds',
+        2,
+        '--updates-per-call',
+        2,
+    ]
     done = reverie(*args, '--results', folder / 'results.json')
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
@@ -66,7 +87,9 @@ def test_one_command_trains_scores_and_reports(run):
     record = json.loads((run / 'scores.json').read_text())
     assert record == json.loads((run / 'results.json').read_text())
     assert record['seeds'] == [0, 1] and record['env_frames'] == 2000
-    assert record['gradient_steps'] == dict.fromkeys(('tokenizer', 'dynamics', 'finetune', 'imagine', 'bc'), 4)
+    assert record['gradient_steps'] == dict.fromkeys(
+        ('tokenizer', 'dynamics', 'finetune', 'imagine', 'bc'), 4
+    )
     for name in ('imagination', 'wm_bc', 'bc'):
         score = record['score'][name]
         assert np.shape(score['per_seed']) == np.shape(score['greedy']['per_seed']) == (2, 4)
@@ -84,7 +107,9 @@ def test_one_command_trains_scores_and_reports(run):
         'imagine',
         'bc',
     ]
-    assert all(line['time/compilations'] == 1 for line in lines)  # none after the first step of a phase
+    assert all(
+        line['time/compilations'] == 1 for line in lines
+    )  # none after the first step of a phase
 
 
 def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(run, data):
@@ -102,16 +127,30 @@ def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(ru
 
 def newest(folder: pathlib.Path) -> int:
     """Gradient step of the newest finished checkpoint, 0 if there is none."""
-    done = [int(p.parent.name) for p in folder.glob('checkpoints/*/manifest.json') if p.parent.name.isdigit()]
+    done = [
+        int(p.parent.name)
+        for p in folder.glob('checkpoints/*/manifest.json')
+        if p.parent.name.isdigit()
+    ]
     return max(done, default=0)
 
 
 def test_killed_and_started_again_equals_never_interrupted(run, data, tmp_path):
     """SIGKILL in the middle of a phase, then the same command: the same weights, bit for bit."""
     folder = tmp_path / 'killed'
-    args = ['train', 'dreamer4_debug', *options(data, folder), '--seeds', 2, '--updates-per-call', 2]
+    args = [
+        'train',
+        'dreamer4_debug',
+        *options(data, folder),
+        '--seeds',
+        2,
+        '--updates-per-call',
+        2,
+    ]
     command = [sys.executable, '-m', 'reverie.cli', *map(str, args), '--checkpoint-every-s', '0']
-    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     limit = time.monotonic() + 300
     while newest(folder) < 10 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
@@ -148,7 +187,10 @@ def fails(capsys, monkeypatch, *args: object) -> str:
         (['collect', '--env', 'minatar/pong'], ['minatar/pong', 'minatar/breakout']),
         (['collect', '--env', 'minatar/breakout', '--kind', 'good'], ['good', 'mixed']),
         (['collect', '--env', 'minatar/breakout', '--frames', '0.5'], ['0.5', 'whole']),
-        (['collect', '--env', 'minatar/breakout', '--env-options', 'sticky'], ['sticky', 'name=value']),
+        (
+            ['collect', '--env', 'minatar/breakout', '--env-options', 'sticky'],
+            ['sticky', 'name=value'],
+        ),
         (['collect', '--env', 'minatar/breakout', '--env-options', 'glue=1'], ['glue', 'sticky']),
         (['train', 'dreamer4', '--env', 'minatar/asterix'], ['no dataset', 'reverie collect']),
         (['data', 'verify', 'nowhere'], ['nowhere']),
@@ -156,7 +198,9 @@ def fails(capsys, monkeypatch, *args: object) -> str:
         (['eval', 'nowhere'], ['nowhere', 'config.json']),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_thing_and_the_expectation(capsys, monkeypatch, tmp_path, args, words):
+def test_a_mistake_is_one_line_that_names_the_thing_and_the_expectation(
+    capsys, monkeypatch, tmp_path, args, words
+):
     monkeypatch.chdir(tmp_path)
     error = fails(capsys, monkeypatch, *args)
     assert all(word in error for word in words), error
@@ -168,7 +212,9 @@ def test_a_dataset_of_another_game_or_action_count_is_refused(capsys, monkeypatc
     train = ['train', 'dreamer4_debug', '--out', run, '--data', data, '--env']
     assert 'minatar/asterix' in fails(capsys, monkeypatch, *train, 'minatar/asterix')
     small = tmp_path / 'small'
-    collect.write_dataset(small, 'minatar/breakout', 'random', 200, options={'minimal_actions': True}, episodes=2)
+    collect.write_dataset(
+        small, 'minatar/breakout', 'random', 200, options={'minimal_actions': True}, episodes=2
+    )
     assert Episodes(small).spec.actions.size == 3
     manifest = json.loads((data / 'manifest.json').read_text())
     assert manifest['provenance']['env']['name'] == 'minatar/breakout'
@@ -186,8 +232,12 @@ def test_a_truncated_dataset_is_refused_by_name(capsys, monkeypatch, data, tmp_p
     assert shard.name in error and not (tmp_path / 'run').exists()
 
 
-def test_a_dataset_that_lost_little_is_trained_on_and_one_that_lost_more_is_not(capsys, monkeypatch, data, caplog):
-    experiment = functools.partial(Recorded, 'dreamer4_debug', presets.get('dreamer4_debug'), 'minatar/breakout')
+def test_a_dataset_that_lost_little_is_trained_on_and_one_that_lost_more_is_not(
+    capsys, monkeypatch, data, caplog
+):
+    experiment = functools.partial(
+        Recorded, 'dreamer4_debug', presets.get('dreamer4_debug'), 'minatar/breakout'
+    )
     whole = experiment(data=data)
     frames = whole.source.frames
     monkeypatch.setattr(Episodes, '_read', lose_third(Episodes._read))
@@ -196,7 +246,9 @@ def test_a_dataset_that_lost_little_is_trained_on_and_one_that_lost_more_is_not(
         experiment(data=data, max_lost=one / 2).source  # noqa: B018
     damaged = experiment(data=data, max_lost=one)
     assert damaged.source.frames < frames and damaged.episodes.lost == {3}
-    assert damaged.facts['dataset'] != whole.facts['dataset']  # a run continues on the same data only
+    assert (
+        damaged.facts['dataset'] != whole.facts['dataset']
+    )  # a run continues on the same data only
 
 
 def lose_third(read):
@@ -210,7 +262,15 @@ def lose_third(read):
 def test_a_run_folder_of_another_config_is_refused_and_left_alone(capsys, monkeypatch, run, data):
     before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
     error = fails(
-        capsys, monkeypatch, 'train', 'dreamer4_debug', *options(data, run), '--seeds', 2, '--config.horizon', 4
+        capsys,
+        monkeypatch,
+        'train',
+        'dreamer4_debug',
+        *options(data, run),
+        '--seeds',
+        2,
+        '--config.horizon',
+        4,
     )
     assert 'config.horizon' in error and '3' in error and '4' in error
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
@@ -218,7 +278,17 @@ def test_a_run_folder_of_another_config_is_refused_and_left_alone(capsys, monkey
 
 def test_an_existing_dataset_is_not_overwritten(capsys, monkeypatch, data):
     before = (data / 'manifest.json').read_bytes()
-    args = ['collect', '--env', 'minatar/breakout', '--kind', 'random', '--frames', '100', '--out', data]
+    args = [
+        'collect',
+        '--env',
+        'minatar/breakout',
+        '--kind',
+        'random',
+        '--frames',
+        '100',
+        '--out',
+        data,
+    ]
     assert str(data) in fails(capsys, monkeypatch, *args)
     assert (data / 'manifest.json').read_bytes() == before
 
@@ -236,15 +306,24 @@ def terminated(*args, **options):
     raise AssertionError('SIGTERM was not heard')
 
 
-def test_sigterm_while_collecting_leaves_nothing_and_asks_to_be_requeued(capsys, monkeypatch, tmp_path):
+def test_sigterm_while_collecting_leaves_nothing_and_asks_to_be_requeued(
+    capsys, monkeypatch, tmp_path
+):
     monkeypatch.setattr(collect, 'scores', terminated)
     path = tmp_path / 'data'
-    assert run_main(monkeypatch, 'collect', '--env', 'minatar/breakout', '--kind', 'random', '--out', path) == 75
+    assert (
+        run_main(
+            monkeypatch, 'collect', '--env', 'minatar/breakout', '--kind', 'random', '--out', path
+        )
+        == 75
+    )
     assert not list(tmp_path.iterdir()) and 'SIGTERM: stopped' in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_sigterm_while_scoring_leaves_the_run_as_it_was_and_asks_to_be_requeued(capsys, monkeypatch, run):
+def test_sigterm_while_scoring_leaves_the_run_as_it_was_and_asks_to_be_requeued(
+    capsys, monkeypatch, run
+):
     before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
     monkeypatch.setattr(returns, 'evaluate_seeds', terminated)
     assert run_main(monkeypatch, 'eval', run, '--episodes', 4) == 75
@@ -255,13 +334,15 @@ def test_sigterm_while_scoring_leaves_the_run_as_it_was_and_asks_to_be_requeued(
     'error, code, words',
     [
         (OSError(errno.ENOSPC, 'No space left on device', 'data/x'), 74, 'No space left'),
-        (MemoryShort('an update takes 9 GB'), 71, '9 GB'),
+        (OutOfMemoryError('an update takes 9 GB'), 71, '9 GB'),
         (MemoryError(), 71, 'out of memory'),
         (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes'), 71, '9 bytes'),
         (KeyboardInterrupt(), 130, 'interrupted'),
     ],
 )
-def test_what_is_nobody_s_mistake_has_its_own_exit_code_and_one_line(capsys, monkeypatch, error, code, words):
+def test_what_is_nobody_s_mistake_has_its_own_exit_code_and_one_line(
+    capsys, monkeypatch, error, code, words
+):
     def fail(argv):
         raise error
 
@@ -275,9 +356,9 @@ def test_keys_that_say_where_and_how_may_change_when_a_run_continues(run, tmp_pa
     saved = json.loads((run / 'config.json').read_text())
     for key in SAFE:
         (tmp_path / 'config.json').write_text(json.dumps(saved))
-        runner.claim(tmp_path, {**saved, key: 'other'}, SAFE)
+        runner.check_run_config(tmp_path, {**saved, key: 'other'}, SAFE)
     with pytest.raises(UserError, match='label_fraction: saved'):
-        runner.claim(tmp_path, {**saved, 'label_fraction': 0.5}, SAFE)
+        runner.check_run_config(tmp_path, {**saved, 'label_fraction': 0.5}, SAFE)
 
 
 def test_help_names_every_command(capsys, monkeypatch):
@@ -289,5 +370,7 @@ def test_help_names_every_command(capsys, monkeypatch):
 
 def test_inspect_and_verify_say_what_is_inside(data):
     seen = reverie('data', 'inspect', data)
-    assert seen.returncode == 0 and all(word in seen.stdout for word in ('random', 'ppo25', 'ppo50', 'ppo100'))
+    assert seen.returncode == 0 and all(
+        word in seen.stdout for word in ('random', 'ppo25', 'ppo50', 'ppo100')
+    )
     assert 'all sound' in reverie('data', 'verify', data).stdout

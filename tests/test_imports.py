@@ -8,8 +8,10 @@ import pytest
 import reverie
 
 ROOT = pathlib.Path(reverie.__file__).parent
-EVERYTHING = {'nn', 'models', 'objectives', 'agents', 'data', 'envs', 'training', 'evaluation', 'programs'}
-EVERYTHING |= {'serve', 'cli'}
+EVERYTHING = {
+    'nn', 'models', 'objectives', 'agents', 'data', 'envs', 'training', 'evaluation', 'report',
+    'commands', 'serve', 'cli',
+}  # fmt: skip
 ALLOWED = {
     'types': set(),
     'nn': set(),
@@ -19,8 +21,9 @@ ALLOWED = {
     'data': set(),
     'envs': set(),
     'training': {'data', 'envs'},
-    'evaluation': {'envs', 'data'},
-    'programs': EVERYTHING - {'serve', 'cli'},
+    'evaluation': {'envs', 'data', 'report'},
+    'report': {'evaluation', 'data', 'envs'},
+    'commands': EVERYTHING - {'serve', 'cli'},
     'serve': EVERYTHING - {'cli'},
     'cli': EVERYTHING,
 }
@@ -62,24 +65,40 @@ def executes(tree: ast.AST) -> list[str]:
         found += [name for name in names if name.split('.')[0] in UNSAFE]
         if isinstance(node, ast.keyword) and node.arg in ('allow_pickle', 'weights_only'):
             safe = node.arg == 'weights_only'
-            found += [node.arg] if not (isinstance(node.value, ast.Constant) and node.value.value is safe) else []
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ('eval', 'exec'):
+            found += (
+                [node.arg]
+                if not (isinstance(node.value, ast.Constant) and node.value.value is safe)
+                else []
+            )
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ('eval', 'exec')
+        ):
             found.append(node.func.id)
     return found
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.rglob('*.py')), ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_that_is_read_can_run_code(path):
-    sends = ['cloudpickle'] if path.name == 'host.py' else []  # to its own worker processes; nothing of it is a file
+    sends = (
+        ['cloudpickle'] if path.name == 'host.py' else []
+    )  # to its own worker processes; nothing of it is a file
     assert executes(ast.parse(path.read_text())) == sends
 
 
 def test_the_rule_notices_a_pickle():
-    tree = ast.parse('import pickle\nload(f, allow_pickle=True)\nload(f, allow_pickle=False)\nexec(x)')
+    tree = ast.parse(
+        'import pickle\nload(f, allow_pickle=True)\nload(f, allow_pickle=False)\nexec(x)'
+    )
     assert sorted(executes(tree)) == ['allow_pickle', 'exec', 'pickle']
 
 
 def test_the_rule_notices_a_breach():
-    tree = ast.parse('def f():\n    from reverie.agents.ppo import train\nimport reverie.models.tokenizer')
+    tree = ast.parse(
+        'def f():\n    from reverie.agents.ppo import train\nimport reverie.models.tokenizer'
+    )
     assert breaches('training', imported(tree)) == {'agents.ppo.train', 'models.tokenizer'}
-    assert breaches('objectives', {'nn.core.build'}) and not breaches('objectives', {'nn.dists.TwoHot'})
+    assert breaches('objectives', {'nn.core.build'}) and not breaches(
+        'objectives', {'nn.dists.TwoHot'}
+    )

@@ -1,4 +1,6 @@
-"""A whole Dreamer 4, trained by the runner on random play of a probe, must dream it right and act in it best."""
+"""A whole Dreamer 4, trained by the runner on random play of a probe, must dream it right and act
+in it best.
+"""
 
 import dataclasses
 
@@ -19,16 +21,18 @@ def config():
         p, steps=steps, batch=32, length=8, learning_rate=rate, decay=0.5
     )
     wider = lambda t: dataclasses.replace(t, layers=3, width=32, head_dim=16, context=8)
-    tokenizer = dataclasses.replace(debug.tokenizer, patch=(2, 2), transformer=wider(debug.tokenizer.transformer))
+    tokenizer = dataclasses.replace(
+        debug.tokenizer, patch=(2, 2), transformer=wider(debug.tokenizer.transformer)
+    )
     return dataclasses.replace(
         debug,
         tokenizer=tokenizer,
         dynamics=dataclasses.replace(debug.dynamics, transformer=wider(debug.dynamics.transformer)),
         bootstrap_warmup=100,
         ramp_floor=1.0,
-        given_frames=0.5,
-        relevant_at_context=True,
-        isolated=0.1,
+        context_frame_rate=0.5,
+        clean_bc_rows=True,
+        single_image_rate=0.1,
         horizon=6,
         discount=0.9,
         tokenizer_phase=phase(debug.tokenizer_phase, 150, 5e-3),
@@ -44,7 +48,11 @@ def trained(request, tmp_path_factory):
     agent = presets.make(config(), env.spec)
     agent.phases = agent.phases[:-1]  # not the baseline without a world model
     params = runner.run(
-        agent, RandomPlay(env), tmp_path_factory.mktemp('run'), updates_per_call=50, checkpoint_every_s=1e9
+        agent,
+        RandomPlay(env),
+        tmp_path_factory.mktemp('run'),
+        updates_per_call=50,
+        checkpoint_every_s=1e9,
     )
     return env, agent, jax.tree.map(lambda x: x[0], params)
 
@@ -53,7 +61,9 @@ def test_dreamed_frames_and_rewards_are_those_of_the_world_under_the_same_action
     env, agent, params = trained
     play = RandomPlay(env)
     step = play.sample(play.data, None, jax.random.key(7), 64, 12).step
-    dream = jax.jit(lambda p: open_loop(agent.model(p, images=True), step, 4, jax.random.key(0)))(params)
+    dream = jax.jit(lambda p: open_loop(agent.model(p, images=True), step, 4, jax.random.key(0)))(
+        params
+    )
     right = ((dream.image > 0.5) == step.obs).all((2, 3, 4))[:, 4:]
     assert float(right.mean()) > 0.9  # a coin flip each step leaves about 1 / size
     error = np.abs(np.asarray(dream.reward - step.reward))[:, 4:]
@@ -68,6 +78,8 @@ def test_the_policy_trained_in_imagination_finds_the_best_action_in_every_state(
             episodes=32, max_steps=30, greedy=greedy,
         ).returns.mean()
     )  # fmt: skip
-    assert score('imagination', True) > 30 - env.size  # 29 or 30 of 30 in two states, at least 27 in four
+    assert (
+        score('imagination', True) > 30 - env.size
+    )  # 29 or 30 of 30 in two states, at least 27 in four
     assert score('imagination', False) > 24
     assert score('wm_bc', False) < 20  # the data were random play

@@ -1,4 +1,6 @@
-"""Every preset that plays must find the best policy of a probe, from its own play, in a few hundred updates."""
+"""Every preset that plays must find the best policy of a probe, from its own play, in a few hundred
+updates.
+"""
 
 import dataclasses
 
@@ -12,14 +14,16 @@ from reverie.envs.device import TimeLimit
 from reverie.envs.memory import Cue
 from reverie.evaluation.returns import evaluate
 from reverie.training import runner
-from reverie.training.online import Online, Play
+from reverie.training.online import CollectConfig, Online
 from reverie.types import UserError
 from tests.probes import Counter, Match
 from tests.small import shrink
 
 # Of presets that differ in a number or in size alone, one is enough.
 ALIKE = ('debug', 'release', 'small', 'control')
-PLAYING = [n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(ALIKE)]
+PLAYING = [
+    n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(ALIKE)
+]
 STEPS = 30
 
 
@@ -28,9 +32,12 @@ def counting(name):
     cfg = shrink(presets.get(name))
     if name != 'transdreamer':
         return cfg, Counter(3), STEPS
-    # Its positions count from a window's first step, so an episode has to fit into a window. Its policy reads layers
-    # without a norm, whose numbers are large: it begins undecided and moves slowly, lest it settle before the model.
-    cfg = dataclasses.replace(cfg, policy_out_scale=0.01, optimiser=Adams(3e-3, 4e-4, 1e-3), steps=400)
+    # Its positions count from a window's first step, so an episode has to fit into a window. Its
+    # policy reads layers without a norm, whose numbers are large: it begins undecided and moves
+    # slowly, lest it settle before the model.
+    cfg = dataclasses.replace(
+        cfg, policy_out_scale=0.01, optimiser=Adams(3e-3, 4e-4, 1e-3), steps=400
+    )
     return cfg, TimeLimit(Counter(3), 7), 7
 
 
@@ -38,13 +45,22 @@ def played(cfg, env, folder, steps=STEPS):
     """-> mean return of the trained policy over episodes of so many steps, sampled and greedy."""
     agent, r = presets.make(cfg, env.spec), cfg.replay
     source = Online(
-        env, agent.explorer, Play(r.envs, r.capacity, r.ratio, r.prefill, r.random_prefill, context=r.context)
+        env,
+        agent.explorer,
+        CollectConfig(r.envs, r.capacity, r.ratio, r.prefill, r.random_prefill, context=r.context),
     )
     params = runner.run(agent, source, folder, updates_per_call=100, checkpoint_every_s=1e9)
     readout = agent.readouts['agent']
     params = readout.params(jax.tree.map(lambda x: x[0], params))
     play = lambda greedy: evaluate(
-        env, readout.actor, params, jax.random.key(0), episodes=32, max_steps=steps, greedy=greedy, chunk=steps
+        env,
+        readout.actor,
+        params,
+        jax.random.key(0),
+        episodes=32,
+        max_steps=steps,
+        greedy=greedy,
+        chunk=steps,
     )
     return [float(play(greedy).returns.mean()) for greedy in (False, True)]
 

@@ -1,4 +1,6 @@
-"""Dreamer 4: tokenizer, shortcut dynamics, agent finetuning, imagination training; arXiv 2509.24527, Algorithm 1."""
+"""Dreamer 4: tokenizer, shortcut dynamics, agent finetuning, imagination training; arXiv
+2509.24527, Algorithm 1.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,18 +14,37 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel, ShortcutState
 from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig, draw_mask
-from reverie.nn.core import MLP, build, lighten_all
+from reverie.nn.core import MLP, build, cast_all_kernels
 from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp_bins
 from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
-from reverie.objectives.flow import Noise, bootstrap_target, corrupt, draw_noise, shortcut_loss
-from reverie.types import Batch, EnvSpec, Losses, Metrics, Params, Phase, ReadOut, State, Step, UserError, sg
+from reverie.objectives.flow import (
+    SignalStep,
+    bootstrap_target,
+    corrupt,
+    draw_signal_step,
+    shortcut_loss,
+)
+from reverie.types import (
+    Batch,
+    EnvSpec,
+    Losses,
+    Metrics,
+    Params,
+    Phase,
+    ReadOut,
+    State,
+    Step,
+    UserError,
+    sg,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseConfig:
     """Length and optimiser of one phase. Nothing of it is in the paper.
 
-    steps: updates of `batch` windows of `length` frames. relevant: share of rows from the task's own data.
+    steps: updates of `batch` windows of `length` frames. relevant: share of rows from the task's
+    own data.
     muon: orthogonalised momentum for the matrices inside the transformer, else AdamW for all.
     decay: share of the steps, at the end, over which the learning rate falls to zero.
     """
@@ -43,26 +64,30 @@ class PhaseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Dreamer4Config:
-    """Everything about a Dreamer 4 agent but the environment. Values marked * are not from the paper.
+    """Everything about a Dreamer 4 agent but the environment. Values marked * are not from the
+    paper.
 
-    even_channels*: divide the tokenizer's error by the root of each channel's mean square in the batch, for symbolic
-    grids where one ball must not drown in thirty bricks.
+    channel_weighting*: divide the tokenizer's error by the root of each channel's mean square in
+    the batch, for symbolic grids where one ball must not drown in thirty bricks.
     multi_token: L, the agent's token predicts L + 1 actions and rewards.
     bins*: of the reward and value laws.
-    bootstrap_fraction*: rows trained with coarse steps, after bootstrap_warmup* updates of flow alone.
-    ramp_floor: w(0) of the ramp weight; 1 weighs pure noise as much as data, which few sampling steps live on.
-    given_frames*: share of frames at exactly the context's noise, so that small runs see more often what sampling
-    sees, a frame to denoise after frames that are given.
-    relevant_at_context*: finetune relevant rows at the context's noise; the paper says only that inputs stay noisy.
+    bootstrap_fraction*: rows trained with coarse steps, after bootstrap_warmup* updates of flow
+    alone.
+    ramp_floor: w(0) of the ramp weight; 1 weighs pure noise as much as data, which few sampling
+    steps live on.
+    context_frame_rate*: share of frames at exactly the context's noise, so that small runs see more
+    often what sampling sees, a frame to denoise after frames that are given.
+    clean_bc_rows*: finetune relevant rows at the context's noise; the paper says only that inputs
+    stay noisy.
     isolated: share of windows treated as separate images.
     horizon*: imagined steps per context. lam*: of the lambda-return.
-    perceptual: [B, T] distance of two image batches added to the tokenizer's loss with the paper's weight 0.2; off
-    for symbolic grids.
+    perceptual: [B, T] distance of two image batches added to the tokenizer's loss with the paper's
+    weight 0.2; off for symbolic grids.
     """
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
-    even_channels: bool = False
+    channel_weighting: bool = False
     head_units: int = 256
     head_layers: int = 1
     bins: int = 255
@@ -70,9 +95,9 @@ class Dreamer4Config:
     bootstrap_fraction: float = 0.25
     bootstrap_warmup: int = 1000
     ramp_floor: float = 0.1
-    given_frames: float = 0.0
-    relevant_at_context: bool = False
-    isolated: float = 0.3
+    context_frame_rate: float = 0.0
+    clean_bc_rows: bool = False
+    single_image_rate: float = 0.3
     horizon: int = 15
     discount: float = 0.997
     lam: float = 0.95
@@ -90,10 +115,31 @@ ACTING = ('encoder', 'dynamics', 'policy')  # parameter groups that acting needs
 
 
 class MultiHead(nnx.Module):
-    """Small MLP with one output layer for each of `ahead + 1` steps; feat [*B, D] -> [ahead + 1, *B, outputs]."""
+    """Small MLP with one output layer for each of `ahead + 1` steps; feat [*B, D] -> [ahead + 1,
+    *B, outputs].
+    """
 
-    def __init__(self, inputs: int, units: int, layers: int, outputs: int, ahead: int, *, out_scale=1.0, dtype, rngs):
-        self.mlp = MLP(inputs, units, layers, outputs * (ahead + 1), out_scale=out_scale, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        layers: int,
+        outputs: int,
+        ahead: int,
+        *,
+        out_scale=1.0,
+        dtype,
+        rngs,
+    ):
+        self.mlp = MLP(
+            inputs,
+            units,
+            layers,
+            outputs * (ahead + 1),
+            out_scale=out_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.ahead = ahead
 
     def __call__(self, feat: Float[Array, '*B D']) -> Float[Array, 'n *B O']:
@@ -101,10 +147,14 @@ class MultiHead(nnx.Module):
         return jnp.moveaxis(out.reshape(*out.shape[:-1], self.ahead + 1, -1), -2, 0)
 
 
-def multi_token_targets(x: Array, is_first: Bool[Array, 'B T'], first: int, count: int) -> tuple[Array, Array]:
-    """x[t + first + n] for n < count and whether that step is of t's episode. -> [n, B, T, ...], bool [n, B, T]
+def multi_token_targets(
+    x: Array, is_first: Bool[Array, 'B T'], first: int, count: int
+) -> tuple[Array, Array]:
+    """x[t + first + n] for n < count and whether that step is of t's episode. -> [n, B, T, ...],
+    bool [n, B, T]
 
-    The one place where training looks ahead: with `first` = 1 on `prev_action` the action *chosen* at t is n = 0.
+    The one place where training looks ahead: with `first` = 1 on `prev_action` the action *chosen*
+    at t is n = 0.
     """
     t = is_first.shape[1]
     episode = jnp.cumsum(is_first, 1)
@@ -116,14 +166,18 @@ def multi_token_targets(x: Array, is_first: Bool[Array, 'B T'], first: int, coun
     return jnp.stack(values), jnp.stack(valid)
 
 
-def discounted(reward: Float[Array, 'H N'], cont: Float[Array, 'H N'], discount: float) -> Float[Array, ' N']:
+def discounted(
+    reward: Float[Array, 'H N'], cont: Float[Array, 'H N'], discount: float
+) -> Float[Array, ' N']:
     """Sum of dreamed rewards, r_1 + discount c_1 r_2 + ..; without a value at the end."""
     weight = jnp.cumprod(jnp.concatenate([jnp.ones_like(cont[:1]), discount * cont[:-1]]), 0)
     return (weight * reward).sum(0)
 
 
 def hidden_matrices(params: Params) -> Params:
-    """Which weights Muon orthogonalises: the matrices inside transformer layers; embeddings and readouts are Adam's."""
+    """Which weights Muon orthogonalises: the matrices inside transformer layers; embeddings and
+    readouts are Adam's.
+    """
     inside = lambda path: {'layers', 'kernel'} <= {getattr(entry, 'key', None) for entry in path}
     return jax.tree_util.tree_map_with_path(
         lambda path, _: optax.contrib.MuonDimensionNumbers() if inside(path) else None, params
@@ -135,7 +189,9 @@ def optimiser(cfg: PhaseConfig) -> optax.GradientTransformation:
     falling = round(cfg.decay * cfg.steps)
     rate = optax.join_schedules(
         [
-            optax.linear_schedule(cfg.learning_rate / max(cfg.warmup_steps, 1), cfg.learning_rate, cfg.warmup_steps),
+            optax.linear_schedule(
+                cfg.learning_rate / max(cfg.warmup_steps, 1), cfg.learning_rate, cfg.warmup_steps
+            ),
             optax.linear_schedule(cfg.learning_rate, 0.0, max(falling, 1)),
         ],
         [max(cfg.steps - falling, cfg.warmup_steps)],
@@ -153,15 +209,20 @@ def optimiser(cfg: PhaseConfig) -> optax.GradientTransformation:
 class Dreamer4:
     """The agent as the runner sees it: parameter groups, phases, and the policies to evaluate.
 
-    Parameter groups: encoder, decoder, dynamics, policy, reward, cont, value, prior (the frozen copy of the policy
-    that imagination training starts from) and bc (encoder, dynamics and policy of the baseline without a world model).
+    Parameter groups: encoder, decoder, dynamics, policy, reward, cont, value, prior (the frozen
+    copy of the policy that imagination training starts from) and bc (encoder, dynamics and policy
+    of the baseline without a world model).
     """
 
     def __init__(self, cfg: Dreamer4Config, spec: EnvSpec):
         if spec.actions.kind != 'discrete':
-            raise UserError(f'{spec.name} has {spec.actions.kind} actions; dreamer4 takes discrete ones')
+            raise UserError(
+                f'{spec.name} has {spec.actions.kind} actions; dreamer4 takes discrete ones'
+            )
         if isinstance(spec.obs_shape, Mapping) or len(spec.obs_shape) != 3:
-            raise UserError(f'{spec.name} has observations of shape {spec.obs_shape}; dreamer4 takes images [h, w, c]')
+            raise UserError(
+                f'{spec.name} has observations of shape {spec.obs_shape}; dreamer4 takes images [h, w, c]'
+            )
         if cfg.finetune_phase.relevant >= 1:
             raise UserError(
                 f'finetune_phase.relevant={cfg.finetune_phase.relevant:g}: expected less than 1; dynamics, rewards and '
@@ -169,11 +230,17 @@ class Dreamer4:
             )
         self.cfg, self.spec = cfg, spec
         self.bins = symexp_bins(cfg.bins)
-        outlines = nnx.eval_shape(lambda: self._modules(nnx.Rngs(0)))  # no weights: seconds less at every start
+        outlines = nnx.eval_shape(
+            lambda: self._modules(nnx.Rngs(0))
+        )  # no weights: seconds less at every start
         self.bind = {name: build(module)[1] for name, module in outlines.items()}
         self.phases = self._phases()
-        tokenizer = tuple(f'tokenizer.{name}' for name in ('patch', 'latents', 'bottleneck', 'transformer'))
-        dynamics = tuple(f'dynamics.{name}' for name in ('pack', 'registers', 'k_max', 'transformer'))
+        tokenizer = tuple(
+            f'tokenizer.{name}' for name in ('patch', 'latents', 'bottleneck', 'transformer')
+        )
+        dynamics = tuple(
+            f'dynamics.{name}' for name in ('pack', 'registers', 'k_max', 'transformer')
+        )
         head = ('head_units', 'head_layers')
         self.shaped_by: Mapping[str, tuple[str, ...]] = {
             'encoder': tokenizer, 'decoder': (*tokenizer, 'tokenizer.pixels'),
@@ -184,7 +251,9 @@ class Dreamer4:
         with_model = ShortcutActor(self._bind, cfg.dynamics.context_noise)
         self.readouts: Mapping[str, ReadOut] = {
             'imagination': ReadOut(with_model, lambda p: {name: p[name] for name in ACTING}),
-            'wm_bc': ReadOut(with_model, lambda p: {name: p[name] for name in ACTING} | {'policy': p['prior']}),
+            'wm_bc': ReadOut(
+                with_model, lambda p: {name: p[name] for name in ACTING} | {'policy': p['prior']}
+            ),
             'bc': ReadOut(ShortcutActor(self._bind, 0.0), lambda p: p['bc']),
         }
 
@@ -196,7 +265,14 @@ class Dreamer4:
         cfg, actions = self.cfg, self.spec.actions.size
         width, dtype = cfg.dynamics.transformer.width, jnp.dtype(cfg.dynamics.transformer.dtype)
         head = lambda outputs, ahead, scale: MultiHead(
-            width, cfg.head_units, cfg.head_layers, outputs, ahead, out_scale=scale, dtype=dtype, rngs=rngs
+            width,
+            cfg.head_units,
+            cfg.head_layers,
+            outputs,
+            ahead,
+            out_scale=scale,
+            dtype=dtype,
+            rngs=rngs,
         )
         latents, bottleneck = cfg.tokenizer.latents, cfg.tokenizer.bottleneck
         assert not isinstance(self.spec.obs_shape, Mapping)
@@ -224,25 +300,44 @@ class Dreamer4:
         def phase(name, trains, loss, scales, begin=None, rms_decay=self.cfg.rms_decay):
             c: PhaseConfig = getattr(self.cfg, f'{name}_phase')
             return Phase(
-                name, trains, loss, scales, optimiser(c), c.steps, c.batch, c.length,
-                relevant=c.relevant, rms_decay=rms_decay, ema_decay=c.ema_decay, begin=begin, scheduled=c.decay > 0,
-            )  # fmt: skip
+                name,
+                trains,
+                loss,
+                scales,
+                optimiser(c),
+                c.steps,
+                c.batch,
+                c.length,
+                relevant=c.relevant,
+                rms_decay=rms_decay,
+                ema_decay=c.ema_decay,
+                begin=begin,
+                scheduled=c.decay > 0,
+            )
 
-        tokenizer_scales = dict(recon=1.0) if self.cfg.perceptual is None else dict(recon=1.0, lpips=0.2)
+        tokenizer_scales = (
+            dict(recon=1.0) if self.cfg.perceptual is None else dict(recon=1.0, lpips=0.2)
+        )
         return (
             phase('tokenizer', ('encoder', 'decoder'), self.tokenizer_loss, tokenizer_scales),
             phase('dynamics', ('dynamics',), self.dynamics_loss, dict(shortcut=1.0)),
             phase(
-                'finetune', ('dynamics', 'policy', 'reward', 'cont'), self.finetune_loss,
+                'finetune',
+                ('dynamics', 'policy', 'reward', 'cont'),
+                self.finetune_loss,
                 dict(shortcut=1.0, policy=1.0, reward=1.0, cont=1.0),
             ),
             phase(
-                'imagine', ('policy', 'value'), self.imagination_loss, dict(policy=1.0, prior=1.0, value=1.0),
+                'imagine',
+                ('policy', 'value'),
+                self.imagination_loss,
+                dict(policy=1.0, prior=1.0, value=1.0),
                 begin=lambda params: {**params, 'prior': jax.tree.map(jnp.copy, params['policy'])},
-                rms_decay=None,  # beta KL starts at 0: dividing it by its own size would forbid every change
+                # beta KL starts at 0: dividing it by its own size would forbid every change
+                rms_decay=None,
             ),
             phase('bc', ('bc',), self.bc_loss, dict(policy=1.0)),
-        )  # fmt: skip
+        )
 
     def twohot(self, logits: Float[Array, '*B bins']) -> TwoHot:
         return TwoHot(logits, self.bins)
@@ -270,12 +365,14 @@ class Dreamer4:
 
     def choose(self, params: Params, state: State, feat: Float[Array, 'N D'], key: PRNGKeyArray):
         """The policy's draw, one-hot [N, A], and the probabilities it was drawn with [N, A]."""
-        law = Categorical(self._bind('policy', params)(feat)[0])
-        return law.sample(key), jax.nn.softmax(law.logits, -1)
+        dist = Categorical(self._bind('policy', params)(feat)[0])
+        return dist.sample(key), jax.nn.softmax(dist.logits, -1)
 
     def for_inference(self, params: Params) -> Params:
-        """Kernels in the type they are multiplied in, see `nn.core.lighten`; without the prior and the baseline."""
-        return lighten_all(self._modules, params)
+        """Kernels in the type they are multiplied in, see `nn.core.cast_kernels`; without the prior
+        and the baseline.
+        """
+        return cast_all_kernels(self._modules, params)
 
     @property
     def sampling_steps(self) -> tuple[int, ...]:
@@ -289,24 +386,30 @@ class Dreamer4:
 
     # ---------------------------------------------------------------- losses, one per phase
 
-    def tokenizer_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
+    def tokenizer_loss(
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array
+    ) -> tuple[Losses, Metrics]:
         """Masked autoencoding, MSE over all patches (+ perceptual distance); Dreamer 4 eq. 5.
 
         Bernoulli pixels have their cross-entropy in the place of the squared error.
         """
         if self.cfg.tokenizer.pixels == 'bernoulli' and batch.step.obs.dtype != bool:
             dtype = batch.step.obs.dtype
-            raise UserError(f'{self.spec.name} has observations of {dtype}; pixels=bernoulli takes boolean ones')
+            raise UserError(
+                f'{self.spec.name} has observations of {dtype}; pixels=bernoulli takes boolean ones'
+            )
         encoder, decoder = (self._bind(name, params) for name in ('encoder', 'decoder'))
         image = batch.step.obs.astype(jnp.float32)
-        key_mask, key_isolated = jax.random.split(key)
-        mask = draw_mask(key_mask, image.shape[:2], encoder.patches, self.cfg.tokenizer.max_mask_rate)
-        is_first = self._isolate(batch.step.is_first, key_isolated)
+        key_mask, key_single = jax.random.split(key)
+        mask = draw_mask(
+            key_mask, image.shape[:2], encoder.patches, self.cfg.tokenizer.max_mask_rate
+        )
+        is_first = self._single_images(batch.step.is_first, key_single)
         z, _ = encoder(image, is_first, mask.hidden)
-        law, _ = decoder.law(z, is_first)
-        error = -law.log_prob(image)
-        output = law.mean() if isinstance(law, Bernoulli) else law.mean
-        if self.cfg.even_channels:
+        dist, _ = decoder.dist(z, is_first)
+        error = -dist.log_prob(image)
+        output = dist.mean() if isinstance(dist, Bernoulli) else dist.mean
+        if self.cfg.channel_weighting:
             share = jnp.square(image).mean((0, 1, 2, 3))
             error = error * sg(jnp.sqrt(share.mean() / (share + 0.01 * share.mean())))
         losses = dict(recon=error.mean((-3, -2, -1)))
@@ -314,58 +417,85 @@ class Dreamer4:
             losses['lpips'] = self.cfg.perceptual(output, image)
         wrong = ((output > 0.5) != (image > 0.5)).any((-3, -2, -1))
         clear = mask.rate < 0.1
-        return losses, {'tokenizer/wrong_frames_unmasked': (wrong & clear).sum() / jnp.maximum(clear.sum(), 1)}
+        return losses, {
+            'tokenizer/wrong_frames_unmasked': (wrong & clear).sum() / jnp.maximum(clear.sum(), 1)
+        }
 
-    def _isolate(self, is_first: Bool[Array, 'B T'], key: PRNGKeyArray) -> Bool[Array, 'B T']:
-        """A share of the rows as separate images: every frame begins an episode; Dreamer 4 section 4."""
-        return is_first | jax.random.bernoulli(key, self.cfg.isolated, (len(is_first), 1))
+    def _single_images(self, is_first: Bool[Array, 'B T'], key: PRNGKeyArray) -> Bool[Array, 'B T']:
+        """A share of the rows as separate images: every frame begins an episode; Dreamer 4 section
+        4.
+        """
+        return is_first | jax.random.bernoulli(key, self.cfg.single_image_rate, (len(is_first), 1))
 
-    def _denoise(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array, agent: bool = True):
-        """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], None without `agent`, metrics)
+    def _denoise(
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array, agent: bool = True
+    ):
+        """One noisy pass over a window. -> (shortcut loss [B, T], feat [B, T, D], None without
+        `agent`, metrics)
 
-        Bootstrap rows are the first ones. Relevant rows, which finetuning puts last, have no dynamics loss; with
-        `relevant_at_context` they are as noisy as the frames that the agent will act on.
+        Bootstrap rows are the first ones. Relevant rows, which finetuning puts last, have no
+        dynamics loss; with `clean_bc_rows` they are as noisy as the frames that the agent will act
+        on.
         """
         cfg, dynamics = self.cfg, self._bind('dynamics', params)
         z1, k_max, finest = self.encode(params, batch.step), cfg.dynamics.k_max, cfg.dynamics.finest
-        key_noise, key_given, key_z0, key_isolated = jax.random.split(key, 4)
+        key_noise, key_context, key_z0, key_single = jax.random.split(key, 4)
         b, t = z1.shape[:2]
         rows = round(cfg.bootstrap_fraction * b) if k_max > 1 else 0
-        noise = draw_noise(key_noise, (b, t), k_max, rows, step >= cfg.bootstrap_warmup)
-        at = jax.random.bernoulli(key_given, cfg.given_frames, (b, t))
-        if cfg.relevant_at_context:
+        noise = draw_signal_step(key_noise, (b, t), k_max, rows, step >= cfg.bootstrap_warmup)
+        at = jax.random.bernoulli(key_context, cfg.context_frame_rate, (b, t))
+        if cfg.clean_bc_rows:
             at |= batch.relevant[:, None]
-        if cfg.given_frames or cfg.relevant_at_context:
-            noise = Noise(jnp.where(at, cfg.dynamics.context_level, noise.level), jnp.where(at, finest, noise.stride))
-        z = corrupt(jax.random.normal(key_z0, z1.shape), z1, noise.level / k_max)
-        is_first = self._isolate(batch.step.is_first, key_isolated)
+        if cfg.context_frame_rate or cfg.clean_bc_rows:
+            noise = SignalStep(
+                jnp.where(at, cfg.dynamics.context_level, noise.signal_level),
+                jnp.where(at, finest, noise.step_exponent),
+            )
+        z = corrupt(jax.random.normal(key_z0, z1.shape), z1, noise.signal_level / k_max)
+        is_first = self._single_images(batch.step.is_first, key_single)
         labelled = jnp.broadcast_to(batch.has_action[:, None], (b, t))
         context = (batch.step.prev_action, labelled, is_first)
-        x, feat, _ = dynamics(z, noise.level, noise.stride, *context, agent=agent)
+        x, feat, _ = dynamics(z, noise.signal_level, noise.step_exponent, *context, agent=agent)
         target = z1
         if rows:
             head = lambda tree: jax.tree.map(lambda a: a[:rows], tree)
-            teacher = lambda z, level, stride: dynamics(z, level, stride, *head(context), agent=False)[0]
+            teacher = lambda z, signal_level, step_exponent: dynamics(
+                z, signal_level, step_exponent, *head(context), agent=False
+            )[0]
             coarse = bootstrap_target(teacher, head(z), head(noise), k_max)
-            is_coarse = (noise.stride[:rows] < finest)[..., None, None]
+            is_coarse = (noise.step_exponent[:rows] < finest)[..., None, None]
             target = target.at[:rows].set(jnp.where(is_coarse, coarse, z1[:rows]))
         loss = shortcut_loss(x, target, noise, k_max, cfg.ramp_floor)
-        metrics = {'dynamics/flow': loss[rows:].mean(), 'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0}
+        metrics = {
+            'dynamics/flow': loss[rows:].mean(),
+            'dynamics/bootstrap': loss[:rows].mean() if rows else 0.0,
+        }
         return loss, feat, metrics
 
-    def dynamics_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
-        """Shortcut forcing; Dreamer 4 eq. 8. The agent's token comes with finetuning; nothing sees it anyway."""
+    def dynamics_loss(
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array
+    ) -> tuple[Losses, Metrics]:
+        """Shortcut forcing; Dreamer 4 eq. 8. The agent's token comes with finetuning; nothing sees
+        it anyway.
+        """
         loss, _, metrics = self._denoise(params, batch, key, step, agent=False)
         return dict(shortcut=loss), metrics
 
-    def finetune_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
-        """Multi-token prediction of actions (relevant rows), rewards and shortcut forcing (other rows); eq. 9.
+    def finetune_loss(
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array
+    ) -> tuple[Losses, Metrics]:
+        """Multi-token prediction of actions (relevant rows), rewards and shortcut forcing (other
+        rows); eq. 9.
 
-        Rewards and ends are learnt from uniform rows alone: relevant rows are drawn around rewards, and heads that
-        learn from both say rewards too often. The paper leaves this open.
+        Rewards and ends are learnt from uniform rows alone: relevant rows are drawn around rewards,
+        and heads that learn from both say rewards too often. The paper leaves this open.
         """
-        batch = jax.tree.map(lambda x: x[::-1], batch)  # relevant rows last: bootstrap rows come first
-        shortcut, feat, metrics = self._denoise(params, batch, key, step + self.cfg.bootstrap_warmup)
+        batch = jax.tree.map(
+            lambda x: x[::-1], batch
+        )  # relevant rows last: bootstrap rows come first
+        shortcut, feat, metrics = self._denoise(
+            params, batch, key, step + self.cfg.bootstrap_warmup
+        )
         losses = dict(shortcut=jnp.where(batch.relevant[:, None], 0.0, shortcut))
         losses['policy'], accuracy = self._clone(params, feat, batch)
         count = self.cfg.multi_token + 1
@@ -378,24 +508,40 @@ class Dreamer4:
         losses['cont'] = jnp.where(uniform, -cont.log_prob(~batch.step.is_terminal), 0.0)
         return losses, metrics | {'finetune/action_accuracy': accuracy}
 
-    def _clone(self, params: Params, feat: Array, batch: Batch) -> tuple[Float[Array, 'B T'], Array]:
-        """Behaviour cloning of the next L + 1 actions on relevant, labelled rows. -> (loss, accuracy at n = 0)"""
-        law = Categorical(self._bind('policy', params)(feat))
-        target, valid = multi_token_targets(batch.step.prev_action, batch.step.is_first, 1, self.cfg.multi_token + 1)
-        valid &= (batch.relevant & batch.has_action)[:, None]
-        hit = (law.logits[0].argmax(-1) == target[0].argmax(-1)) & valid[0]
-        return -jnp.where(valid, law.log_prob(target), 0.0).sum(0), hit.sum() / jnp.maximum(valid[0].sum(), 1)
+    def _clone(
+        self, params: Params, feat: Array, batch: Batch
+    ) -> tuple[Float[Array, 'B T'], Array]:
+        """Behaviour cloning of the next L + 1 actions on relevant, labelled rows.
 
-    def imagination_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
+        -> (loss, accuracy at n = 0)
+        """
+        dist = Categorical(self._bind('policy', params)(feat))
+        target, valid = multi_token_targets(
+            batch.step.prev_action, batch.step.is_first, 1, self.cfg.multi_token + 1
+        )
+        valid &= (batch.relevant & batch.has_action)[:, None]
+        hit = (dist.logits[0].argmax(-1) == target[0].argmax(-1)) & valid[0]
+        return -jnp.where(valid, dist.log_prob(target), 0.0).sum(0), hit.sum() / jnp.maximum(
+            valid[0].sum(), 1
+        )
+
+    def imagination_loss(
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array
+    ) -> tuple[Losses, Metrics]:
         """PMPO on one rollout per context with the transformer frozen; Dreamer 4 eqs. 10 and 11.
 
-        An eighth of the contexts is dreamed on a second time with the prior's actions, only to be compared with.
+        An eighth of the contexts is dreamed on a second time with the prior's actions, only to be
+        compared with.
         """
         cfg = self.cfg
         model, value_head = self.model(params, images=False), self._bind('value', params)
-        policy_head, prior_head = (self.bind['policy'](params[name]) for name in ('policy', 'prior'))
+        policy_head, prior_head = (
+            self.bind['policy'](params[name]) for name in ('policy', 'prior')
+        )
         key_context, key_roll = jax.random.split(key)
-        state, context = model.prefill(self.encode(params, batch.step), batch.step, batch.has_action, key_context)
+        state, context = model.prefill(
+            self.encode(params, batch.step), batch.step, batch.has_action, key_context
+        )
         start = context[:, -1]
         b, again = len(start), max(1, len(start) // 8)
 
@@ -414,24 +560,45 @@ class Dreamer4:
         weight = jnp.cumprod(jnp.concatenate([alive[None], pred.cont[:-1]]), 0)
         adv = ret - sg(value.mean())
         policy, prior = (Categorical(head(feat)[0]) for head in (policy_head, prior_head))
-        losses = cfg.pmpo(policy, prior, action, adv, weight) | dict(value=critic_loss(value, ret, weight))
+        losses = cfg.pmpo(policy, prior, action, adv, weight) | dict(
+            value=critic_loss(value, ret, weight)
+        )
         sums = discounted(both.reward, both.cont, cfg.discount)
         metrics = {
-            'imag/return': sums[:b].mean(), 'imag/return_prior': sums[b:].mean(),
-            'imag/lambda_return': ret.mean(), 'imag/reward': pred.reward.mean(), 'imag/cont': pred.cont.mean(),
-            'imag/value': value.mean().mean(), 'imag/entropy': policy.entropy().mean(),
-            'imag/positive': (adv >= 0).mean(), 'imag/kl': policy.kl(prior).mean(),
-        }  # fmt: skip
+            'imag/return': sums[:b].mean(),
+            'imag/return_prior': sums[b:].mean(),
+            'imag/lambda_return': ret.mean(),
+            'imag/reward': pred.reward.mean(),
+            'imag/cont': pred.cont.mean(),
+            'imag/value': value.mean().mean(),
+            'imag/entropy': policy.entropy().mean(),
+            'imag/positive': (adv >= 0).mean(),
+            'imag/kl': policy.kl(prior).mean(),
+        }
         return jax.tree.map(lambda x: x.swapaxes(0, 1), losses), metrics
 
-    def bc_loss(self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Losses, Metrics]:
-        """Behaviour cloning from scratch: the same networks, trained on the actions alone, from clean frames."""
+    def bc_loss(
+        self, params: Params, batch: Batch, key: PRNGKeyArray, step: Array
+    ) -> tuple[Losses, Metrics]:
+        """Behaviour cloning from scratch: the same networks, trained on the actions alone, from
+        clean frames.
+        """
         encoder, dynamics = (self._bind(name, params['bc']) for name in ('encoder', 'dynamics'))
         seen, shape = batch.step, batch.step.is_first.shape
         z, _ = encoder(seen.obs.astype(jnp.float32), seen.is_first)
-        level, stride = jnp.full(shape, self.cfg.dynamics.k_max - 1), jnp.full(shape, self.cfg.dynamics.finest)
+        signal_level, step_exponent = (
+            jnp.full(shape, self.cfg.dynamics.k_max - 1),
+            jnp.full(shape, self.cfg.dynamics.finest),
+        )
         labelled = jnp.broadcast_to(batch.has_action[:, None], shape)
-        _, feat, _ = dynamics(dynamics.packed(z), level, stride, seen.prev_action, labelled, seen.is_first)
+        _, feat, _ = dynamics(
+            dynamics.packed(z),
+            signal_level,
+            step_exponent,
+            seen.prev_action,
+            labelled,
+            seen.is_first,
+        )
         loss, accuracy = self._clone(params['bc'], feat, batch)
         return dict(policy=loss), {'bc/action_accuracy': accuracy}
 
@@ -451,9 +618,16 @@ class ShortcutActor:
     def initial(self, params: Params, batch: int) -> ShortcutState:
         return self._model(params).initial(batch)
 
-    def act(self, params: Params, state: ShortcutState, step: Step, key: PRNGKeyArray, greedy: Array | bool):
+    def act(
+        self,
+        params: Params,
+        state: ShortcutState,
+        step: Step,
+        key: PRNGKeyArray,
+        greedy: Array | bool,
+    ):
         """-> (state, action index [N])."""
         key_observe, key_act = jax.random.split(key)
         state, feat = self._model(params).observe(state, step, key_observe)
-        law = Categorical(self.bind('policy', params)(feat)[0])
-        return state, jnp.where(greedy, law.logits.argmax(-1), law.sample_index(key_act))
+        dist = Categorical(self.bind('policy', params)(feat)[0])
+        return state, jnp.where(greedy, dist.logits.argmax(-1), dist.sample_index(key_act))

@@ -1,4 +1,6 @@
-"""PlaNet: a latent model learnt from images, and planning in it by the cross-entropy method; arXiv 1811.04551."""
+"""PlaNet: a latent model learnt from images, and planning in it by the cross-entropy method; arXiv
+1811.04551.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,12 +11,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from reverie.agents.world import ReplayConfig, World, WorldConfig
+from reverie.agents.world import ReplayConfig, World, WorldModelConfig
 from reverie.models.latent import LatentModel
-from reverie.nn.core import lighten_all
+from reverie.nn.core import cast_all_kernels
 from reverie.nn.optim import clipped_adam
 from reverie.objectives.latent import LatentOvershooting
-from reverie.types import Batch, EnvSpec, Outcome, Params, Phase, ReadOut, State, Step, UserError, WorldModel
+from reverie.types import (
+    Batch,
+    EnvSpec,
+    Outcome,
+    Params,
+    Phase,
+    ReadOut,
+    State,
+    Step,
+    UserError,
+    WorldModel,
+)
 
 
 class Belief(NamedTuple):
@@ -26,10 +39,11 @@ class Belief(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CEM:
-    """Cross-entropy method over action sequences in [-1, 1]; PlaNet algorithm 2. Replanned at every step from scratch.
+    """Cross-entropy method over action sequences in [-1, 1]; PlaNet algorithm 2. Replanned at every
+    step from scratch.
 
-    horizon: H, imagined steps. iterations: refits of the belief. candidates: sequences drawn for each refit, of which
-    the `top` ones by the sum of predicted rewards are refitted to.
+    horizon: H, imagined steps. iterations: refits of the belief. candidates: sequences drawn for
+    each refit, of which the `top` ones by the sum of predicted rewards are refitted to.
     """
 
     horizon: int = 12
@@ -45,7 +59,10 @@ class CEM:
         action_size: int,
         noise: Float[Array, 'I N J H A'] | None = None,
     ) -> Float[Array, 'N A']:
-        """The first action of the last belief's mean, for each of the N states [N, ...]. Without exploration noise."""
+        """The first action of the last belief's mean, for each of the N states [N, ...].
+
+        Without exploration noise.
+        """
         return self.beliefs(model, state, key, action_size, noise).mean[-1, :, 0]
 
     def beliefs(
@@ -56,7 +73,10 @@ class CEM:
         action_size: int,
         noise: Float[Array, 'I N J H A'] | None = None,
     ) -> Belief:
-        """The belief after each iteration, fields [I, N, H, A]. noise: the J candidates' draws, for tests."""
+        """The belief after each iteration, fields [I, N, H, A].
+
+        noise: the J candidates' draws, for tests.
+        """
         n = jax.tree.leaves(state)[0].shape[0]
         start = jax.tree.map(lambda x: jnp.repeat(x, self.candidates, 0), state)
 
@@ -77,7 +97,11 @@ class CEM:
         return jax.lax.scan(refit, Belief(jnp.zeros(shape), jnp.ones(shape)), xs)[1]
 
     def score(
-        self, model: WorldModel, state: PyTree[Array], plans: Float[Array, 'M H A'], key: PRNGKeyArray
+        self,
+        model: WorldModel,
+        state: PyTree[Array],
+        plans: Float[Array, 'M H A'],
+        key: PRNGKeyArray,
     ) -> Float[Array, ' M']:
         """Sum of the rewards that the model predicts for each plan."""
 
@@ -94,12 +118,13 @@ class CEM:
 class PlanetConfig:
     """Everything about a PlaNet but the environment.
 
-    overshooting: a further term of the loss, None as in the released experiments; weighed by overshooting_scale.
+    overshooting: a further term of the loss, None as in the released experiments; weighed by
+    overshooting_scale.
     noise: standard deviation of what play adds to the planned action.
     steps: updates.
     """
 
-    world: WorldConfig
+    world: WorldModelConfig
     plan: CEM = CEM()
     overshooting: LatentOvershooting | None = None
     overshooting_scale: float = 1.0
@@ -107,7 +132,9 @@ class PlanetConfig:
     learning_rate: float = 1e-3
     eps: float = 1e-4
     clip_norm: float = 1000.0
-    replay: ReplayConfig = ReplayConfig(envs=1, capacity=1_000_000, prefill=1250, ratio=2500 / 3, batch=50, length=50)
+    replay: ReplayConfig = ReplayConfig(
+        envs=1, capacity=1_000_000, prefill=1250, ratio=2500 / 3, batch=50, length=50
+    )
     steps: int = 10_000
 
 
@@ -118,7 +145,9 @@ class Planet:
 
     def __init__(self, cfg: PlanetConfig, spec: EnvSpec):
         if spec.actions.kind != 'continuous':
-            raise UserError(f'{spec.name} has {spec.actions.kind} actions; planet takes continuous ones')
+            raise UserError(
+                f'{spec.name} has {spec.actions.kind} actions; planet takes continuous ones'
+            )
         self.cfg, self.spec = cfg, spec
         self.world = World(cfg.world, spec)
         self.shaped_by = self.world.shaped_by
@@ -128,14 +157,22 @@ class Planet:
         optimiser = clipped_adam(cfg.learning_rate, cfg.clip_norm, cfg.eps)
         self.phases: tuple[Phase, ...] = (
             Phase(
-                'online', self.world.groups, self.loss, scales, optimiser, cfg.steps, cfg.replay.batch,
+                'online',
+                self.world.groups,
+                self.loss,
+                scales,
+                optimiser,
+                cfg.steps,
+                cfg.replay.batch,
                 cfg.replay.length,
             ),
-        )  # fmt: skip
+        )
         self.explorer = Planner(self, cfg.noise)
         acting = ('encoder', 'dynamics', 'reward')
         self.readouts: Mapping[str, ReadOut] = {
-            'agent': ReadOut(Planner(self, 0.0), lambda params: {name: params[name] for name in acting})
+            'agent': ReadOut(
+                Planner(self, 0.0), lambda params: {name: params[name] for name in acting}
+            )
         }
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -145,8 +182,8 @@ class Planet:
         return self.world.model(params)
 
     def for_inference(self, params: Params) -> Params:
-        """Kernels in the type they are multiplied in, see `nn.core.lighten`."""
-        return lighten_all(self.world.modules, params)
+        """Kernels in the type they are multiplied in, see `nn.core.cast_kernels`."""
+        return cast_all_kernels(self.world.modules, params)
 
     def expected_return(self, params: Params, feat: Float[Array, '*B F']) -> None:
         """PlaNet has no critic."""
@@ -162,7 +199,9 @@ class Planet:
         losses, metrics, unrolled = self.world.loss(params, batch, key_world)
         if self.cfg.overshooting is not None:
             imagine, s = self.model(params).dynamics.imagine, batch.step
-            losses |= self.cfg.overshooting(imagine, unrolled.state, unrolled.post, s.prev_action, s.is_first, key_over)
+            losses |= self.cfg.overshooting(
+                imagine, unrolled.state, unrolled.post, s.prev_action, s.is_first, key_over
+            )
         return Outcome(losses, metrics)
 
 
@@ -176,7 +215,9 @@ class Planner:
     def initial(self, params: Params, batch: int) -> State:
         return self.agent.model(params).initial(batch)
 
-    def act(self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: Array | bool):
+    def act(
+        self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: Array | bool
+    ):
         """-> (state, action [N, A]); plans are drawn anew whether `greedy` or not."""
         key_observe, key_plan, key_noise = jax.random.split(key, 3)
         model = self.agent.model(params)

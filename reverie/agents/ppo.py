@@ -1,8 +1,10 @@
-"""PPO on the device: it collects the data, and it is the baseline every other agent is compared with.
+"""PPO on the device: it collects the data, and it is the baseline every other agent is compared
+with.
 
-Schulman et al. 2017 (arXiv:1707.06347), eqs. 7, 9, 11. Rollout, advantages and update are one jitted scan.
-A rollout pairs the action chosen at step t with the `Step` that arrives after it. Where step t is `is_last` the
-action is ignored (auto-reset follows), so that pair is no transition and is masked out of every term of the loss.
+Schulman et al. 2017 (arXiv:1707.06347), eqs. 7, 9, 11. Rollout, advantages and update are one
+jitted scan. A rollout pairs the action chosen at step t with the `Step` that arrives after it.
+Where step t is `is_last` the action is ignored (auto-reset follows), so that pair is no transition
+and is masked out of every term of the loss.
 """
 
 import dataclasses
@@ -28,7 +30,9 @@ INITS = ('orthogonal', 'lecun_normal')
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Everything of a PPO run but the environment and the seed; one update uses envs * rollout frames."""
+    """Everything of a PPO run but the environment and the seed; one update uses envs * rollout
+    frames.
+    """
 
     env_frames: int = 3_000_000
     envs: int = 64
@@ -40,7 +44,9 @@ class PPOConfig:
     adam_eps: float = 1e-5
     discount: float = 0.99
     lam: float = 0.95
-    bootstrap_truncated: bool = True  # a step cut by a time limit is worth its value, else 0 like a terminal one
+    bootstrap_truncated: bool = (
+        True  # a step cut by a time limit is worth its value, else 0 like a terminal one
+    )
     clip: float = 0.2  # of the probabilities' ratio
     clip_value: float | None = 0.2  # of the value's step, in units of return; None: off
     value_scale: float = 0.5
@@ -55,7 +61,9 @@ class PPOConfig:
 
     def __post_init__(self):
         if self.init not in INITS:
-            raise UserError(f'PPO: init {self.init!r} is unknown; expected one of {", ".join(INITS)}')
+            raise UserError(
+                f'PPO: init {self.init!r} is unknown; expected one of {", ".join(INITS)}'
+            )
         if self.layers < 1:
             raise UserError(f'PPO: {self.layers} hidden layers; expected at least 1')
         if min(self.minibatches, self.snapshots) < 1 or self.frames % self.minibatches:
@@ -87,13 +95,15 @@ class Transition(NamedTuple):
     action: Int[Array, '*B']
     log_prob: Float[Array, '*B']
     value: Float[Array, '*B']
-    valid: Bool[Array, '*B']  # false where the action was ignored, because an episode had just ended
+    valid: Bool[
+        Array, '*B'
+    ]  # false where the action was ignored, because an episode had just ended
     reward: Float[Array, '*B']  # of the step that arrived after the action, like the next two
     is_last: Bool[Array, '*B']
     is_terminal: Bool[Array, '*B']
 
 
-class TrainState(NamedTuple):
+class PPOState(NamedTuple):
     """What one update hands to the next."""
 
     params: Params
@@ -110,21 +120,29 @@ class PPOResult(NamedTuple):
 
     params: Params
     snapshots: Params  # every leaf [*S, K, ...]: params after each K-th part of the run
-    curve: dict[str, np.ndarray]  # 'env_frames' [K], 'return' [*S, K]: mean over envs of the latest finished episode
+    curve: dict[
+        str, np.ndarray
+    ]  # 'env_frames' [K], 'return' [*S, K]: mean over envs of the latest finished episode
 
 
 class Net(nnx.Module):
-    """Dense layers over the flattened board under the policy (logits) and the value, shared unless `separate`.
+    """Dense layers over the flattened board under the policy (logits) and the value, shared unless
+    `separate`.
 
-    Kernels start orthogonal with gain sqrt(2), 0.01 in front of the logits and 1 in front of the value, as in OpenAI's
-    baselines, or all with variance 1 / fan-in (lecun_normal). On a board of 10x10 cells two layers learn as much from
-    a frame as a 3x3 convolution does, for a quarter of the time.
+    Kernels start orthogonal with gain sqrt(2), 0.01 in front of the logits and 1 in front of the
+    value, as in OpenAI's baselines, or all with variance 1 / fan-in (lecun_normal). On a board of
+    10x10 cells two layers learn as much from a frame as a 3x3 convolution does, for a quarter of
+    the time.
     """
 
     def __init__(self, spec: EnvSpec, config: PPOConfig, *, rngs: nnx.Rngs):
         lecun = config.init == 'lecun_normal'
-        kernel = lambda gain: nnx.initializers.lecun_normal() if lecun else nnx.initializers.orthogonal(gain)
-        dense = lambda inputs, outputs, gain: nnx.Linear(inputs, outputs, kernel_init=kernel(gain), rngs=rngs)
+        kernel = lambda gain: (
+            nnx.initializers.lecun_normal() if lecun else nnx.initializers.orthogonal(gain)
+        )
+        dense = lambda inputs, outputs, gain: nnx.Linear(
+            inputs, outputs, kernel_init=kernel(gain), rngs=rngs
+        )
         widths = [math.prod(spec.obs_shape)] + [config.width] * config.layers
         hidden = lambda: nnx.List(dense(i, o, 2**0.5) for i, o in itertools.pairwise(widths))
         self.hidden = hidden()
@@ -142,14 +160,18 @@ class Net(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """The policy as an `Actor`, without memory; equal ones share compiled programs. Discrete actions only."""
+    """The policy as an `Actor`, without memory; equal ones share compiled programs. Discrete
+    actions only.
+    """
 
     spec: EnvSpec
     config: PPOConfig
 
     def __post_init__(self):
         if self.spec.actions.kind != 'discrete':
-            raise UserError(f'PPO: {self.spec.name} has {self.spec.actions.kind} actions; expected discrete ones')
+            raise UserError(
+                f'PPO: {self.spec.name} has {self.spec.actions.kind} actions; expected discrete ones'
+            )
 
     @functools.cached_property
     def bind(self) -> Callable[[Params], Net]:
@@ -179,10 +201,11 @@ def gae(
 ) -> Float[Array, 'T N']:
     """Generalised advantage estimation, PPO eqs. 11-12; `value` has T + 1 rows.
 
-    Row t of `reward`, `is_last`, `is_terminal` is what arrived after action t, row t of `value` belongs to the
-    observation the action was chosen from. A terminal step is worth 0; a truncated one is worth its value, because
-    with the arrival convention its own observation, not the next episode's, is row t + 1. Rows whose action was
-    ignored (auto-reset) hold numbers without a meaning and reach no other row.
+    Row t of `reward`, `is_last`, `is_terminal` is what arrived after action t, row t of `value`
+    belongs to the observation the action was chosen from. A terminal step is worth 0; a truncated
+    one is worth its value, because with the arrival convention its own observation, not the next
+    episode's, is row t + 1. Rows whose action was ignored (auto-reset) hold numbers without a
+    meaning and reach no other row.
     """
     delta = reward + discount * value[1:] * ~is_terminal - value[:-1]
 
@@ -202,9 +225,11 @@ def ppo_loss(
     ret: Float[Array, ' M'],
     config: PPOConfig,
 ) -> dict[str, Float[Array, '']]:
-    """Terms of PPO eq. 9, means over the valid transitions: clipped objective, value error, negative entropy.
+    """Terms of PPO eq. 9, means over the valid transitions: clipped objective, value error,
+    negative entropy.
 
-    Not in the paper: advantages are normalised per minibatch, and the value's step is clipped like the policy's.
+    Not in the paper: advantages are normalised per minibatch, and the value's step is clipped like
+    the policy's.
     """
     mean = lambda x: jnp.sum(x * batch.valid) / jnp.maximum(batch.valid.sum(), 1)
     adv = (adv - mean(adv)) / (jnp.sqrt(mean((adv - mean(adv)) ** 2)) + 1e-8)
@@ -225,23 +250,31 @@ def ppo_loss(
 
 def optimiser(config: PPOConfig) -> optax.GradientTransformation:
     steps = config.updates * config.epochs * config.minibatches
-    rate = optax.linear_schedule(config.learning_rate, 0.0, steps) if config.anneal else config.learning_rate
+    rate = (
+        optax.linear_schedule(config.learning_rate, 0.0, steps)
+        if config.anneal
+        else config.learning_rate
+    )
     return optax.chain(
-        optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm),
+        optax.identity()
+        if config.max_grad_norm is None
+        else optax.clip_by_global_norm(config.max_grad_norm),
         optax.identity() if config.max_grad_value is None else optax.clip(config.max_grad_value),
         optax.adam(rate, eps=config.adam_eps),
     )
 
 
-def begin(agent: PPO, vector: Vector, key: PRNGKeyArray) -> TrainState:
+def begin(agent: PPO, vector: Vector, key: PRNGKeyArray) -> PPOState:
     k_params, k_env, key = jax.random.split(key, 3)
     params = agent.init(k_params)
     env_state, step = vector.reset(k_env)
     zeros = jnp.zeros(agent.config.envs)
-    return TrainState(params, optimiser(agent.config).init(params), env_state, step, zeros, zeros * jnp.nan, key)
+    return PPOState(
+        params, optimiser(agent.config).init(params), env_state, step, zeros, zeros * jnp.nan, key
+    )
 
 
-def rollout(agent: PPO, vector: Vector, state: TrainState) -> tuple[TrainState, Transition]:
+def rollout(agent: PPO, vector: Vector, state: PPOState) -> tuple[PPOState, Transition]:
     """`config.rollout` frames of every environment with the current policy: -> (state, [T, N])."""
     net = agent.bind(state.params)
 
@@ -254,16 +287,25 @@ def rollout(agent: PPO, vector: Vector, state: TrainState) -> tuple[TrainState, 
         env_state, then = vector.step(env_state, action, k_env)
         running = jnp.where(then.is_first, 0.0, running) + then.reward
         finished = jnp.where(then.is_last, running, finished)
-        row = Transition(step.obs, action, log_prob, value, ~step.is_last, then.reward, then.is_last, then.is_terminal)
+        row = Transition(
+            step.obs,
+            action,
+            log_prob,
+            value,
+            ~step.is_last,
+            then.reward,
+            then.is_last,
+            then.is_terminal,
+        )
         return (env_state, then, running, finished), row
 
     key, k_frames = jax.random.split(state.key)
     carry = (state.env_state, state.step, state.running, state.finished)
     carry, rows = jax.lax.scan(frame, carry, jax.random.split(k_frames, agent.config.rollout))
-    return TrainState(state.params, state.opt_state, *carry, key), rows
+    return PPOState(state.params, state.opt_state, *carry, key), rows
 
 
-def update(agent: PPO, vector: Vector, state: TrainState) -> TrainState:
+def update(agent: PPO, vector: Vector, state: PPOState) -> PPOState:
     """One rollout, then `epochs` passes over it in shuffled minibatches."""
     config = agent.config
     state, rows = rollout(agent, vector, state)
@@ -276,7 +318,11 @@ def update(agent: PPO, vector: Vector, state: TrainState) -> TrainState:
     def loss(params, batch):
         rows, adv, ret = batch
         terms = ppo_loss(*agent.bind(params)(rows.obs), rows, adv, ret, config)
-        return terms['policy'] + config.value_scale * terms['value'] + config.entropy_scale * terms['entropy']
+        return (
+            terms['policy']
+            + config.value_scale * terms['value']
+            + config.entropy_scale * terms['entropy']
+        )
 
     def minibatch(carry, rows):
         params, opt_state = carry
@@ -286,30 +332,37 @@ def update(agent: PPO, vector: Vector, state: TrainState) -> TrainState:
 
     key, k_shuffle = jax.random.split(state.key)
     size = config.frames
-    order = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(k_shuffle, config.epochs))
+    order = jax.vmap(lambda k: jax.random.permutation(k, size))(
+        jax.random.split(k_shuffle, config.epochs)
+    )
     order = order.reshape(config.epochs * config.minibatches, -1)
     (params, opt_state), _ = jax.lax.scan(minibatch, (state.params, state.opt_state), order)
     return state._replace(params=params, opt_state=opt_state, key=key)
 
 
 def train(
-    env: Env, config: PPOConfig, key: PRNGKeyArray | jax.Array, progress: Callable[[int, float], Any] | None = None
+    env: Env,
+    config: PPOConfig,
+    key: PRNGKeyArray | jax.Array,
+    progress: Callable[[int, float], Any] | None = None,
 ) -> PPOResult:
     """Train on `env`; with a key [S], S seeds in one program.
 
-    progress: called after every snapshot with (env frames so far, mean return of the latest finished episodes).
-    The returns of the curve are the online estimate: the sampled policy, the latest finished episode of every
-    environment, NaN before the first one ends.
+    progress: called after every snapshot with (env frames so far, mean return of the latest
+    finished episodes). The returns of the curve are the online estimate: the sampled policy, the
+    latest finished episode of every environment, NaN before the first one ends.
     """
     agent, vector = PPO(env.spec, config), Vector(env, config.envs)
     part = config.updates // config.snapshots
 
-    def chunk(state: TrainState) -> tuple[TrainState, Params, Array]:
+    def chunk(state: PPOState) -> tuple[PPOState, Params, Array]:
         state, _ = jax.lax.scan(lambda s, _: (update(agent, vector, s), None), state, length=part)
         return state, state.params, jnp.nanmean(state.finished)
 
     start = jax.jit(functools.partial(begin, agent, vector))
-    if key.ndim:  # seed by seed: the QR of orthogonal weights, batched, can leave XLA's threads waiting for each other
+    # seed by seed: the QR of orthogonal weights, batched, can leave XLA's threads waiting for each
+    # other
+    if key.ndim:
         state = jax.tree.map(lambda *x: jnp.stack(x), *map(start, key))
     else:
         state = start(key)

@@ -1,22 +1,39 @@
-"""Experiments by name. A preset is a value: print it, change it from the command line, save it with the weights."""
+"""Experiments by name. A preset is a value: print it, change it from the command line, save it with
+the weights.
+"""
 
 import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import TypeAlias, overload
 
-from reverie.agents.dreamer import Acting, Adams, Dreamer, DreamerConfig, LaProp, Noise, ReplayConfig, Sampling
+from reverie.agents.dreamer import (
+    ActionNoise,
+    Adams,
+    Dreamer,
+    DreamerConfig,
+    LaProp,
+    PolicyConfig,
+    ReplayConfig,
+    Sampling,
+)
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.agents.planet import CEM, Planet, PlanetConfig
 from reverie.agents.presets_dreamer4 import dreamer4, dreamer4_debug, dreamer4_demo
-from reverie.agents.world import AsEarned, HeadConfig, NormalNumber, Tanh, WorldConfig
+from reverie.agents.world import HeadConfig, Identity, Tanh, UnitNormalDist, WorldModelConfig
 from reverie.models import rssm
 from reverie.models.encoders import ObsConfig
 from reverie.models.rssm import GRU, BlockGRU, CategoricalLatent, GaussianLatent, RSSMConfig
 from reverie.models.tssm import Concat, TSSMConfig
 from reverie.nn.attention import TransformerConfig
 from reverie.nn.core import Style
-from reverie.nn.dists import BoundedNormalLaw, OneHotLaw, StraightThroughLaw, TanhNormalLaw, TruncNormalLaw
+from reverie.nn.dists import (
+    BoundedNormalDist,
+    OneHotDist,
+    StraightThroughDist,
+    TanhNormalDist,
+    TruncNormalDist,
+)
 from reverie.nn.vision import PooledConv, StridedConv
 from reverie.objectives.behavior import (
     Backprop,
@@ -37,7 +54,8 @@ Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig
 
 
 def dreamer_v3(size: str = '1m') -> DreamerConfig:
-    """Dreamer V3; one dial, `--size`, from 1m to 400m. The small size is the default because MinAtar needs no more.
+    """Dreamer V3; one dial, `--size`, from 1m to 400m. The small size is the default because
+    MinAtar needs no more.
 
     Run:      reverie train dreamer_v3 --env minatar/breakout --frames 1e6 --seeds 3
     Expect:   docs/RESULTS.md
@@ -45,8 +63,10 @@ def dreamer_v3(size: str = '1m') -> DreamerConfig:
     """
     s, style = rssm.size(size), Style(dtype='bfloat16')
     head = lambda layers: HeadConfig(layers, s.units, style)
-    world = WorldConfig(
-        dynamics=RSSMConfig(s.deter, s.hidden, CategoricalLatent(32, s.classes, 0.01), BlockGRU(8), style=style),
+    world = WorldModelConfig(
+        dynamics=RSSMConfig(
+            s.deter, s.hidden, CategoricalLatent(32, s.classes, 0.01), BlockGRU(8), style=style
+        ),
         obs=ObsConfig(PooledConv(s.depth), s.units, 3, style=style),
         reward=head(1),
         cont=head(1),
@@ -58,8 +78,8 @@ def dreamer_v3(size: str = '1m') -> DreamerConfig:
         world,
         policy=head(3),
         value=head(3),
-        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(3e-4)),
-        continuous=Acting(BoundedNormalLaw(), Reinforce(3e-4)),
+        discrete=PolicyConfig(OneHotDist(unimix=0.01), Reinforce(3e-4)),
+        continuous=PolicyConfig(BoundedNormalDist(), Reinforce(3e-4)),
         explore=Sampling(),
         returns=ExclusiveReturn(discount=1.0, lam=0.95),
         critic=Critic(slow=1.0),
@@ -70,19 +90,28 @@ def dreamer_v3(size: str = '1m') -> DreamerConfig:
         replay_critic=ReplayCritic(),
         remember=True,
         replay=ReplayConfig(
-            envs=16, capacity=5_000_000, prefill=1024, random_prefill=False, ratio=32.0, batch=16, length=64
+            envs=16,
+            capacity=5_000_000,
+            prefill=1024,
+            random_prefill=False,
+            ratio=32.0,
+            batch=16,
+            length=64,
         ),
     )
 
 
 def dreamer_v3_release(size: str = '1m') -> DreamerConfig:
-    """Dreamer V3 as the released code runs: no uniform share in the discrete policy, whatever its config says.
+    """Dreamer V3 as the released code runs: no uniform share in the discrete policy, whatever its
+    config says.
 
     Run:      reverie train dreamer_v3_release --env minatar/breakout --frames 1e6 --seeds 3
     Expect:   docs/RESULTS.md
     Differs from the paper: as `dreamer_v3`, and in the above.
     """
-    return dataclasses.replace(dreamer_v3(size), discrete=Acting(OneHotLaw(), Reinforce(3e-4)))
+    return dataclasses.replace(
+        dreamer_v3(size), discrete=PolicyConfig(OneHotDist(), Reinforce(3e-4))
+    )
 
 
 def dreamer_v3_small() -> DreamerConfig:
@@ -91,9 +120,10 @@ def dreamer_v3_small() -> DreamerConfig:
     Run:      reverie train dreamer_v3_small --env minatar/breakout --frames 1e5
     Expect:   6.0 (5.3 to 6.7, t over three seeds), 14 minutes of processor time a seed;
               results/dreamer_v3_small/minatar_breakout.json
-    Differs from the paper: as `dreamer_v3`; smaller than its smallest size, in fp32; the cells of a grid have Bernoulli
-              laws; rates for few updates, and ten times the bonus for entropy, lest the policy settles before the
-              model knows the game; discount 0.99, 10 imagined steps, train ratio 16.
+    Differs from the paper: as `dreamer_v3`; smaller than its smallest size, in fp32; the cells of a
+              grid have Bernoulli laws; rates for few updates, and ten times the bonus for entropy,
+              lest the policy settles before the model knows the game; discount 0.99, 10 imagined
+              steps, train ratio 16.
     """
     cfg, style = dreamer_v3(), Style()
     head = lambda layers: HeadConfig(layers, 96, style)
@@ -111,10 +141,12 @@ def dreamer_v3_small() -> DreamerConfig:
         policy=head(2),
         value=head(2),
         horizon=10,
-        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(3e-3)),
+        discrete=PolicyConfig(OneHotDist(unimix=0.01), Reinforce(3e-3)),
         optimiser=LaProp(6e-4, 100),
         replay_critic=ReplayCritic(discount=0.99),
-        replay=dataclasses.replace(cfg.replay, envs=8, prefill=2048, ratio=16.0, batch=8, length=32),
+        replay=dataclasses.replace(
+            cfg.replay, envs=8, prefill=2048, ratio=16.0, batch=8, length=32
+        ),
     )
 
 
@@ -134,32 +166,57 @@ def dreamer_v3_debug() -> DreamerConfig:
         reward=head,
         cont=head,
     )
-    replay = ReplayConfig(envs=4, capacity=5000, prefill=200, random_prefill=False, ratio=1.0, batch=4, length=8)
+    replay = ReplayConfig(
+        envs=4, capacity=5000, prefill=200, random_prefill=False, ratio=1.0, batch=4, length=8
+    )
     return dataclasses.replace(
-        cfg, world=world, policy=head, value=head, horizon=3, optimiser=LaProp(1e-3, 10), replay=replay
+        cfg,
+        world=world,
+        policy=head,
+        value=head,
+        horizon=3,
+        optimiser=LaProp(1e-3, 10),
+        replay=replay,
     )
 
 
 def transdreamer_v3(size: str = '1m') -> DreamerConfig:
-    """TransDreamerV3: Dreamer V3 whose recurrence is a transformer over the last 64 steps of the episode.
+    """TransDreamerV3: Dreamer V3 whose recurrence is a transformer over the last 64 steps of the
+    episode.
 
     Run:      reverie train transdreamer_v3 --env minatar/breakout --frames 1e6 --seeds 3
     Expect:   docs/RESULTS.md
-    Differs from the paper: there is none; encoder, heads, losses, optimiser and play are `dreamer_v3`'s, the widths of
-              the transformer (not from a paper) give each size as many weights within 5%.
+    Differs from the paper: there is none; encoder, heads, losses, optimiser and play are
+              `dreamer_v3`'s, the widths of the transformer (not from a paper) give each size as
+              many weights within 5%.
     """
     cfg, s = dreamer_v3(size), rssm.size(size)
     width, layers, heads = {
-        '1m': (144, 2, 4), '12m': (416, 4, 13), '25m': (512, 6, 8), '50m': (704, 6, 11), '100m': (896, 8, 14),
-        '200m': (1088, 10, 17), '400m': (1472, 12, 23),
-    }[size]  # fmt: skip
+        '1m': (144, 2, 4),
+        '12m': (416, 4, 13),
+        '25m': (512, 6, 8),
+        '50m': (704, 6, 11),
+        '100m': (896, 8, 14),
+        '200m': (1088, 10, 17),
+        '400m': (1472, 12, 23),
+    }[size]
     blocks = TransformerConfig(
-        width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=width // heads, mlp_ratio=2.0,
-        time_every=1, context=64,
-    )  # fmt: skip
-    dynamics = TSSMConfig(blocks, s.hidden, CategoricalLatent(32, s.classes, 0.01), style=cfg.world.dynamics.style)
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        mlp_ratio=2.0,
+        time_every=1,
+        context=64,
+    )
+    dynamics = TSSMConfig(
+        blocks, s.hidden, CategoricalLatent(32, s.classes, 0.01), style=cfg.world.dynamics.style
+    )
     return dataclasses.replace(
-        cfg, world=dataclasses.replace(cfg.world, dynamics=dynamics), replay=dataclasses.replace(cfg.replay, context=64)
+        cfg,
+        world=dataclasses.replace(cfg.world, dynamics=dynamics),
+        replay=dataclasses.replace(cfg.replay, context=64),
     )
 
 
@@ -169,47 +226,84 @@ def transdreamer_v3_small() -> DreamerConfig:
     Run:      reverie train transdreamer_v3_small --env memory/32 --frames 2.5e5 --seeds 3 --max-steps 50
     Expect:   0.98 (0.95 to 1.00, three seeds; chance 0.5) after 19 minutes of processor time;
               results/transdreamer_v3_small/memory_32.json
-    Differs from the paper: as `transdreamer_v3`, small and in fp32, with a learning rate for few updates and more
-              bonus for entropy; 0.1 free nats, because a cue of two kinds is 0.69 nats, and under the paper's 1 no
-              model need learn to predict it; RoPE turns slowly, so that most channels look by content; h is the
-              outputs of both layers; windows hold an episode's cue and its answer (docs/LOG.md says why), rollouts
-              start from their last 12 steps.
+    Differs from the paper: as `transdreamer_v3`, small and in fp32, with a learning rate for few
+              updates and more bonus for entropy; 0.1 free nats, because a cue of two kinds is 0.69
+              nats, and under the paper's 1 no model need learn to predict it; RoPE turns slowly, so
+              that most channels look by content; h is the outputs of both layers; windows hold an
+              episode's cue and its answer (docs/LOG.md says why), rollouts start from their last 12
+              steps.
     """
     cfg, style = dreamer_v3_small(), Style()
     blocks = TransformerConfig(
-        width=64, layers=2, heads=4, kv_heads=4, head_dim=32, mlp_ratio=2.0, time_every=1, context=48, rope_base=1e8,
+        width=64,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        head_dim=32,
+        mlp_ratio=2.0,
+        time_every=1,
+        context=48,
+        rope_base=1e8,
         dtype='float32',
-    )  # fmt: skip
+    )
     dynamics = TSSMConfig(blocks, 64, CategoricalLatent(4, 4, 0.01), h=Concat(), style=style)
     return dataclasses.replace(
         cfg,
-        world=dataclasses.replace(cfg.world, dynamics=dynamics, kl=TwoSidedKL(dyn=1.0, rep=1.0, free=0.1)),
-        discrete=Acting(OneHotLaw(unimix=0.01), Reinforce(1e-2)),
+        world=dataclasses.replace(
+            cfg.world, dynamics=dynamics, kl=TwoSidedKL(dyn=1.0, rep=1.0, free=0.1)
+        ),
+        discrete=PolicyConfig(OneHotDist(unimix=0.01), Reinforce(1e-2)),
         optimiser=LaProp(1e-3, 50),
         horizon=5,
         imagine_last=12,
         replay=dataclasses.replace(
-            cfg.replay, envs=8, capacity=65_536, prefill=1024, ratio=8.0, batch=16, length=64, context=40
+            cfg.replay,
+            envs=8,
+            capacity=65_536,
+            prefill=1024,
+            ratio=8.0,
+            batch=16,
+            length=64,
+            context=40,
         ),
     )
 
 
 def transdreamer() -> DreamerConfig:
-    """TransDreamer as released, as far as Dreamer V2's objectives are its own: absolute positions, no gates.
+    """TransDreamer as released, as far as Dreamer V2's objectives are its own: absolute positions,
+    no gates.
 
     Run:      reverie train transdreamer --env minatar/breakout --frames 1e6 --seeds 3
     Expect:   docs/RESULTS.md
-    Differs from the paper: V2's losses, their sums divided by the window's length; rollouts start from every replayed
-              step; Adam in the place of AdamW; no dropout, and rewarding episodes are not preferred; small grids go
-              through an MLP.
+    Differs from the paper: V2's losses, their sums divided by the window's length; rollouts start
+              from every replayed step; Adam in the place of AdamW; no dropout, and rewarding
+              episodes are not preferred; small grids go through an MLP.
     """
     cfg = dreamer_v2()
     blocks = TransformerConfig(
-        width=600, layers=6, heads=8, kv_heads=8, head_dim=64, mlp_ratio=1024 / 600, time_every=1, context=50,
-        softcap=0.0, rope_base=0.0, dtype='float32', norm='layer', qk_norm=False, mlp='relu',
-    )  # fmt: skip
+        width=600,
+        layers=6,
+        heads=8,
+        kv_heads=8,
+        head_dim=64,
+        mlp_ratio=1024 / 600,
+        time_every=1,
+        context=50,
+        softcap=0.0,
+        rope_base=0.0,
+        dtype='float32',
+        norm='layer',
+        qk_norm=False,
+        mlp='relu',
+    )
     dynamics = TSSMConfig(
-        blocks, 600, CategoricalLatent(32, 32), h=Concat(), prior_layers=1, feat='zh', style=cfg.world.dynamics.style
+        blocks,
+        600,
+        CategoricalLatent(32, 32),
+        h=Concat(),
+        prior_layers=1,
+        feat='zh',
+        style=cfg.world.dynamics.style,
     )
     return dataclasses.replace(cfg, world=dataclasses.replace(cfg.world, dynamics=dynamics))
 
@@ -219,52 +313,64 @@ def dreamer_v2() -> DreamerConfig:
 
     Run:      reverie train dreamer_v2 --env minatar/breakout --frames 1e6 --seeds 3
     Expect:   docs/RESULTS.md
-    Differs from the paper: 8 environments at once; replay does not prefer the ends of episodes; small grids go through
-              an MLP.
+    Differs from the paper: 8 environments at once; replay does not prefer the ends of episodes;
+              small grids go through an MLP.
     """
     style = Style(act='elu', norm='none', init='glorot_uniform')
     head = HeadConfig(4, 400, style)
-    world = WorldConfig(
+    world = WorldModelConfig(
         dynamics=RSSMConfig(
-            600, 600, CategoricalLatent(32, 32), GRU('layer_norm'), prior_layers=1, feat='zh', style=style
+            600,
+            600,
+            CategoricalLatent(32, 32),
+            GRU('layer_norm'),
+            prior_layers=1,
+            feat='zh',
+            style=style,
         ),
         obs=ObsConfig(StridedConv(48), 400, 4, symlog=False, style=style),
         reward=head,
         cont=head,
         kl=BalancedKL(balance=0.8, free=0.0),
         scales=dict(obs=1.0, reward=1.0, cont=5.0, kl=0.1),
-        number=NormalNumber(),
-        squash=Tanh(),
+        reward_dist=UnitNormalDist(),
+        reward_transform=Tanh(),
         cont_discount=0.999,
     )
     return DreamerConfig(
         world,
         policy=head,
         value=head,
-        discrete=Acting(OneHotLaw(), Reinforce(1e-3)),
-        continuous=Acting(TruncNormalLaw(), Backprop(1e-4)),
+        discrete=PolicyConfig(OneHotDist(), Reinforce(1e-3)),
+        continuous=PolicyConfig(TruncNormalDist(), Backprop(1e-4)),
         explore=Sampling(),
         returns=InclusiveReturn(discount=1.0, lam=0.95, root=True),
         critic=Critic(),
         optimiser=Adams(2e-4, 4e-5, 1e-4, clip_norm=100.0, eps=1e-5, weight_decay=1e-6),
-        number=NormalNumber(),
+        value_dist=UnitNormalDist(),
         slow=SlowCopy(100),
         slow_target=True,
         recorded_root=True,
-        replay=ReplayConfig(envs=8, capacity=2_000_000, prefill=50_000, ratio=50.0, batch=16, length=50),
+        replay=ReplayConfig(
+            envs=8, capacity=2_000_000, prefill=50_000, ratio=50.0, batch=16, length=50
+        ),
     )
 
 
 def dreamer_v2_mixed() -> DreamerConfig:
-    """Dreamer V2 whose policy learns by REINFORCE and by the gradient through the model at once, eq. 6 with rho 0.9.
+    """Dreamer V2 whose policy learns by REINFORCE and by the gradient through the model at once,
+    eq. 6 with rho 0.9.
 
     Run:      reverie train dreamer_v2_mixed --env minatar/breakout --frames 1e6 --seeds 3
     Expect:   docs/RESULTS.md
-    Differs from the paper: as `dreamer_v2`; the mixture of the released `actor_grad: both`, not annealed.
+    Differs from the paper: as `dreamer_v2`; the mixture of the released `actor_grad: both`, not
+    annealed.
     """
     mixed = Mixed(rho=0.9, entropy=1e-3)
     return dataclasses.replace(
-        dreamer_v2(), discrete=Acting(StraightThroughLaw(), mixed), continuous=Acting(TruncNormalLaw(), mixed)
+        dreamer_v2(),
+        discrete=PolicyConfig(StraightThroughDist(), mixed),
+        continuous=PolicyConfig(TruncNormalDist(), mixed),
     )
 
 
@@ -279,68 +385,89 @@ def dreamer_v2_control() -> DreamerConfig:
     world = dataclasses.replace(
         cfg.world,
         dynamics=RSSMConfig(
-            200, 200, CategoricalLatent(32, 32), GRU('layer_norm'), prior_layers=1, feat='zh', style=cfg.policy.style
+            200,
+            200,
+            CategoricalLatent(32, 32),
+            GRU('layer_norm'),
+            prior_layers=1,
+            feat='zh',
+            style=cfg.policy.style,
         ),
         cont=None,
         kl=BalancedKL(balance=0.8, free=1.0),
         scales=dict(obs=1.0, reward=1.0, kl=1.0),
-        squash=AsEarned(),
+        reward_transform=Identity(),
         cont_discount=1.0,
     )
     return dataclasses.replace(
         cfg,
         world=world,
-        discrete=Acting(OneHotLaw(), Reinforce(1e-4)),
+        discrete=PolicyConfig(OneHotDist(), Reinforce(1e-4)),
         returns=InclusiveReturn(discount=0.99, lam=0.95, root=True),
         optimiser=Adams(3e-4, 8e-5, 8e-5, clip_norm=100.0, eps=1e-5, weight_decay=1e-6),
         recorded_root=False,
-        replay=ReplayConfig(envs=1, capacity=2_000_000, prefill=1000, ratio=160.0, batch=16, length=50),
+        replay=ReplayConfig(
+            envs=1, capacity=2_000_000, prefill=1000, ratio=160.0, batch=16, length=50
+        ),
     )
 
 
 def dreamer_v1() -> DreamerConfig:
-    """Dreamer V1: the policy learns by the gradient through the model, straight-through where actions are discrete.
+    """Dreamer V1: the policy learns by the gradient through the model, straight-through where
+    actions are discrete.
 
     Run:      reverie train dreamer_v1 --env control/pendulum --env-options action_repeat=2 --frames 1e5
     Expect:   docs/RESULTS.md
-    Differs from the paper: fp32 instead of fp16; the random steps of `explore` for discrete actions do not fade;
-              vectors and small grids go through an MLP.
+    Differs from the paper: fp32 instead of fp16; the random steps of `explore` for discrete actions
+              do not fade; vectors and small grids go through an MLP.
     """
     style = Style(act='elu', norm='none', init='glorot_uniform')
     head = lambda layers: HeadConfig(layers, 400, style)
-    world = WorldConfig(
+    world = WorldModelConfig(
         dynamics=RSSMConfig(
-            200, 200, GaussianLatent(30, 0.1), GRU('reset_after'), prior_layers=1, feat='zh', style=style
+            200,
+            200,
+            GaussianLatent(30, 0.1),
+            GRU('reset_after'),
+            prior_layers=1,
+            feat='zh',
+            style=style,
         ),
-        obs=ObsConfig(StridedConv(32), 400, 2, symlog=False, style=dataclasses.replace(style, act='relu')),
+        obs=ObsConfig(
+            StridedConv(32), 400, 2, symlog=False, style=dataclasses.replace(style, act='relu')
+        ),
         reward=head(2),
         cont=None,
         kl=FreeNatsOfMean(3.0),
         scales=dict(obs=1.0, reward=1.0, kl=1.0),
-        number=NormalNumber(),
+        reward_dist=UnitNormalDist(),
     )
     return DreamerConfig(
         world,
         policy=head(4),
         value=head(3),
-        discrete=Acting(StraightThroughLaw(), Backprop()),
-        continuous=Acting(TanhNormalLaw(), Backprop()),
-        explore=Noise(std=0.3, epsilon=0.1),
+        discrete=PolicyConfig(StraightThroughDist(), Backprop()),
+        continuous=PolicyConfig(TanhNormalDist(), Backprop()),
+        explore=ActionNoise(std=0.3, epsilon=0.1),
         returns=InclusiveReturn(discount=0.99, lam=0.95, root=False),
         critic=Critic(),
         optimiser=Adams(6e-4, 8e-5, 8e-5, clip_norm=100.0, eps=1e-7),
-        number=NormalNumber(),
-        replay=ReplayConfig(envs=1, capacity=1_000_000, prefill=2500, ratio=500.0, batch=50, length=50),
+        value_dist=UnitNormalDist(),
+        replay=ReplayConfig(
+            envs=1, capacity=1_000_000, prefill=2500, ratio=500.0, batch=50, length=50
+        ),
     )
 
 
 def dreamer_v1_small() -> DreamerConfig:
-    """Dreamer V1 for two CPU cores: swings up a cart-pole from its state, the released model with fewer updates.
+    """Dreamer V1 for two CPU cores: swings up a cart-pole from its state, the released model with
+    fewer updates.
 
     Run:      reverie train dreamer_v1_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 20e3
     Expect:   docs/RESULTS.md
-    Differs from the paper: as `dreamer_v1`; 128 units in MLPs, batches of 8 x 25, higher rates; numbers and rewards
-              weigh ten times as much and free nats are 1, since five numbers carry less than an image.
+    Differs from the paper: as `dreamer_v1`; 128 units in MLPs, batches of 8 x 25, higher rates;
+              numbers and rewards weigh ten times as much and free nats are 1, since five numbers
+              carry less than an image.
     """
     cfg = dreamer_v1()
     narrow = lambda head: dataclasses.replace(head, units=128)
@@ -357,7 +484,9 @@ def dreamer_v1_small() -> DreamerConfig:
         policy=narrow(cfg.policy),
         value=narrow(cfg.value),
         optimiser=Adams(1e-3, 3e-4, 6e-4, clip_norm=100.0, eps=1e-7),
-        replay=ReplayConfig(envs=4, capacity=1_000_000, prefill=1000, ratio=50.0, batch=8, length=25),
+        replay=ReplayConfig(
+            envs=4, capacity=1_000_000, prefill=1000, ratio=50.0, batch=8, length=25
+        ),
     )
 
 
@@ -366,32 +495,41 @@ def planet() -> PlanetConfig:
 
     Run:      reverie train planet --env control/cartpole_swingup --env-options action_repeat=8 --frames 2e4
     Expect:   docs/RESULTS.md
-    Differs from the paper: updates are spread evenly over play, one for every three steps of the agent (the paper:
-              one hundred after each episode of 250 steps, at action repeat 4); vectors go through an MLP.
+    Differs from the paper: updates are spread evenly over play, one for every three steps of the
+              agent (the paper: one hundred after each episode of 250 steps, at action repeat 4);
+              vectors go through an MLP.
     """
     style = Style(act='relu', norm='none', init='glorot_uniform')
-    world = WorldConfig(
+    world = WorldModelConfig(
         dynamics=RSSMConfig(
-            200, 200, GaussianLatent(30, 0.1), GRU('reset_before'), prior_layers=1, feat='zh', style=style
+            200,
+            200,
+            GaussianLatent(30, 0.1),
+            GRU('reset_before'),
+            prior_layers=1,
+            feat='zh',
+            style=style,
         ),
         obs=ObsConfig(StridedConv(32), 200, 2, symlog=False, style=style, bits=5),
         reward=HeadConfig(3, 300, style),
         cont=None,
         kl=FreeNatsPerElement(3.0),
         scales=dict(obs=1.0, reward=10.0, kl=1.0),
-        number=NormalNumber(),
+        reward_dist=UnitNormalDist(),
     )
     return PlanetConfig(world)
 
 
 def planet_small() -> PlanetConfig:
-    """PlaNet for two CPU cores: swings up a cart-pole from its state, with a smaller model and search.
+    """PlaNet for two CPU cores: swings up a cart-pole from its state, with a smaller model and
+    search.
 
     Run:      reverie train planet_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 1e4
     Expect:   562 (539 to 583, one seed) after 11 minutes of processor time;
               results/planet_small/control_cartpole_swingup.json
-    Differs from the paper: as `planet`; 128 units, batches of 16 x 25, a tenth of the candidates and half of the
-              iterations of the search; weights and free nats as in `dreamer_v1_small`.
+    Differs from the paper: as `planet`; 128 units, batches of 16 x 25, a tenth of the candidates
+              and half of the iterations of the search; weights and free nats as in
+              `dreamer_v1_small`.
     """
     cfg = planet()
     world = dataclasses.replace(
@@ -417,15 +555,32 @@ def planet_small() -> PlanetConfig:
 PRESETS: dict[str, Callable[..., Config]] = {
     f.__name__: f
     for f in (
-        dreamer4, dreamer4_demo, dreamer4_debug, dreamer_v3, dreamer_v3_release, dreamer_v3_small, dreamer_v3_debug,
-        transdreamer_v3, transdreamer_v3_small, transdreamer, dreamer_v2, dreamer_v2_mixed, dreamer_v2_control,
-        dreamer_v1, dreamer_v1_small, planet, planet_small,
+        dreamer4,
+        dreamer4_demo,
+        dreamer4_debug,
+        dreamer_v3,
+        dreamer_v3_release,
+        dreamer_v3_small,
+        dreamer_v3_debug,
+        transdreamer_v3,
+        transdreamer_v3_small,
+        transdreamer,
+        dreamer_v2,
+        dreamer_v2_mixed,
+        dreamer_v2_control,
+        dreamer_v1,
+        dreamer_v1_small,
+        planet,
+        planet_small,
     )
-}  # fmt: skip
+}
 
 
 def get(name: str, size: str | None = None) -> Config:
-    """The config of a preset, of another size if it has sizes. Raises UserError naming what is known."""
+    """The config of a preset, of another size if it has sizes.
+
+    Raises UserError naming what is known.
+    """
     if name not in PRESETS:
         raise UserError(f'preset {name!r} is unknown; expected one of {", ".join(PRESETS)}')
     if size is None:

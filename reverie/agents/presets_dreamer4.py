@@ -7,30 +7,51 @@ from reverie.nn.attention import TransformerConfig
 
 
 def dreamer4() -> Dreamer4Config:
-    """Dreamer 4 on 1M frames of recorded MinAtar, sized by arithmetic for one GPU and ten minutes for three seeds.
+    """Dreamer 4 on 1M frames of recorded MinAtar, sized by arithmetic for one GPU and ten minutes
+    for three seeds.
 
     Run:      reverie collect --env minatar/breakout --kind mixed --frames 1e6 --ppo-frames 10e6
               reverie train dreamer4 --env minatar/breakout --seeds 3
     Expect:   docs/RESULTS.md
-    Differs from the paper: sizes; patches of 2x5 cells; masking rate up to 0.5; K_max 16; a cross-entropy for the
-              grid's cells; ramp weight from 0.5 instead of 0.1; a quarter of the frames given as context; a tenth
-              instead of 30% of the windows as single images; a time layer every third.
+    Differs from the paper: sizes; patches of 2x5 cells; masking rate up to 0.5; K_max 16; a
+              cross-entropy for the grid's cells; ramp weight from 0.5 instead of 0.1; a quarter of
+              the frames given as context; a tenth instead of 30% of the windows as single images; a
+              time layer every third.
     """
     tokenizer = TransformerConfig(
-        width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp_ratio=2.0, context=16, dtype='bfloat16'
+        width=128,
+        layers=4,
+        heads=4,
+        kv_heads=4,
+        head_dim=32,
+        mlp_ratio=2.0,
+        context=16,
+        dtype='bfloat16',
     )
     dynamics = TransformerConfig(
-        width=384, layers=9, heads=8, kv_heads=2, head_dim=48, time_every=3, context=16, dtype='bfloat16'
+        width=384,
+        layers=9,
+        heads=8,
+        kv_heads=2,
+        head_dim=48,
+        time_every=3,
+        context=16,
+        dtype='bfloat16',
     )
     return Dreamer4Config(
         tokenizer=TokenizerConfig(
-            patch=(2, 5), latents=8, bottleneck=32, max_mask_rate=0.5, transformer=tokenizer, pixels='bernoulli'
+            patch=(2, 5),
+            latents=8,
+            bottleneck=32,
+            max_mask_rate=0.5,
+            transformer=tokenizer,
+            pixels='bernoulli',
         ),
         dynamics=DynamicsConfig(pack=4, registers=2, k_max=16, transformer=dynamics),
         ramp_floor=0.5,
-        given_frames=0.25,
-        relevant_at_context=True,
-        isolated=0.1,
+        context_frame_rate=0.25,
+        clean_bc_rows=True,
+        single_image_rate=0.1,
         horizon=16,
         discount=0.99,
         bootstrap_warmup=1000,
@@ -48,38 +69,75 @@ def dreamer4_demo() -> Dreamer4Config:
     Run:      make demo
     Expect:   3.15 (2.71 to 3.58, t over three seeds) from data of 2.65, one seed in about a quarter of an hour;
               results/dreamer4_demo/minatar_breakout.json
-    Differs from the paper: as `dreamer4`, smaller still and in fp32; a frame is one token; two sampling steps of K_max
-              8; half of the frames given as context and every signal level weighs the same, because a few minutes of
-              training cannot wait for the paper's mixture to visit what sampling visits.
+    Differs from the paper: as `dreamer4`, smaller still and in fp32; a frame is one token; two
+              sampling steps of K_max 8; half of the frames given as context and every signal level
+              weighs the same, because a few minutes of training cannot wait for the paper's mixture
+              to visit what sampling visits.
     """
     tokenizer = TransformerConfig(
-        width=64, layers=3, heads=2, kv_heads=2, head_dim=32, mlp_ratio=2.0, time_every=3, context=8, dtype='float32'
+        width=64,
+        layers=3,
+        heads=2,
+        kv_heads=2,
+        head_dim=32,
+        mlp_ratio=2.0,
+        time_every=3,
+        context=8,
+        dtype='float32',
     )
     dynamics = TransformerConfig(
-        width=256, layers=3, heads=4, kv_heads=2, head_dim=32, mlp_ratio=1.5, time_every=2, context=8, dtype='float32'
+        width=256,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        mlp_ratio=1.5,
+        time_every=2,
+        context=8,
+        dtype='float32',
     )
     return Dreamer4Config(
         tokenizer=TokenizerConfig(
-            patch=(5, 5), latents=4, bottleneck=64, max_mask_rate=0.5, transformer=tokenizer, pixels='bernoulli'
+            patch=(5, 5),
+            latents=4,
+            bottleneck=64,
+            max_mask_rate=0.5,
+            transformer=tokenizer,
+            pixels='bernoulli',
         ),
-        dynamics=DynamicsConfig(pack=4, registers=1, k_max=8, sampling_steps=2, transformer=dynamics),
+        dynamics=DynamicsConfig(
+            pack=4, registers=1, k_max=8, sampling_steps=2, transformer=dynamics
+        ),
         head_units=128,
         bins=63,
         multi_token=4,
         bootstrap_warmup=500,
         ramp_floor=1.0,
-        given_frames=0.5,
-        relevant_at_context=True,
-        isolated=0.1,
+        context_frame_rate=0.5,
+        clean_bc_rows=True,
+        single_image_rate=0.1,
         horizon=12,
         discount=0.95,
         tokenizer_phase=PhaseConfig(800, 64, 8, learning_rate=3e-3, warmup_steps=50, decay=0.3),
-        dynamics_phase=PhaseConfig(2900, 16, 16, learning_rate=5e-3, warmup_steps=50, decay=0.4, ema_decay=0.98),
-        finetune_phase=PhaseConfig(
-            500, 16, 16, relevant=0.5, learning_rate=4e-3, warmup_steps=20, decay=0.3, ema_decay=0.98
+        dynamics_phase=PhaseConfig(
+            2900, 16, 16, learning_rate=5e-3, warmup_steps=50, decay=0.4, ema_decay=0.98
         ),
-        imagine_phase=PhaseConfig(250, 64, 8, learning_rate=2e-3, warmup_steps=20, muon=False, decay=0.0),
-        bc_phase=PhaseConfig(500, 16, 16, relevant=1.0, learning_rate=4e-3, warmup_steps=20, decay=0.3),
+        finetune_phase=PhaseConfig(
+            500,
+            16,
+            16,
+            relevant=0.5,
+            learning_rate=4e-3,
+            warmup_steps=20,
+            decay=0.3,
+            ema_decay=0.98,
+        ),
+        imagine_phase=PhaseConfig(
+            250, 64, 8, learning_rate=2e-3, warmup_steps=20, muon=False, decay=0.0
+        ),
+        bc_phase=PhaseConfig(
+            500, 16, 16, relevant=1.0, learning_rate=4e-3, warmup_steps=20, decay=0.3
+        ),
     )
 
 
@@ -91,11 +149,21 @@ def dreamer4_debug() -> Dreamer4Config:
     Differs from the paper: in every size
     """
     tiny = TransformerConfig(
-        width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=2, context=4, dtype='float32'
+        width=16,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        mlp_ratio=2.0,
+        time_every=2,
+        context=4,
+        dtype='float32',
     )
     phase = lambda relevant=0.0: PhaseConfig(4, 4, 6, relevant=relevant, warmup_steps=2)
     return Dreamer4Config(
-        tokenizer=TokenizerConfig(patch=(5, 5), latents=2, bottleneck=4, max_mask_rate=0.5, transformer=tiny),
+        tokenizer=TokenizerConfig(
+            patch=(5, 5), latents=2, bottleneck=4, max_mask_rate=0.5, transformer=tiny
+        ),
         dynamics=DynamicsConfig(pack=2, registers=1, k_max=4, transformer=tiny),
         head_units=16,
         bins=63,

@@ -1,4 +1,5 @@
-"""The native dataset on disk: a folder of ArrayRecord shards, one episode per record, and `manifest.json`.
+"""The native dataset on disk: a folder of ArrayRecord shards, one episode per record, and
+`manifest.json`.
 
 `writing` makes such folders; `Episodes` opens one, `verify` reads every byte of it.
 """
@@ -34,12 +35,14 @@ READ_AT_ONCE = 512  # records per read call: bounds the memory that undecoded by
 
 
 class Episodes:
-    """A dataset opened for reading. Raises UserError if it is missing, empty, damaged or of another version.
+    """A dataset opened for reading. Raises UserError if it is missing, empty, damaged or of another
+    version.
 
     Opening compares sizes and record counts; only `verify` reads every byte.
 
-    max_lost: share of the episodes that may be damaged. They are left out, with a warning that names the file and the
-        share; the files stay as they are. `lost` holds their numbers: `records` yields all others.
+    max_lost: share of the episodes that may be damaged. They are left out, with a warning that
+        names the file and the share; the files stay as they are. `lost` holds their numbers:
+        `records` yields all others.
     """
 
     def __init__(self, path: str | os.PathLike, max_lost: float = 0.0):
@@ -48,7 +51,9 @@ class Episodes:
         self.schema, self.spec = read_schema(self.path / MANIFEST, self.manifest)
         self.counts: dict[str, Any] = self.manifest['counts']
         self.shards = [self.path / shard['file'] for shard in self.manifest['shards']]
-        self.first = np.cumsum([0] + [shard['records'] for shard in self.manifest['shards']])  # record of each shard
+        self.first = np.cumsum(
+            [0] + [shard['records'] for shard in self.manifest['shards']]
+        )  # record of each shard
         self.lost: set[int] = set()
         self.sound: list[int] = []  # shards that can be opened
         for i, shard in enumerate(self.manifest['shards']):
@@ -59,7 +64,10 @@ class Episodes:
                 self.lose(range(self.first[i], self.first[i + 1]), error)
 
     def lose(self, numbers: Iterable[int], fault: UserError) -> None:
-        """Leave damaged episodes out. Raises UserError if they and those lost before are more than `max_lost`."""
+        """Leave damaged episodes out.
+
+        Raises UserError if they and those lost before are more than `max_lost`.
+        """
         if self.max_lost <= 0:
             raise fault
         if self.lost.issuperset(numbers := set(map(int, numbers))):
@@ -111,7 +119,9 @@ class Episodes:
         return found
 
     def check(self, spec: EnvSpec) -> None:
-        """Raises UserError, naming both, if the dataset is of another game, observation or action space."""
+        """Raises UserError, naming both, if the dataset is of another game, observation or action
+        space.
+        """
         for what, given, expected in (
             ('environment', self.spec.name, spec.name),
             ('observation shape', list(self.spec.obs_shape), list(spec.obs_shape)),
@@ -121,7 +131,10 @@ class Episodes:
                 raise UserError(f'{self.path}: dataset has {what} {given}, expected {expected}')
 
     def records(self) -> Iterator[Record]:
-        """Every sound record in file order, decoded and checked. Raises UserError naming one that is wrong."""
+        """Every sound record in file order, decoded and checked.
+
+        Raises UserError naming one that is wrong.
+        """
         return (record for _, record in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, Record]]:
@@ -153,7 +166,10 @@ class Episodes:
 
 
 def verify(path: str | os.PathLike) -> dict[str, Any]:
-    """Hash every shard, parse every record and recount. Returns the counts; raises UserError with what is wrong."""
+    """Hash every shard, parse every record and recount.
+
+    Returns the counts; raises UserError with what is wrong.
+    """
     episodes = Episodes(path)
     for file, shard in zip(episodes.shards, episodes.manifest['shards'], strict=True):
         found = file_hash(file)
@@ -170,10 +186,15 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _difference(found: Any, expected: Any, name: str = '') -> str:
-    """First difference of two nested summaries in words, or nothing. Floats may differ in their last digits."""
+    """First difference of two nested summaries in words, or nothing.
+
+    Floats may differ in their last digits.
+    """
     if isinstance(found, dict) and isinstance(expected, dict):
         names = sorted(found.keys() | expected.keys())
-        inner = (_difference(found.get(n), expected.get(n), f'{name}.{n}' if name else n) for n in names)
+        inner = (
+            _difference(found.get(n), expected.get(n), f'{name}.{n}' if name else n) for n in names
+        )
         return next(filter(None, inner), '')
     if isinstance(found, float) and isinstance(expected, float | int):
         same = math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-9)

@@ -1,7 +1,8 @@
-"""The manifest of a dataset: what a reader must know before it opens a shard, and what the shards must match.
+"""The manifest of a dataset: what a reader must know before it opens a shard, and what the shards
+must match.
 
-It holds schema, alignment, counts, return statistics per kind of player, free-form provenance, and size, record count
-and SHA-256 of every shard, and the checksum of all that.
+It holds schema, alignment, counts, return statistics per kind of player, free-form provenance, and
+size, record count and SHA-256 of every shard, and the checksum of all that.
 
 Alignment 'arrival': prev_action led to this observation, reward was earned by prev_action.
 """
@@ -44,7 +45,9 @@ class Tally:
                 self.returns.append(record.ret)
 
     def summary(self) -> dict[str, Any]:
-        """Returns are undiscounted and over complete episodes only: a cut episode's return is a lower bound."""
+        """Returns are undiscounted and over complete episodes only: a cut episode's return is a
+        lower bound.
+        """
         return {
             'episodes': self.episodes,
             'frames': self.frames,
@@ -60,7 +63,9 @@ def _statistics(values: list[float]) -> dict[str, Any]:
     if not values:
         return {'count': 0}
     x = np.asarray(values, np.float64)
-    quartiles = dict(zip(('q25', 'median', 'q75'), np.percentile(x, (25, 50, 75)).tolist(), strict=True))
+    quartiles = dict(
+        zip(('q25', 'median', 'q75'), np.percentile(x, (25, 50, 75)).tolist(), strict=True)
+    )
     return {
         'count': len(x),
         'mean': float(x.mean()),
@@ -84,13 +89,23 @@ def summarise(tallies: dict[str, Tally]) -> dict[str, Any]:
     return total.summary() | {'kinds': {kind: tally.summary() for kind, tally in tallies.items()}}
 
 
-def make_manifest(spec: EnvSpec, schema: Schema, tallies: dict, shards: list, provenance: dict) -> dict[str, Any]:
-    actions = {'kind': spec.actions.kind, 'size': spec.actions.size, 'meanings': list(spec.actions.meanings)}
+def make_manifest(
+    spec: EnvSpec, schema: Schema, tallies: dict, shards: list, provenance: dict
+) -> dict[str, Any]:
+    actions = {
+        'kind': spec.actions.kind,
+        'size': spec.actions.size,
+        'meanings': list(spec.actions.meanings),
+    }
     body = {
         'format': FORMAT,
         'version': VERSION,
         'env': spec.name,
-        'obs': {'shape': list(schema.obs_shape), 'dtype': schema.obs_dtype, 'channels': list(spec.channels)},
+        'obs': {
+            'shape': list(schema.obs_shape),
+            'dtype': schema.obs_dtype,
+            'channels': list(spec.channels),
+        },
         'actions': actions,
         'max_return': spec.max_return,
         'alignment': ALIGNMENT,
@@ -103,7 +118,9 @@ def make_manifest(spec: EnvSpec, schema: Schema, tallies: dict, shards: list, pr
 
 def checksum(body: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its checksum."""
-    text = json.dumps({k: v for k, v in body.items() if k != 'checksum'}, sort_keys=True, allow_nan=False)
+    text = json.dumps(
+        {k: v for k, v in body.items() if k != 'checksum'}, sort_keys=True, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -125,7 +142,9 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if manifest.get('version') != VERSION:
         raise UserError(f'{file}: dataset version {manifest.get("version")}, expected {VERSION}')
     if manifest.get('checksum') != checksum(manifest):
-        raise UserError(f'{file}: changed since it was written, expected checksum {manifest.get("checksum")}')
+        raise UserError(
+            f'{file}: changed since it was written, expected checksum {manifest.get("checksum")}'
+        )
     if manifest.get('alignment') != ALIGNMENT:
         raise UserError(f'{file}: alignment {manifest.get("alignment")!r}, expected {ALIGNMENT!r}')
     if not manifest.get('counts', {}).get('episodes') or not manifest.get('shards'):
@@ -139,18 +158,37 @@ def read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, E
         kind: Any = str(a['kind'])
         actions = ActionSpace(kind, int(a['size']), tuple(a['meanings']))
         schema = Schema(tuple(int(n) for n in obs['shape']), str(obs['dtype']), actions)
-        shards = [(str(s['file']), int(s['records']), int(s['bytes']), str(s['sha256'])) for s in manifest['shards']]
-        spec = EnvSpec(manifest['env'], schema.obs_shape, actions, manifest['max_return'], tuple(obs['channels']))
+        shards = [
+            (str(s['file']), int(s['records']), int(s['bytes']), str(s['sha256']))
+            for s in manifest['shards']
+        ]
+        spec = EnvSpec(
+            manifest['env'],
+            schema.obs_shape,
+            actions,
+            manifest['max_return'],
+            tuple(obs['channels']),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f'{file}: {type(error).__name__} at {error}, expected the fields of version {VERSION}'
         ) from error
     if schema.obs_dtype not in DTYPES:
-        raise UserError(f'{file}: observations are {schema.obs_dtype}, expected one of {", ".join(DTYPES)}')
-    if actions.kind not in ('discrete', 'continuous') or actions.size < 1 or min(schema.obs_shape, default=1) < 1:
-        raise UserError(f'{file}: {words(actions)} and shape {list(schema.obs_shape)}, expected positive sizes')
+        raise UserError(
+            f'{file}: observations are {schema.obs_dtype}, expected one of {", ".join(DTYPES)}'
+        )
+    if (
+        actions.kind not in ('discrete', 'continuous')
+        or actions.size < 1
+        or min(schema.obs_shape, default=1) < 1
+    ):
+        raise UserError(
+            f'{file}: {words(actions)} and shape {list(schema.obs_shape)}, expected positive sizes'
+        )
     if sum(records for _, records, _, _ in shards) != manifest['counts']['episodes']:
-        raise UserError(f'{file}: shards do not add up to {manifest["counts"]["episodes"]} episodes')
+        raise UserError(
+            f'{file}: shards do not add up to {manifest["counts"]["episodes"]} episodes'
+        )
     return schema, spec
 
 
@@ -162,7 +200,9 @@ def check_shard(path: pathlib.Path, shard: dict[str, Any]) -> None:
     if pathlib.Path(shard['file']).name != shard['file']:
         raise UserError(f'{path}: shard outside the dataset, expected a plain file name')
     if not path.is_file():
-        raise UserError(f'{path}: shard is missing, expected {shard["bytes"]} bytes with {shard["records"]} records')
+        raise UserError(
+            f'{path}: shard is missing, expected {shard["bytes"]} bytes with {shard["records"]} records'
+        )
     size = path.stat().st_size
     if size != shard['bytes']:
         raise UserError(f'{path}: shard has {size} bytes, expected {shard["bytes"]}')
@@ -170,7 +210,9 @@ def check_shard(path: pathlib.Path, shard: dict[str, Any]) -> None:
         # A damaged file opens without an exception, with ok() false and no records.
         records = reader.num_records() if reader.ok() else 0
         if records != shard['records']:
-            raise UserError(f'{path}: shard has {records} readable records, expected {shard["records"]}')
+            raise UserError(
+                f'{path}: shard has {records} readable records, expected {shard["records"]}'
+            )
 
 
 @contextlib.contextmanager
@@ -186,4 +228,6 @@ def open_shard(path: pathlib.Path) -> Iterator[ArrayRecordReader]:
             raise
         reader.close()
     except (RuntimeError, IndexError) as error:
-        raise UserError(f'{path}: shard cannot be read ({str(error).splitlines()[0][:120]})') from error
+        raise UserError(
+            f'{path}: shard cannot be read ({str(error).splitlines()[0][:120]})'
+        ) from error

@@ -1,7 +1,9 @@
-"""One episode as bytes: a msgpack map of a small header and, per field, dtype, shape and raw little-endian bytes.
+"""One episode as bytes: a msgpack map of a small header and, per field, dtype, shape and raw
+little-endian bytes.
 
-Everything in a record is a number, a string or bytes; nothing is executed when it is read. Sizes are checked against
-the bytes that are really there before any array is made, so a record cannot claim more memory than it occupies.
+Everything in a record is a number, a string or bytes; nothing is executed when it is read. Sizes
+are checked against the bytes that are really there before any array is made, so a record cannot
+claim more memory than it occupies.
 """
 
 import dataclasses
@@ -43,7 +45,13 @@ class Schema:
     def action_dtype(self) -> str:
         if self.actions.kind == 'continuous':
             return 'float32'
-        return 'int8' if self.actions.size <= 127 else 'int16' if self.actions.size <= 32767 else 'int32'
+        return (
+            'int8'
+            if self.actions.size <= 127
+            else 'int16'
+            if self.actions.size <= 32767
+            else 'int32'
+        )
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -52,7 +60,9 @@ class Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One episode in its stored form: bits for boolean frames, indices for discrete actions (-1: none)."""
+    """One episode in its stored form: bits for boolean frames, indices for discrete actions (-1:
+    none).
+    """
 
     kind: str
     complete: bool  # false for the tail of a stream that the collector cut
@@ -74,7 +84,11 @@ class Record:
 
 def pack(obs: np.ndarray, schema: Schema) -> np.ndarray:
     """Observations [T, *obs_shape] in their stored form [T, *stored_shape]."""
-    return np.packbits(obs.reshape(len(obs), -1), axis=-1) if schema.packed else np.ascontiguousarray(obs)
+    return (
+        np.packbits(obs.reshape(len(obs), -1), axis=-1)
+        if schema.packed
+        else np.ascontiguousarray(obs)
+    )
 
 
 def unpack(stored: np.ndarray, schema: Schema) -> np.ndarray:
@@ -86,18 +100,26 @@ def unpack(stored: np.ndarray, schema: Schema) -> np.ndarray:
 
 
 def from_step(
-    kind: str, step: Step, schema: Schema, complete: bool, has_action: bool = True, has_reward: bool = True
+    kind: str,
+    step: Step,
+    schema: Schema,
+    complete: bool,
+    has_action: bool = True,
+    has_reward: bool = True,
 ) -> Record:
     """The record of one episode, a `Step` of NumPy arrays with leading dim [T].
 
-    Discrete `prev_action` may be one-hot [T, A] or indices [T]. Raises UserError if anything does not fit the schema.
+    Discrete `prev_action` may be one-hot [T, A] or indices [T]. Raises UserError if anything does
+    not fit the schema.
     """
     first, last, terminal = (np.asarray(x) for x in (step.is_first, step.is_last, step.is_terminal))
     obs = np.asarray(step.obs)
     for name in ('prev_action', 'reward', 'is_first', 'is_last', 'is_terminal'):
         if np.shape(getattr(step, name))[:1] != obs.shape[:1]:
             given = np.shape(getattr(step, name))
-            raise UserError(f'episode has {name} of shape {list(given)}, expected {len(obs)} steps as in obs')
+            raise UserError(
+                f'episode has {name} of shape {list(given)}, expected {len(obs)} steps as in obs'
+            )
     if obs.shape[1:] != schema.obs_shape or obs.dtype.name != schema.obs_dtype:
         raise UserError(
             f'episode has observations {obs.dtype.name}{list(obs.shape[1:])}, '
@@ -109,7 +131,16 @@ def from_step(
     else:
         action = _no_action(len(obs), schema)
     reward = np.asarray(step.reward, np.float32) if has_reward else np.zeros(len(obs), np.float32)
-    record = Record(kind, complete, has_action, has_reward, pack(obs, schema), action, reward, flags.astype(np.uint8))
+    record = Record(
+        kind,
+        complete,
+        has_action,
+        has_reward,
+        pack(obs, schema),
+        action,
+        reward,
+        flags.astype(np.uint8),
+    )
     check_record(record, schema, f'episode of kind {kind!r}')
     return record
 
@@ -129,12 +160,16 @@ def _stored_action(action: np.ndarray, first: np.ndarray, schema: Schema) -> np.
         return np.where(first[:, None], 0, action).astype(np.float32)
     if action.ndim == 2:
         if action.shape[1] != schema.actions.size:
-            raise UserError(f'episode has {action.shape[1]} actions, the dataset has {schema.actions.size}')
+            raise UserError(
+                f'episode has {action.shape[1]} actions, the dataset has {schema.actions.size}'
+            )
         action = np.where(action.any(-1), action.argmax(-1), -1)
     # Ranges are judged before the cast: 300 must not become a valid int8.
     action = np.where(first, -1, action)
     if np.any((action < -1) | (action >= schema.actions.size)):
-        raise UserError(f'episode has action {int(action.max())}, expected 0 to {schema.actions.size - 1}')
+        raise UserError(
+            f'episode has action {int(action.max())}, expected 0 to {schema.actions.size - 1}'
+        )
     return action.astype(schema.action_dtype)
 
 
@@ -149,7 +184,9 @@ def check_record(record: Record, schema: Schema, where: str) -> None:
         ('reward', record.reward, ()),
     ):
         if array.shape != (length, *shape):
-            raise UserError(f'{where}: {name} has shape {list(array.shape)}, expected {[length, *shape]}')
+            raise UserError(
+                f'{where}: {name} has shape {list(array.shape)}, expected {[length, *shape]}'
+            )
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
             raise UserError(f'{where}: {name} has NaN or infinity, expected numbers')
     _check_flags(record, where)
@@ -166,10 +203,16 @@ def _check_flags(record: Record, where: str) -> None:
     expected[0] = FIRST
     expected[-1] |= LAST | terminal
     if not np.array_equal(flags, expected):
-        for name, bit, place in (('is_first', FIRST, 0), ('is_last', LAST, end), ('is_terminal', TERMINAL, end)):
+        for name, bit, place in (
+            ('is_first', FIRST, 0),
+            ('is_last', LAST, end),
+            ('is_terminal', TERMINAL, end),
+        ):
             found = np.flatnonzero((flags ^ expected) & bit).tolist()
             if found:
-                raise UserError(f'{where}: {name} is wrong at steps {found[:5]}, expected only at {place}')
+                raise UserError(
+                    f'{where}: {name} is wrong at steps {found[:5]}, expected only at {place}'
+                )
         raise UserError(f'{where}: has unknown flags')
     if terminal and not record.complete:
         raise UserError(f'{where}: is terminal and yet marked incomplete')
@@ -181,7 +224,9 @@ def _check_actions(record: Record, size: int, where: str) -> None:
     if first != -1:
         raise UserError(f'{where}: action {int(first)} at the first step, expected -1 (none)')
     if len(rest) and (rest.min() < low or rest.max() > high):
-        raise UserError(f'{where}: actions from {rest.min()} to {rest.max()}, expected {low} to {high}')
+        raise UserError(
+            f'{where}: actions from {rest.min()} to {rest.max()}, expected {low} to {high}'
+        )
 
 
 def encode(record: Record) -> bytes:
@@ -210,20 +255,34 @@ def _little(x: np.ndarray) -> np.ndarray:
     return x.astype(x.dtype.newbyteorder('<'), copy=False)
 
 
-HEADER = {'version': int, 'kind': str, 'length': int, 'complete': bool, 'has_action': bool, 'has_reward': bool}
+HEADER = {
+    'version': int,
+    'kind': str,
+    'length': int,
+    'complete': bool,
+    'has_action': bool,
+    'has_reward': bool,
+}
 
 
 def decode(data: bytes, schema: Schema, where: str) -> Record:
-    """Bytes -> record, checked against the schema. Raises UserError, starting with `where`, for anything else."""
+    """Bytes -> record, checked against the schema.
+
+    Raises UserError, starting with `where`, for anything else.
+    """
     try:
         head = msgpack.unpackb(data, raw=False, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise UserError(f'{where}: not a msgpack record ({type(error).__name__}), expected one') from error
+        raise UserError(
+            f'{where}: not a msgpack record ({type(error).__name__}), expected one'
+        ) from error
     if not isinstance(head, dict) or not isinstance(head.get('fields'), dict):
         raise UserError(f'{where}: not an episode record, expected a map with a header and fields')
     for name, kind in HEADER.items():
         if type(head.get(name)) is not kind:
-            raise UserError(f'{where}: header {name} is {str(head.get(name))[:40]!r}, expected {kind.__name__}')
+            raise UserError(
+                f'{where}: header {name} is {str(head.get(name))[:40]!r}, expected {kind.__name__}'
+            )
     if head['version'] != VERSION:
         raise UserError(f'{where}: record version {head["version"]}, expected {VERSION}')
     fields, length = head['fields'], head['length']
@@ -231,7 +290,9 @@ def decode(data: bytes, schema: Schema, where: str) -> Record:
     flags = _field(fields, 'flags', 'uint8', (length,), where)
     # From here on `length` is backed by real bytes, so arrays of that length are safe to make.
     if head['has_action']:
-        action = _field(fields, 'action', schema.action_dtype, (length, *schema.action_shape), where)
+        action = _field(
+            fields, 'action', schema.action_dtype, (length, *schema.action_shape), where
+        )
     else:
         action = _no_action(length, schema)
     if head['has_reward']:
@@ -239,7 +300,9 @@ def decode(data: bytes, schema: Schema, where: str) -> Record:
     else:
         reward = np.zeros(length, np.float32)
     names = ('kind', 'complete', 'has_action', 'has_reward')
-    record = Record(**{name: head[name] for name in names}, obs=obs, action=action, reward=reward, flags=flags)
+    record = Record(
+        **{name: head[name] for name in names}, obs=obs, action=action, reward=reward, flags=flags
+    )
     check_record(record, schema, where)
     return record
 
@@ -247,11 +310,15 @@ def decode(data: bytes, schema: Schema, where: str) -> Record:
 def _field(fields: dict, name: str, dtype: str, shape: tuple[int, ...], where: str) -> np.ndarray:
     field = fields.get(name)
     if not isinstance(field, dict) or not isinstance(field.get('data'), bytes):
-        raise UserError(f'{where}: field {name} is missing or malformed, expected {dtype}{list(shape)}')
+        raise UserError(
+            f'{where}: field {name} is missing or malformed, expected {dtype}{list(shape)}'
+        )
     if field.get('dtype') != dtype or field.get('shape') != list(shape):
         given = f'{str(field.get("dtype"))[:40]}{str(field.get("shape"))[:60]}'
         raise UserError(f'{where}: field {name} is {given}, expected {dtype}{list(shape)}')
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if len(field['data']) != size:
-        raise UserError(f'{where}: field {name} has {len(field["data"])} bytes, expected {size} for its shape')
+        raise UserError(
+            f'{where}: field {name} has {len(field["data"])} bytes, expected {size} for its shape'
+        )
     return np.frombuffer(field['data'], np.dtype(dtype).newbyteorder('<')).reshape(shape)

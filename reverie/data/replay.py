@@ -1,14 +1,17 @@
-"""Replay: streams of environment steps in a ring, from which windows are drawn. On the device or on the host.
+"""Replay: streams of environment steps in a ring, from which windows are drawn. On the device or on
+the host.
 
-Each of N environments has its own stream of L slots, so a window is contiguous in time; every vector step fills one
-slot of all streams. Slots hold the stored form (`Stored`): bits for boolean observations, indices for discrete actions,
-and the memory that an agent keeps with a step (e.g. its latent state), in its own dtype.
+Each of N environments has its own stream of L slots, so a window is contiguous in time; every
+vector step fills one slot of all streams. Slots hold the stored form (`Stored`): bits for boolean
+observations, indices for discrete actions, and the memory that an agent keeps with a step (e.g. its
+latent state), in its own dtype.
 
-Time counts vector steps since the ring was empty: time t lives in slot t % L. A window [start, start + T) lies wholly
-in what the ring holds, so it never crosses the write head; it may cross episode ends, which `is_first` marks.
+Time counts vector steps since the ring was empty: time t lives in slot t % L. A window [start,
+start + T) lies wholly in what the ring holds, so it never crosses the write head; it may cross
+episode ends, which `is_first` marks.
 
-The device ring is a pytree with pure functions, to be used under `jit`, `vmap` and `scan`; `HostRing` has the same
-schema in NumPy.
+The device ring is a pytree with pure functions, to be used under `jit`, `vmap` and `scan`;
+`HostRing` has the same schema in NumPy.
 """
 
 import dataclasses
@@ -40,17 +43,27 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What turns stored form back into steps. obs: shape and dtype of one observation, a tree of ShapeDtypeStruct."""
+    """What turns stored form back into steps.
+
+    obs: shape and dtype of one observation, a tree of ShapeDtypeStruct.
+    """
 
     obs: PyTree
     actions: ActionSpace
 
     @classmethod
     def of(cls, step: Step, actions: ActionSpace) -> 'Layout':
-        """step: [N], arrays or shapes. Raises UserError if its actions are not those of `actions`."""
+        """step: [N], arrays or shapes.
+
+        Raises UserError if its actions are not those of `actions`.
+        """
         if tuple(step.prev_action.shape[1:]) != (actions.size,):
-            raise UserError(f'prev_action is {list(step.prev_action.shape[1:])}, expected [{actions.size}]')
-        return cls(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), step.obs), actions)
+            raise UserError(
+                f'prev_action is {list(step.prev_action.shape[1:])}, expected [{actions.size}]'
+            )
+        return cls(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), step.obs), actions
+        )
 
 
 def _is_packed(shape: Sequence[int], dtype: Any) -> bool:
@@ -71,9 +84,15 @@ def to_stored(step: Step, memory: PyTree, actions: ActionSpace, xp: ModuleType =
         action = xp.where(known, action.argmax(-1), -1).astype(dtype)
     else:
         action = xp.where(step.is_first[:, None], 0, action).astype(np.float32)
-    flags = step.is_first * np.uint8(FIRST) | step.is_last * np.uint8(LAST) | step.is_terminal * np.uint8(TERMINAL)
+    flags = (
+        step.is_first * np.uint8(FIRST)
+        | step.is_last * np.uint8(LAST)
+        | step.is_terminal * np.uint8(TERMINAL)
+    )
     reward = step.reward.astype(np.float32)
-    return Stored(jax.tree.map(observation, step.obs), action, reward, flags.astype(np.uint8), memory)
+    return Stored(
+        jax.tree.map(observation, step.obs), action, reward, flags.astype(np.uint8), memory
+    )
 
 
 def to_step(stored: Stored, layout: Layout, xp: ModuleType = jnp) -> Step:
@@ -88,13 +107,25 @@ def to_step(stored: Stored, layout: Layout, xp: ModuleType = jnp) -> Step:
 
     action = stored.action
     if layout.actions.kind == 'discrete':
-        action = (action[..., None] == xp.arange(layout.actions.size, dtype=action.dtype)).astype(np.float32)
+        action = (action[..., None] == xp.arange(layout.actions.size, dtype=action.dtype)).astype(
+            np.float32
+        )
     first, last, terminal = ((stored.flags & bit) > 0 for bit in (FIRST, LAST, TERMINAL))
-    return Step(jax.tree.map(observation, stored.obs, layout.obs), action, stored.reward, first, last, terminal)
+    return Step(
+        jax.tree.map(observation, stored.obs, layout.obs),
+        action,
+        stored.reward,
+        first,
+        last,
+        terminal,
+    )
 
 
 def to_batch(windows: Stored, context: PyTree, layout: Layout) -> Batch:
-    """Traced: windows [B, T] as a Batch. Everything in a replay is the task's own, so every row is relevant."""
+    """Traced: windows [B, T] as a Batch.
+
+    Everything in a replay is the task's own, so every row is relevant.
+    """
     yes = jnp.ones(windows.flags.shape[0], bool)
     return Batch(to_step(windows, layout), yes, yes, yes, context)
 
@@ -115,7 +146,8 @@ def earliest(count: Any, slots: int, xp: ModuleType = jnp) -> Any:
 def queued(
     count: Any, seen: Any, envs: int, slots: int, batch: int, length: int, xp: ModuleType = jnp
 ) -> tuple[Any, Any, Any, Any]:
-    """The online queue of DreamerV3: streams are cut into windows end to end; each is handed out once, oldest first.
+    """The online queue of DreamerV3: streams are cut into windows end to end; each is handed out
+    once, oldest first.
 
     seen: windows handed out, lost ones included; window q is the (q // N)-th of stream q % N.
     -> (seen, env [B], start [B], use [B]: whether the queue had something for that row).
@@ -129,7 +161,9 @@ def queued(
 
 
 def winners(env: Any, start: Any, length: int, xp: ModuleType = jnp) -> Any:
-    """Of steps that several rows [B] contain, the one in the last such row: [B, T] bool. Keeps writes deterministic."""
+    """Of steps that several rows [B] contain, the one in the last such row: [B, T] bool. Keeps
+    writes deterministic.
+    """
     time = start[:, None] + xp.arange(length)
     row = xp.arange(env.shape[0])
     later = (row[None, :] > row[:, None]) & (env[None, :] == env[:, None])  # [B, B']
@@ -158,7 +192,9 @@ def empty(like: Stored, slots: int, batch: int) -> Ring:
     """A ring of `slots` per stream for steps like `like`, [N, ...] arrays or shapes."""
     data = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like)
     rows = jnp.zeros(batch, jnp.int32)
-    return Ring(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), rows, jnp.zeros(batch, jnp.int32))
+    return Ring(
+        data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), rows, jnp.zeros(batch, jnp.int32)
+    )
 
 
 def write(ring: Ring, stored: Stored) -> Ring:
@@ -169,18 +205,23 @@ def write(ring: Ring, stored: Stored) -> Ring:
 
 
 def choose(ring: Ring, key: PRNGKeyArray, length: int, online: bool = True) -> Ring:
-    """The rows of the next batch: from the online queue as far as it goes, the rest uniform over all windows.
+    """The rows of the next batch: from the online queue as far as it goes, the rest uniform over
+    all windows.
 
     The ring must hold at least `length` + 1 slots and that many steps less one.
     """
     (envs, slots), (batch,) = ring.data.flags.shape, ring.env.shape
     env_key, start_key = jax.random.split(key)
     env = jax.random.randint(env_key, (batch,), 0, envs)
-    start = jax.random.randint(start_key, (batch,), earliest(ring.written, slots), ring.written - length + 1)
+    start = jax.random.randint(
+        start_key, (batch,), earliest(ring.written, slots), ring.written - length + 1
+    )
     if not online:
         return ring._replace(env=env, start=start)
     seen, new_env, new_start, use = queued(ring.written, ring.seen, envs, slots, batch, length)
-    return ring._replace(seen=seen, env=jnp.where(use, new_env, env), start=jnp.where(use, new_start, start))
+    return ring._replace(
+        seen=seen, env=jnp.where(use, new_env, env), start=jnp.where(use, new_start, start)
+    )
 
 
 def windows(ring: Ring, length: int, context: int = 1) -> tuple[Stored, PyTree]:
@@ -208,13 +249,15 @@ def absorb(ring: Ring, memory: PyTree, ok: Bool[Array, '']) -> Ring:
     wins = winners(ring.env, ring.start, length) & ok
     env = jnp.where(wins, ring.env[:, None], ring.data.flags.shape[0])  # out of bounds: dropped
     put = lambda x, new: x.at[env, slot].set(new.astype(x.dtype), mode='drop')
-    return ring._replace(data=ring.data._replace(memory=jax.tree.map(put, ring.data.memory, memory)))
+    return ring._replace(
+        data=ring.data._replace(memory=jax.tree.map(put, ring.data.memory, memory))
+    )
 
 
 # ------------------------------------------------------------------------------------ on the host
 
 
-class Rows(NamedTuple):
+class DrawnRows(NamedTuple):
     """Where a batch was drawn from, NumPy."""
 
     env: Int[np.ndarray, ' B']
@@ -225,7 +268,9 @@ class HostRing:
     """The ring of one seed in host memory, the schema and the rules of `Ring`; changes in place."""
 
     def __init__(self, like: Stored, slots: int):
-        self.data = jax.tree.map(lambda x: np.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like)
+        self.data = jax.tree.map(
+            lambda x: np.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like
+        )
         self.envs, self.slots = self.data.flags.shape
         self.written = self.seen = 0
 
@@ -236,18 +281,26 @@ class HostRing:
             x[:, slot] = new
         self.written += 1
 
-    def choose(self, rng: np.random.Generator, batch: int, length: int, online: bool = True) -> Rows:
+    def choose(
+        self, rng: np.random.Generator, batch: int, length: int, online: bool = True
+    ) -> DrawnRows:
         """The rows of the next batch, see `choose`."""
         env = rng.integers(0, self.envs, batch)
-        start = rng.integers(earliest(self.written, self.slots, np), self.written - length + 1, batch)
+        start = rng.integers(
+            earliest(self.written, self.slots, np), self.written - length + 1, batch
+        )
         if online:
-            seen, new_env, new_start, use = queued(self.written, self.seen, self.envs, self.slots, batch, length, np)
+            seen, new_env, new_start, use = queued(
+                self.written, self.seen, self.envs, self.slots, batch, length, np
+            )
             self.seen = int(seen)
             env, start = np.where(use, new_env, env), np.where(use, new_start, start)
-        return Rows(env, start)
+        return DrawnRows(env, start)
 
-    def windows(self, rows: Rows, length: int, context: int = 1) -> tuple[Stored, PyTree]:
-        """-> (the rows [B, T, ...], memories of the `context` steps before each or None), copies; see `windows`."""
+    def windows(self, rows: DrawnRows, length: int, context: int = 1) -> tuple[Stored, PyTree]:
+        """-> (the rows [B, T, ...], memories of the `context` steps before each or None), copies;
+        see `windows`.
+        """
         slot = (rows.start[:, None] + np.arange(length)) % self.slots
         found = jax.tree.map(lambda x: x[rows.env[:, None], slot], self.data)
         time = rows.start[:, None] + np.arange(-context, 0)
@@ -256,8 +309,10 @@ class HostRing:
         before = jax.tree.map(lambda x: np.where(_like(held, x), x, np.zeros((), x.dtype)), before)
         return found, before if jax.tree.leaves(before) else None
 
-    def absorb(self, rows: Rows, memory: PyTree) -> None:
-        """New memories [B, T, ...] of rows drawn earlier; steps that were overwritten since are left out."""
+    def absorb(self, rows: DrawnRows, memory: PyTree) -> None:
+        """New memories [B, T, ...] of rows drawn earlier; steps that were overwritten since are
+        left out.
+        """
         length = jax.tree.leaves(memory)[0].shape[1]
         time = rows.start[:, None] + np.arange(length)
         keep = winners(rows.env, rows.start, length, np) & (time > self.written - 1 - self.slots)
@@ -266,7 +321,9 @@ class HostRing:
             x[env, time[keep] % self.slots] = np.asarray(new)[keep]
 
     def cut(self) -> None:
-        """Mark the newest step of every stream as the last of its episode: the environments are gone."""
+        """Mark the newest step of every stream as the last of its episode: the environments are
+        gone.
+        """
         if self.written:
             self.data.flags[:, (self.written - 1) % self.slots] |= LAST
 
@@ -287,7 +344,8 @@ class HostRing:
 def episodes(data: Stored, count: int, layout: Layout) -> Iterator[tuple[Step, bool]]:
     """(episode [T], complete) of a ring's data [N, L, ...], stream by stream, oldest first.
 
-    What is left of an episode whose beginning was overwritten is left out; the open ones come as not complete.
+    What is left of an episode whose beginning was overwritten is left out; the open ones come as
+    not complete.
     """
     envs, slots = data.flags.shape
     held = np.arange(max(count - slots, 0), count) % slots
@@ -307,12 +365,15 @@ def export(
     provenance: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """The rings (data [N, L, ...], count) of all seeds as one native dataset; seed i's episodes have kind 'seed<i>'.
+    """The rings (data [N, L, ...], count) of all seeds as one native dataset; seed i's episodes
+    have kind 'seed<i>'.
 
     Raises UserError for a path in use, or observations that are not one array.
     """
     if not isinstance(layout.obs, jax.ShapeDtypeStruct):
-        raise UserError(f'{path}: a dataset holds one array per observation, the replay has a tree of them')
+        raise UserError(
+            f'{path}: a dataset holds one array per observation, the replay has a tree of them'
+        )
     with Writer(path, spec, provenance, overwrite=overwrite) as writer:
         for seed, (data, count) in enumerate(rings):
             for episode, complete in episodes(data, count, layout):

@@ -1,11 +1,14 @@
-"""Where training windows come from: `Resident`, a dataset that lives on the device, or `Streaming`, one read from disk.
+"""Where training windows come from: `Resident`, a dataset that lives on the device, or `Streaming`,
+one read from disk.
 
-Both see episodes as one long stream, cut windows from it at random, and let windows cross episode ends. Both finish a
-window with the same function, `windows.to_batch`, so an agent cannot tell them apart.
+Both see episodes as one long stream, cut windows from it at random, and let windows cross episode
+ends. Both finish a window with the same function, `windows.to_batch`, so an agent cannot tell them
+apart.
 
-Rows come in two sorts. The first round(relevant * B) rows are `relevant`: with relevant='reward' their windows
-hold a step with positive reward, chosen uniformly among all such steps (the task's own data, for behaviour cloning);
-the other rows are uniform over the stream (for the dynamics). Dreamer 4 mixes the two half and half.
+Rows come in two sorts. The first round(relevant * B) rows are `relevant`: with relevant='reward'
+their windows hold a step with positive reward, chosen uniformly among all such steps (the task's
+own data, for behaviour cloning); the other rows are uniform over the stream (for the dynamics).
+Dreamer 4 mixes the two half and half.
 """
 
 import logging
@@ -23,14 +26,25 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from reverie.data.episodes import Episodes
 from reverie.data.records import Record, decode, hide_actions
-from reverie.data.windows import Relevant, Rows, Stream, concatenate, keep_labels, rewarded_steps, to_batch
+from reverie.data.windows import (
+    Relevant,
+    RowSampling,
+    Stream,
+    concatenate,
+    keep_labels,
+    rewarded_steps,
+    to_batch,
+)
 from reverie.types import Batch, EnvSpec, UserError
 
 log = logging.getLogger(__name__)
 
 
 class Resident:
-    """The whole dataset on the device. `sample` is traced and may be vmapped over keys with `data` shared."""
+    """The whole dataset on the device.
+
+    `sample` is traced and may be vmapped over keys with `data` shared.
+    """
 
     def __init__(
         self,
@@ -39,11 +53,13 @@ class Resident:
         label_fraction: float = 1.0,
         seed: int = 0,
     ):
-        self.rows = Rows(relevant, label_fraction, seed)
+        self.rows = RowSampling(relevant, label_fraction, seed)
         self.schema = episodes.schema
         self.path = episodes.path
         keep = keep_labels(len(episodes), label_fraction, seed)
-        stream = concatenate(r if keep[i] else hide_actions(r, self.schema) for i, r in episodes.numbered())
+        stream = concatenate(
+            r if keep[i] else hide_actions(r, self.schema) for i, r in episodes.numbered()
+        )
         self.fingerprint = episodes.fingerprint  # now it is known what can be read
         rewarded = rewarded_steps(stream)
         self.frames = len(stream.flags)
@@ -54,14 +70,20 @@ class Resident:
             stream = stream._replace(reward=half)
         self.data = jax.device_put({'stream': stream, 'rewarded': rewarded})
 
-    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> None:
+    def load(
+        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> None:
         """Nothing to load: `data` holds it all."""
         return None
 
-    def starts(self, data: PyTree, key: PRNGKeyArray, batch: int, length: int, count: int) -> Int[Array, ' B']:
+    def starts(
+        self, data: PyTree, key: PRNGKeyArray, batch: int, length: int, count: int
+    ) -> Int[Array, ' B']:
         """Traced: the first frame of each window; the first `count` are of relevant rows."""
         if length > self.frames:
-            raise UserError(f'{self.path}: dataset has {self.frames} frames, expected at least one window of {length}')
+            raise UserError(
+                f'{self.path}: dataset has {self.frames} frames, expected at least one window of {length}'
+            )
         uniform_key, reward_key, offset_key = jax.random.split(key, 3)
         end = self.frames - length
         starts = jax.random.randint(uniform_key, (batch,), 0, end + 1)
@@ -69,16 +91,26 @@ class Resident:
             return starts
         chosen = jax.random.randint(reward_key, (count,), 0, data['rewarded'].shape[0])
         offset = jax.random.randint(offset_key, (count,), 0, length)
-        return jnp.concatenate([jnp.clip(data['rewarded'][chosen] - offset, 0, end), starts[count:]])
+        return jnp.concatenate(
+            [jnp.clip(data['rewarded'][chosen] - offset, 0, end), starts[count:]]
+        )
 
     def sample(
-        self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+        self,
+        data: PyTree,
+        loaded: PyTree,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
     ) -> Batch:
         """Traced: random windows [B, T]; relevant rows come first."""
         count = round(relevant * batch)
         starts = self.starts(data, key, batch, length, count)
         cut = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length)
-        windows = jax.vmap(lambda start: jax.tree.map(lambda x: cut(x, start), data['stream']))(starts)
+        windows = jax.vmap(lambda start: jax.tree.map(lambda x: cut(x, start), data['stream']))(
+            starts
+        )
         return to_batch(windows, jnp.arange(batch) < count, self.schema)
 
     def get_state(self) -> dict[str, Any]:
@@ -94,12 +126,16 @@ def check_state(state: dict[str, Any], source: str, fingerprint: str) -> None:
     """Raises UserError unless the state was saved by this sort of source on the same data."""
     for name, expected in (('source', source), ('dataset', fingerprint)):
         if state.get(name) != expected:
-            raise UserError(f'data state has {name} {state.get(name)}, expected {expected}; use another run folder')
+            raise UserError(
+                f'data state has {name} {state.get(name)}, expected {expected}; use another run folder'
+            )
 
 
-def _warn_without_reward(episodes: Episodes, rows: Rows) -> None:
+def _warn_without_reward(episodes: Episodes, rows: RowSampling) -> None:
     if rows.relevant == 'reward' and not episodes.counts['rewarded_steps']:
-        log.warning('%s: no step has a positive reward; relevant rows are drawn uniformly', episodes.path)
+        log.warning(
+            '%s: no step has a positive reward; relevant rows are drawn uniformly', episodes.path
+        )
 
 
 class RecordSource:
@@ -132,7 +168,9 @@ class RecordSource:
         try:
             data = self.reader[place]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f'{where}: cannot be read ({str(error).splitlines()[0][:120]})') from error
+            raise UserError(
+                f'{where}: cannot be read ({str(error).splitlines()[0][:120]})'
+            ) from error
         return decode(data, self.episodes.schema, where)
 
 
@@ -143,11 +181,13 @@ def _group(records: Sequence[Record | None]) -> Stream | None:
 
 
 class Streaming:
-    """A dataset too large for the device: shuffled episodes are read ahead by Grain, a group of them at a time.
+    """A dataset too large for the device: shuffled episodes are read ahead by Grain, a group of
+    them at a time.
 
-    A group is a random part of the dataset of about `group_frames` frames, laid end to end; windows are drawn from it
-    as `Resident` draws from the whole, until as many frames were drawn as it holds. Batches are a function of the seed
-    and of the sequence of calls; the state is a few numbers and restores it exactly.
+    A group is a random part of the dataset of about `group_frames` frames, laid end to end; windows
+    are drawn from it as `Resident` draws from the whole, until as many frames were drawn as it
+    holds. Batches are a function of the seed and of the sequence of calls; the state is a few
+    numbers and restores it exactly.
     """
 
     def __init__(
@@ -159,15 +199,28 @@ class Streaming:
         group_frames: int = 1 << 18,
         threads: int = 2,
     ):
-        self.rows = Rows(relevant, label_fraction, seed)
-        self.schema, self.path, self.seed, self.fingerprint = episodes.schema, episodes.path, seed, episodes.fingerprint
+        self.rows = RowSampling(relevant, label_fraction, seed)
+        self.schema, self.path, self.seed, self.fingerprint = (
+            episodes.schema,
+            episodes.path,
+            seed,
+            episodes.fingerprint,
+        )
         self.data: dict[str, Any] = {}
         self.has_rewarded = episodes.counts['rewarded_steps'] > 0
         _warn_without_reward(episodes, self.rows)
-        self.group_size = min(len(episodes), math.ceil(group_frames * len(episodes) / episodes.frames))
+        self.group_size = min(
+            len(episodes), math.ceil(group_frames * len(episodes) / episodes.frames)
+        )
         self.groups_per_epoch = math.ceil(len(episodes) / self.group_size)
         source = RecordSource(episodes, keep_labels(len(episodes), label_fraction, seed))
-        groups = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(self.group_size, batch_fn=list)
+        groups = (
+            grain.MapDataset.source(source)
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .batch(self.group_size, batch_fn=list)
+        )
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         self._groups = iter(groups.map(_group).to_iter_dataset(options))
         self._before = self._groups.get_state()  # of the reader, before it gave the current group
@@ -175,13 +228,30 @@ class Streaming:
         self._rewarded = np.zeros(0, np.int32)
         self._drawn = self._batches = 0
 
-    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> Stream:
-        """The windows of the next `updates` batches in stored form, NumPy arrays [updates, seeds, B, T, ...]."""
-        windows = [self._draw(batch, length, round(relevant * batch)) for _ in range(updates * seeds)]
-        return Stream(*(np.stack(xs).reshape(updates, seeds, *xs[0].shape) for xs in zip(*windows, strict=True)))
+    def load(
+        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> Stream:
+        """The windows of the next `updates` batches in stored form, NumPy arrays [updates, seeds,
+        B, T, ...].
+        """
+        windows = [
+            self._draw(batch, length, round(relevant * batch)) for _ in range(updates * seeds)
+        ]
+        return Stream(
+            *(
+                np.stack(xs).reshape(updates, seeds, *xs[0].shape)
+                for xs in zip(*windows, strict=True)
+            )
+        )
 
     def sample(
-        self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+        self,
+        data: PyTree,
+        loaded: PyTree,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
     ) -> Batch:
         """Traced: `loaded`, windows [B, T] in stored form, as a Batch; relevant rows come first."""
         return to_batch(loaded, jnp.arange(batch) < round(relevant * batch), self.schema)
@@ -205,7 +275,9 @@ class Streaming:
         return windows
 
     def _ensure_group(self, length: int) -> Stream:
-        """The current group. Groups vary in frames; one that is too short for a window is passed over."""
+        """The current group. Groups vary in frames; one that is too short for a window is passed
+        over.
+        """
         group = self._group
         for _ in range(self.groups_per_epoch + 1):
             if group is not None and len(group.flags) >= length:
@@ -213,7 +285,9 @@ class Streaming:
             self._before = self._groups.get_state()
             self._group = group = next(self._groups)
             self._rewarded = rewarded_steps(group) if group is not None else np.zeros(0, np.int32)
-        raise UserError(f'{self.path}: no group of episodes has {length} frames, expected one at least a window long')
+        raise UserError(
+            f'{self.path}: no group of episodes has {length} frames, expected one at least a window long'
+        )
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable; with it the next `load` gives what it would have given."""
@@ -224,7 +298,9 @@ class Streaming:
         """Raises UserError for the state of another source, dataset or seed."""
         check_state(state, 'streaming', self.fingerprint)
         if state['seed'] != self.seed:
-            raise UserError(f'{self.path}: state was saved with data seed {state["seed"]}, expected {self.seed}')
+            raise UserError(
+                f'{self.path}: state was saved with data seed {state["seed"]}, expected {self.seed}'
+            )
         self._groups.set_state(state['reader'])
         self._before, self._group = state['reader'], None
         self._drawn, self._batches = state['drawn'], state['batches']
@@ -238,7 +314,8 @@ def open_source(
     label_fraction: float = 1.0,
     seed: int = 0,
 ) -> Resident | Streaming:
-    """Resident if the dataset, opened or to be opened, fits the budget, else Streaming; other arguments as in `Rows`.
+    """Resident if the dataset, opened or to be opened, fits the budget, else Streaming; other
+    arguments as in `RowSampling`.
 
     Raises UserError if the dataset is of another game, observation or action space than `spec`.
     """

@@ -1,4 +1,6 @@
-"""What a dataset holds, for people: counts and returns per kind, action coverage, rewards, episode lengths."""
+"""What a dataset holds, for people: counts and returns per kind, action coverage, rewards, episode
+lengths.
+"""
 
 import collections
 import itertools
@@ -17,7 +19,8 @@ BINS = 10
 
 
 def inspect(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads every record. -> counts (as in the manifest), env, and three histograms: actions, rewards, lengths.
+    """Reads every record. -> counts (as in the manifest), env, and three histograms: actions,
+    rewards, lengths.
 
     Raises UserError if the dataset is missing or damaged.
     """
@@ -69,8 +72,16 @@ def render(report: dict[str, Any]) -> Group:
         f'  ·  {report["shards"]} shards, {report["bytes"] / 1e6:.1f} MB'
     )
     kinds = counts['kinds'] if len(counts['kinds']) == 1 else counts['kinds'] | {'all': counts}
-    panels: list[Any] = [Panel(head, title=report['path']), _counts_table(kinds), _returns_table(kinds)]
-    for title, name in (('Action', 'actions'), ('Reward', 'rewards'), ('Episode length', 'lengths')):
+    panels: list[Any] = [
+        Panel(head, title=report['path']),
+        _counts_table(kinds),
+        _returns_table(kinds),
+    ]
+    for title, name in (
+        ('Action', 'actions'),
+        ('Reward', 'rewards'),
+        ('Episode length', 'lengths'),
+    ):
         if report[name]:
             panels.append(_bars(title, report[name]))
     return Group(*panels)
@@ -83,7 +94,9 @@ def _counts_table(kinds: dict[str, Any]) -> Table:
         table.add_column(name, justify='right')
     for kind, row in kinds.items():
         length = '–' if row['mean_length'] is None else f'{row["mean_length"]:.1f}'
-        table.add_row(kind, *(f'{row[name]:,}' for name in ('episodes', 'complete', 'frames')), length)
+        table.add_row(
+            kind, *(f'{row[name]:,}' for name in ('episodes', 'complete', 'frames')), length
+        )
     return table
 
 
@@ -94,7 +107,10 @@ def _returns_table(kinds: dict[str, Any]) -> Table:
     for name in names:
         table.add_column(name, justify='right')
     for kind, row in kinds.items():
-        table.add_row(kind, *(f'{row["returns"][name]:.2f}' if name in row['returns'] else '–' for name in names))
+        table.add_row(
+            kind,
+            *(f'{row["returns"][name]:.2f}' if name in row['returns'] else '–' for name in names),
+        )
     return table
 
 

@@ -1,7 +1,8 @@
 """Windows: how episodes become one long stream, and how windows of it become a `Batch`.
 
-The step after `is_last` is the next episode's `is_first`, and windows may cross it. Inside a stream everything keeps
-its stored form (bits, indices); `to_batch` turns it into what agents see, on the device.
+The step after `is_last` is the next episode's `is_first`, and windows may cross it. Inside a stream
+everything keeps its stored form (bits, indices); `to_batch` turns it into what agents see, on the
+device.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ class Stream(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowSampling:
     """How the rows of a batch are drawn and labelled.
 
     relevant: 'reward' draws relevant rows around a positive reward, 'all' uniformly.
@@ -55,7 +56,9 @@ def concatenate(records: Iterable[Record]) -> Stream:
     parts: dict[bool, list[Stream]] = {True: [], False: []}
     for record in records:
         bits = np.uint8(record.has_action * HAS_ACTION | record.has_reward * HAS_REWARD)
-        parts[record.has_action].append(Stream(record.obs, record.action, record.reward, record.flags | bits))
+        parts[record.has_action].append(
+            Stream(record.obs, record.action, record.reward, record.flags | bits)
+        )
     return Stream(*map(np.concatenate, zip(*parts[True], *parts[False], strict=True)))
 
 
@@ -75,7 +78,9 @@ def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Ba
     flags = windows.flags
     first = (flags & FIRST) > 0
     if schema.actions.kind == 'discrete':
-        action = jax.nn.one_hot(windows.action, schema.actions.size, dtype=jnp.float32)  # -1 gives zeros
+        action = jax.nn.one_hot(
+            windows.action, schema.actions.size, dtype=jnp.float32
+        )  # -1 gives zeros
     else:
         action = windows.action
     obs = windows.obs

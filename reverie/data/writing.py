@@ -1,7 +1,7 @@
 """Writing a dataset, and cutting streams of steps into the episodes it holds.
 
-A dataset appears under its name only when it is whole: shards are written into a hidden sibling folder, synced, the
-manifest goes last, then the folder is renamed.
+A dataset appears under its name only when it is whole: shards are written into a hidden sibling
+folder, synced, the manifest goes last, then the folder is renamed.
 """
 
 import contextlib
@@ -28,9 +28,11 @@ from reverie.types import EnvSpec, Step, UserError
 class Writer:
     """Writes a dataset; a context manager. An exception inside it leaves nothing behind.
 
-    path: folder to create; refused with UserError if it exists, unless `overwrite` and it is a dataset.
+    path: folder to create; refused with UserError if it exists, unless `overwrite` and it is a
+    dataset.
     spec: the environment the episodes come from.
-    provenance: anything that JSON can hold (command, seed, versions, curve of the players' training).
+    provenance: anything that JSON can hold (command, seed, versions, curve of the players'
+    training).
     shard_bytes: a new shard is begun after this many bytes of records.
     """
 
@@ -48,7 +50,9 @@ class Writer:
         self.shard_bytes = shard_bytes
         self.overwrite = overwrite
         _refuse_existing(self.path, overwrite)
-        json.dumps(self.provenance, allow_nan=False)  # what cannot be written should fail before a day of collecting
+        json.dumps(
+            self.provenance, allow_nan=False
+        )  # what cannot be written should fail before a day of collecting
         self._schema: Schema | None = None
         self._tallies: dict[str, Tally] = {}
         self._shards: list[dict[str, Any]] = []
@@ -65,18 +69,27 @@ class Writer:
         return self
 
     def add(
-        self, kind: str, episode: Step, complete: bool = True, has_action: bool = True, has_reward: bool = True
+        self,
+        kind: str,
+        episode: Step,
+        complete: bool = True,
+        has_action: bool = True,
+        has_reward: bool = True,
     ) -> None:
-        """Append one episode, arrays with leading dim [T]. `complete` is false where the collector cut a stream.
+        """Append one episode, arrays with leading dim [T]. `complete` is false where the collector
+        cut a stream.
 
-        Discrete prev_action may be one-hot [T, A] or indices [T] (-1: none). Raises UserError if it does not fit.
+        Discrete prev_action may be one-hot [T, A] or indices [T] (-1: none). Raises UserError if it
+        does not fit.
         """
         if self._schema is None:
             dtype = np.asarray(episode.obs).dtype.name
             if dtype not in DTYPES:
                 raise UserError(f'observations are {dtype}, expected one of {", ".join(DTYPES)}')
             if isinstance(self.spec.obs_shape, Mapping):
-                raise UserError(f'observations are {sorted(self.spec.obs_shape)}, expected one array')
+                raise UserError(
+                    f'observations are {sorted(self.spec.obs_shape)}, expected one array'
+                )
             self._schema = Schema(tuple(self.spec.obs_shape), dtype, self.spec.actions)
         self.add_record(from_step(kind, episode, self._schema, complete, has_action, has_reward))
 
@@ -100,12 +113,15 @@ class Writer:
             self._end_shard()
 
     def attach(self, name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Write `arrays` beside the shards as the NumPy archive `name`; -> file, bytes, sha256, for the provenance."""
+        """Write `arrays` beside the shards as the NumPy archive `name`; -> file, bytes, sha256, for
+        the provenance.
+        """
         if self._folder is None:
             raise UserError('Writer is not open, expected `with Writer(...) as writer`')
         path = self._folder / name
         with path.open('xb') as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for allow_pickle
+            # NumPy's stub takes them for allow_pickle
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         _sync(path)
         return {'file': name, 'bytes': path.stat().st_size, 'sha256': file_hash(path)}
 
@@ -117,7 +133,11 @@ class Writer:
         self._writer = None
         path = self._folder / self._shards[-1]['file']
         _sync(path)
-        self._shards[-1] |= {'records': self._records, 'bytes': path.stat().st_size, 'sha256': file_hash(path)}
+        self._shards[-1] |= {
+            'records': self._records,
+            'bytes': path.stat().st_size,
+            'sha256': file_hash(path),
+        }
         check_shard(path, self._shards[-1])  # a full disk shows here
 
     def __exit__(self, kind, error, trace) -> None:
@@ -126,7 +146,9 @@ class Writer:
                 self._publish()
         finally:
             if self._writer is not None and self._writer.is_open():
-                with contextlib.suppress(RuntimeError):  # it goes anyway, and the first error says more
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # it goes anyway, and the first error says more
                     self._writer.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -135,7 +157,9 @@ class Writer:
         if self._schema is None or not self._tallies:
             raise UserError(f'{self.path}: no episode was added, expected at least one')
         self._end_shard()
-        manifest = make_manifest(self.spec, self._schema, self._tallies, self._shards, self.provenance)
+        manifest = make_manifest(
+            self.spec, self._schema, self._tallies, self._shards, self.provenance
+        )
         target = self._folder / MANIFEST
         target.write_text(json.dumps(manifest, indent=1, allow_nan=False))
         _sync(target)
@@ -143,7 +167,12 @@ class Writer:
         _refuse_existing(self.path, self.overwrite)
         old = None
         if self.path.exists():
-            old = pathlib.Path(tempfile.mkdtemp(prefix=_partial_prefix(self.path), dir=self.path.parent)) / 'old'
+            old = (
+                pathlib.Path(
+                    tempfile.mkdtemp(prefix=_partial_prefix(self.path), dir=self.path.parent)
+                )
+                / 'old'
+            )
             self.path.rename(old)
         self._folder.rename(self.path)
         _sync(self.path.parent)
@@ -179,7 +208,11 @@ def _remove_stale(path: pathlib.Path) -> None:
     """Remove what a killed writer of the same dataset left on this machine."""
     for folder in path.parent.glob(f'{_partial_prefix(path)}{socket.gethostname()}-*'):
         pid = folder.name.rsplit('-', 2)[1]
-        if pid.isdigit() and not pathlib.Path(f'/proc/{pid}').exists() and pathlib.Path('/proc/self').exists():
+        if (
+            pid.isdigit()
+            and not pathlib.Path(f'/proc/{pid}').exists()
+            and pathlib.Path('/proc/self').exists()
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -187,16 +220,20 @@ def _refuse_existing(path: pathlib.Path, overwrite: bool) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
-        raise UserError(f'{path} exists already, expected a new path for the dataset (or overwrite)')
+        raise UserError(
+            f'{path} exists already, expected a new path for the dataset (or overwrite)'
+        )
     if not (path / MANIFEST).is_file():
-        raise UserError(f'{path} exists and is not a dataset, expected a new path or a dataset to overwrite')
+        raise UserError(
+            f'{path} exists and is not a dataset, expected a new path or a dataset to overwrite'
+        )
 
 
 class Splitter:
     """Cuts N parallel streams of arriving steps into episodes; episodes may span several chunks.
 
-    `push` takes a chunk [T, N] and yields the episodes that ended in it, `flush` the unfinished tails: their last
-    step gets is_last, never is_terminal, and `complete` is false.
+    `push` takes a chunk [T, N] and yields the episodes that ended in it, `flush` the unfinished
+    tails: their last step gets is_last, never is_terminal, and `complete` is false.
     """
 
     def __init__(self) -> None:
@@ -213,11 +250,15 @@ class Splitter:
             stream = jax.tree.map(lambda x, env=env: x[:, env], steps)
             starts = np.flatnonzero(stream.is_first).tolist()
             if not self._open[env] and (not starts or starts[0] != 0):
-                raise UserError(f'stream {env} begins inside an episode, expected is_first at its first step')
+                raise UserError(
+                    f'stream {env} begins inside an episode, expected is_first at its first step'
+                )
             edges = sorted({0, *starts, len(stream.is_first)})
             for begin, end in itertools.pairwise(edges):
                 if stream.is_first[begin] and self._open[env]:
-                    yield self._close(env)  # an episode that a new one follows without is_last was cut
+                    yield self._close(
+                        env
+                    )  # an episode that a new one follows without is_last was cut
                 self._open[env].append(jax.tree.map(lambda x, a=begin, b=end: x[a:b], stream))
                 if stream.is_last[end - 1]:
                     yield self._close(env)

@@ -1,8 +1,10 @@
-"""Pendulum and cart-pole swing-up on the device: DeepMind Control's models written out as equations of motion.
+"""Pendulum and cart-pole swing-up on the device: DeepMind Control's models written out as equations
+of motion.
 
-Same observations, rewards, step sizes, initial states and 1,000 control steps as dm_control's `pendulum swingup` and
-`cartpole swingup` (Tassa et al. 2018, section 6.1), whose numbers they follow step by step. They differ in that they
-compute in float32, and that chance comes from another generator.
+Same observations, rewards, step sizes, initial states and 1,000 control steps as dm_control's
+`pendulum swingup` and `cartpole swingup` (Tassa et al. 2018, section 6.1), whose numbers they
+follow step by step. They differ in that they compute in float32, and that chance comes from another
+generator.
 
 Angles are measured from upright, in the direction that moves the tip towards +x.
 """
@@ -51,7 +53,9 @@ def tolerance(x: Float[Array, ''], margin: float) -> Float[Array, '']:
 
 @dataclasses.dataclass(frozen=True)
 class Pendulum:
-    """A point-like ball on a massless rod; the motor is too weak to lift it in one go. 0.02 s per step."""
+    """A point-like ball on a massless rod; the motor is too weak to lift it in one go. 0.02 s per
+    step.
+    """
 
     name = 'control/pendulum'
     obs = ('cos of the angle', 'sin of the angle', 'angular velocity')
@@ -70,7 +74,9 @@ class Pendulum:
     def advance(self, state: State, control: Float[Array, '']) -> State:
         """Semi-implicit Euler, the damping taken at the end of the step."""
         inertia = self.mass * (self.length**2 + 0.4 * self.radius**2)
-        torque = control + self.mass * GRAVITY * self.length * jnp.sin(state.q) - self.damping * state.v
+        torque = (
+            control + self.mass * GRAVITY * self.length * jnp.sin(state.q) - self.damping * state.v
+        )
         v = state.v + self.step_s * torque / (inertia + self.step_s * self.damping)
         return State(state.q + self.step_s * v, v)
 
@@ -87,7 +93,13 @@ class CartPole:
     """A pole on a cart on a rail of +-1.8 m. 0.01 s per step, Runge-Kutta of fourth order."""
 
     name = 'control/cartpole_swingup'
-    obs = ('place of the cart', 'cos of the angle', 'sin of the angle', 'speed of the cart', 'angular velocity')
+    obs = (
+        'place of the cart',
+        'cos of the angle',
+        'sin of the angle',
+        'speed of the cart',
+        'angular velocity',
+    )
     push = 'force'
 
     step_s: float = 0.01
@@ -107,7 +119,9 @@ class CartPole:
         tube, ball = self.length * self.radius**2, 4 / 3 * self.radius**3  # volumes / pi
         tube, ball = (self.pole * part / (tube + ball) for part in (tube, ball))
         of_tube = tube * (self.length**2 / 12 + self.radius**2 / 4)
-        of_ball = ball * (0.4 * self.radius**2 + self.length**2 / 4 + 3 * self.length * self.radius / 8)
+        of_ball = ball * (
+            0.4 * self.radius**2 + self.length**2 / 4 + 3 * self.length * self.radius / 8
+        )
         return of_tube + of_ball
 
     def begin(self, key: PRNGKeyArray) -> State:
@@ -127,16 +141,22 @@ class CartPole:
         force += self._stop(x, speed, free, m22 / det, 1 / (m11 - arm**2 / m22))
         return jnp.stack([m22 * force - m12 * torque, m11 * torque - m12 * force]) / det
 
-    def _stop(self, x: Array, speed: Array, free: Array, give: Array, give_upright: float) -> Float[Array, '']:
-        """The force of the rail's end, MuJoCo's soft constraint with impedance 0.9 to 0.95 over the first millimetre.
+    def _stop(
+        self, x: Array, speed: Array, free: Array, give: Array, give_upright: float
+    ) -> Float[Array, '']:
+        """The force of the rail's end, MuJoCo's soft constraint with impedance 0.9 to 0.95 over the
+        first millimetre.
 
-        free: the cart's acceleration without it. give: acceleration per force, now and with the pole upright.
+        free: the cart's acceleration without it. give: acceleration per force, now and with the
+        pole upright.
         """
         side = -jnp.sign(x)
         depth = jnp.abs(x) - self.rail
         part = jnp.clip(depth / 0.001, 0.0, 1.0)
         impedance = 0.9 + 0.05 * jnp.where(part < 0.5, 2 * part**2, 1 - 2 * (1 - part) ** 2)
-        wanted = -2 / (0.95 * self.give_s) * side * speed + impedance * depth / (0.95 * self.give_s) ** 2
+        wanted = (
+            -2 / (0.95 * self.give_s) * side * speed + impedance * depth / (0.95 * self.give_s) ** 2
+        )
         force = (wanted - side * free) / (give + (1 - impedance) / impedance * give_upright)
         return jnp.where(depth > 0, side * jnp.maximum(force, 0.0), 0.0)
 
@@ -151,7 +171,9 @@ class CartPole:
         k2 = slope(along(k1, 0.5))
         k3 = slope(along(k2, 0.5))
         k4 = slope(along(k3, 1.0))
-        return along(jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4), 1.0)
+        return along(
+            jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4), 1.0
+        )
 
     def observe(self, state: State) -> Float[Array, ' 5']:
         """Place, cos, sin, speed, angular velocity."""
@@ -181,13 +203,17 @@ class Control:
     def spec(self) -> EnvSpec:
         actions = ActionSpace('continuous', 1, (self.system.push,))
         system, most = self.system, float(CONTROL_STEPS)
-        return EnvSpec(system.name, (len(system.obs),), actions, max_return=most, channels=system.obs)
+        return EnvSpec(
+            system.name, (len(system.obs),), actions, max_return=most, channels=system.obs
+        )
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Step]:
         state = self.system.begin(key)
         return state, self._arrive(state, jnp.zeros(1), jnp.zeros(()), True)
 
-    def step(self, state: State, action: Float[Array, ' 1'], key: PRNGKeyArray) -> tuple[State, Step]:
+    def step(
+        self, state: State, action: Float[Array, ' 1'], key: PRNGKeyArray
+    ) -> tuple[State, Step]:
         """`action` is clipped to [-1, 1] for the system; `prev_action` of the result is as given."""
         control = jnp.clip(action[0], -1.0, 1.0).astype(jnp.float32)
 
@@ -206,8 +232,11 @@ class Control:
 SYSTEMS = {'pendulum': Pendulum, 'cartpole_swingup': CartPole}
 
 
-def build(name: str, action_repeat: int = 1, time_limit: int | None = None, **options: Any) -> tuple[Control, int]:
-    """-> (the task called `name`, its time limit in steps of `action_repeat` control steps each; 1,000 of those).
+def build(
+    name: str, action_repeat: int = 1, time_limit: int | None = None, **options: Any
+) -> tuple[Control, int]:
+    """-> (the task called `name`, its time limit in steps of `action_repeat` control steps each;
+    1,000 of those).
 
     options: fields of the system, e.g. damping=0.2.
     Raises UserError for an unknown option, or a value out of range.

@@ -1,4 +1,6 @@
-"""Pure-JAX environments: many copies with auto-reset under `jit`, time limits, and environments by name."""
+"""Pure-JAX environments: many copies with auto-reset under `jit`, time limits, and environments by
+name.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -21,7 +23,8 @@ class VectorState(NamedTuple):
 class Vector:
     """n copies of `env` in one array program, with auto-reset in the arrival convention.
 
-    A copy that arrived at `is_last` ignores the action of the next call and yields the `is_first` step of a new
+    A copy that arrived at `is_last` ignores the action of the next call and yields the `is_first`
+    step of a new
     episode: reward 0, prev_action zeros.
     """
 
@@ -41,16 +44,21 @@ class Vector:
         env, step = jax.vmap(self.env.reset)(jax.random.split(key, self.n))
         return VectorState(env, step.is_last), step
 
-    def step(self, state: VectorState, action: Array, key: PRNGKeyArray) -> tuple[VectorState, Step]:
+    def step(
+        self, state: VectorState, action: Array, key: PRNGKeyArray
+    ) -> tuple[VectorState, Step]:
         """`action`: index [n] if discrete, [n, A] if continuous -> (state, Step [n])."""
         keys = jax.random.split(key, self.n)
         moved = jax.vmap(self.env.step)(state.env, action, keys)
-        # The branch keeps XLA from fusing both outcomes into one loop, which redraws the dice for every pixel: 3 to 5
-        # times slower on a CPU. A copy uses one outcome only, so both may be drawn from the same key.
-        fresh = jax.lax.cond(state.done.any(), lambda: jax.vmap(self.env.reset)(keys), lambda: moved)
-        env, step = jax.vmap(lambda done, a, b: jax.tree.map(lambda x, y: jnp.where(done, x, y), a, b))(
-            state.done, fresh, moved
+        # The branch keeps XLA from fusing both outcomes into one loop, which redraws the dice for
+        # every pixel: 3 to 5 times slower on a CPU. A copy uses one outcome only, so both may be
+        # drawn from the same key.
+        fresh = jax.lax.cond(
+            state.done.any(), lambda: jax.vmap(self.env.reset)(keys), lambda: moved
         )
+        env, step = jax.vmap(
+            lambda done, a, b: jax.tree.map(lambda x, y: jnp.where(done, x, y), a, b)
+        )(state.done, fresh, moved)
         return VectorState(env, step.is_last), step
 
 
@@ -95,13 +103,16 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, **options: Any) -> Env:
-    """An environment by name, e.g. make('minatar/breakout', sticky=0.0) or make('gymnax/CartPole-v1').
+    """An environment by name, e.g. make('minatar/breakout', sticky=0.0) or
+    make('gymnax/CartPole-v1').
 
-    Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions, time_limit (steps or
-    None). Options of control/*: action_repeat, time_limit (in steps after the repeat) and the fields of the system.
-    Options of hidden_order/*: obs ('grid' or 'image') and pays ('balls' or 'success'). memory/<delay> has none.
-    Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode. Raises UserError for an unknown
-    name, an unknown option or a bad value.
+    Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions,
+    time_limit (steps or None). Options of control/*: action_repeat, time_limit (in steps after the
+    repeat) and the fields of the system.
+    Options of hidden_order/*: obs ('grid' or 'image') and pays ('balls' or 'success').
+    memory/<delay> has none.
+    Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode. Raises UserError
+    for an unknown name, an unknown option or a bad value.
     """
     family, _, game = name.partition('/')
     if family == 'gymnax':
@@ -114,6 +125,8 @@ def make(name: str, **options: Any) -> Env:
         remembered, limit = memory.build(family, game, **options)
         return remembered if limit is None else TimeLimit(remembered, limit)
     if family != 'minatar' or game not in minatar.GAMES:
-        raise UserError(f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>')
+        raise UserError(
+            f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>'
+        )
     env, time_limit = minatar.build(game, **options)
     return env if time_limit is None else TimeLimit(env, time_limit)

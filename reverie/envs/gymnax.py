@@ -15,8 +15,9 @@ from reverie.types import ActionSpace, EnvSpec, Step, UserError
 class Gymnax:
     """A gymnax environment with discrete actions.
 
-    gymnax resets by itself when an episode ends and then returns the first observation of the next one. We show the
-    true last one; its state afterwards is never used, since whoever steps this environment resets it after `is_last`.
+    gymnax resets by itself when an episode ends and then returns the first observation of the next
+    one. We show the true last one; its state afterwards is never used, since whoever steps this
+    environment resets it after `is_last`.
     """
 
     env: Any
@@ -36,7 +37,9 @@ class Gymnax:
         return state, step
 
     def step(self, state: PyTree, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[PyTree, Step]:
-        _, state, reward, terminated, truncated, info = self.env.step(key, state, action, self.params)
+        _, state, reward, terminated, truncated, info = self.env.step(
+            key, state, action, self.params
+        )
         step = Step(
             obs=info['final_observation'],
             prev_action=jax.nn.one_hot(action, self.spec.actions.size),
@@ -49,24 +52,32 @@ class Gymnax:
 
 
 def build(name: str, **options: Any) -> Gymnax:
-    """The gymnax environment with id `name`; `options` are fields of its EnvParams, e.g. max_steps_in_episode.
+    """The gymnax environment with id `name`; `options` are fields of its EnvParams, e.g.
+    max_steps_in_episode.
 
-    Raises UserError if gymnax is missing or older than 1.0, for unknown ids and options, and for continuous actions.
+    Raises UserError if gymnax is missing or older than 1.0, for unknown ids and options, and for
+    continuous actions.
     """
     gymnax = package(f'gymnax/{name}')
     if name not in gymnax.registered_envs:
-        raise UserError(f'gymnax has no environment {name!r}; expected one of {", ".join(gymnax.registered_envs)}')
+        raise UserError(
+            f'gymnax has no environment {name!r}; expected one of {", ".join(gymnax.registered_envs)}'
+        )
     env, params = gymnax.make(name)
     known = [field.name for field in dataclasses.fields(params)]
     for option in options:
         if option not in known:
-            raise UserError(f'gymnax/{name} has no option {option!r}; expected one of {", ".join(known)}')
+            raise UserError(
+                f'gymnax/{name} has no option {option!r}; expected one of {", ".join(known)}'
+            )
     params = params.replace(**options)
     actions = env.action_space(params)
     if not hasattr(actions, 'n'):
         raise UserError(f'gymnax/{name} has actions {actions}; expected discrete ones')
     shape = tuple(env.observation_space(params).shape)
-    return Gymnax(env, params, EnvSpec(f'gymnax/{name}', shape, ActionSpace('discrete', int(actions.n))))
+    return Gymnax(
+        env, params, EnvSpec(f'gymnax/{name}', shape, ActionSpace('discrete', int(actions.n)))
+    )
 
 
 def package(wanted_by: str) -> Any:
@@ -75,7 +86,9 @@ def package(wanted_by: str) -> Any:
         import gymnax
     except ImportError as error:
         hint = "pip install 'reverie[gymnax]'"
-        raise UserError(f'{wanted_by} needs the package gymnax, which is missing; install it with: {hint}') from error
+        raise UserError(
+            f'{wanted_by} needs the package gymnax, which is missing; install it with: {hint}'
+        ) from error
     version = importlib.metadata.version('gymnax')
     if version.startswith('0.'):
         raise UserError(f'{wanted_by} needs gymnax 1.0 or newer, but {version} is installed')

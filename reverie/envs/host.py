@@ -1,9 +1,10 @@
-"""Environments that are Python objects (Gymnasium, Atari, DeepMind Control, Crafter), each in a process of its own.
+"""Environments that are Python objects (Gymnasium, Atari, DeepMind Control, Crafter), each in a
+process of its own.
 
-Why not `gymnasium.vector.AsyncVectorEnv`: it builds one environment in this process, so an environment that hangs at
-birth hangs training; one state machine for all workers leaves the others unusable when one dies, and offers no way to
-replace it; and `multiprocessing` imports the caller's main module, here JAX, into every worker. Observations go
-through shared memory here as there.
+Why not `gymnasium.vector.AsyncVectorEnv`: it builds one environment in this process, so an
+environment that hangs at birth hangs training; one state machine for all workers leaves the others
+unusable when one dies, and offers no way to replace it; and `multiprocessing` imports the caller's
+main module, here JAX, into every worker. Observations go through shared memory here as there.
 """
 
 import contextlib
@@ -34,53 +35,72 @@ ONE_THREAD = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 Factory = Callable[[], Any]  # -> gymnasium.Env
 
 
-class Failure(Exception):
+class WorkerError(Exception):
     """A worker died, hung or raised; says how, in words."""
 
 
-class Refusal(Failure):
+class WorkerRefusedError(WorkerError):
     """The environment was asked for wrongly; says what was given and what was expected."""
 
 
 class Process:
-    """The process of one copy. `due` is when it must have answered; `met`: it has told what it built."""
+    """The process of one copy.
+
+    `due` is when it must have answered; `ready`: it has told what it built.
+    """
 
     def __init__(self, setup: bytes, memory: int):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self.pipe, theirs = multiprocessing.connection.Pipe()
-        env = os.environ | {'PYTHONPATH': os.pathsep.join(p or os.getcwd() for p in sys.path), 'JAX_PLATFORMS': 'cpu'}
+        env = os.environ | {
+            'PYTHONPATH': os.pathsep.join(p or os.getcwd() for p in sys.path),
+            'JAX_PLATFORMS': 'cpu',
+        }
         env |= {name: os.environ.get(name, '1') for name in ONE_THREAD}
-        command = [sys.executable, '-P', '-m', worker.__name__, *map(str, (theirs.fileno(), memory, os.getpid()))]
-        # A session of its own: Ctrl-C reaches us alone, and a kill reaches what the environment itself has started.
+        command = [
+            sys.executable,
+            '-P',
+            '-m',
+            worker.__name__,
+            *map(str, (theirs.fileno(), memory, os.getpid())),
+        ]
+        # A session of its own: Ctrl-C reaches us alone, and a kill reaches what the environment
+        # itself has started.
         self.process = subprocess.Popen(
             command, env=env, pass_fds=(theirs.fileno(), memory), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         theirs.close()
-        self.due, self.met = time.monotonic() + START_S, False
-        self.tell(setup)
+        self.due, self.ready = time.monotonic() + START_S, False
+        self.send(setup)
 
-    def tell(self, order: bytes) -> None:
+    def send(self, order: bytes) -> None:
         with contextlib.suppress(OSError):  # a dead worker is noticed when it should answer
             self.pipe.send_bytes(order)
 
-    def answer(self) -> bytes:
+    def recv(self) -> bytes:
         """Raises Failure if the process is gone or its environment raised."""
         try:
             reply = self.pipe.recv_bytes()
         except (EOFError, OSError):
-            raise Failure(self.last_words()) from None
+            raise WorkerError(self.exit_message()) from None
         if reply[:1] == b'?':
-            raise Refusal(reply[1:].decode())
+            raise WorkerRefusedError(reply[1:].decode())
         if reply[:1] == b'!':
-            raise Failure(reply[1:].decode())
+            raise WorkerError(reply[1:].decode())
         return reply
 
-    def last_words(self) -> str:
+    def exit_message(self) -> str:
         self.end(1.0)  # the pipe closes a moment before the exit code is known
         code, size = self.process.returncode or 0, os.fstat(self.log.fileno()).st_size
-        how = f'was ended by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
-        printed = os.pread(self.log.fileno(), 2000, max(0, size - 2000)).decode(errors='replace').split('\n')
+        how = (
+            f'was ended by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
+        )
+        printed = (
+            os.pread(self.log.fileno(), 2000, max(0, size - 2000))
+            .decode(errors='replace')
+            .split('\n')
+        )
         said = [line.strip() for line in printed if line.strip(' \0')]
         return f'its process {how}' + (f', saying last: {said[-1][:200]}' if said else '')
 
@@ -91,7 +111,9 @@ class Process:
             self.process.wait(grace)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it will never run our code again
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # stuck in the kernel: it will never run our code again
             self.process.wait(LEAVE_S)
 
     def close(self, grace: float) -> None:
@@ -112,26 +134,33 @@ def _stop_all(processes: list[Process], memory: Any, owner: int) -> None:
 
 
 class HostVector:
-    """n copies of a host environment in worker processes, with auto-reset in the arrival convention.
+    """n copies of a host environment in worker processes, with auto-reset in the arrival
+    convention.
 
-    A copy that arrived at `is_last` ignores the action of the next call and yields the `is_first` step of a new
-    episode: reward 0, prev_action zeros. A worker that dies, raises, or takes longer than `timeout_s` over a step is
-    replaced: the episode that was open ends with a repeated observation, `is_last` and not `is_terminal`. A copy that
-    fails more than `max_restarts` times without finishing an episode in between raises UserError.
+    A copy that arrived at `is_last` ignores the action of the next call and yields the `is_first`
+    step of a new
+    episode: reward 0, prev_action zeros. A worker that dies, raises, or takes longer than
+    `timeout_s` over a step is
+    replaced: the episode that was open ends with a repeated observation, `is_last` and not
+    `is_terminal`. A copy that fails more than `max_restarts` times without finishing an episode in
+    between raises UserError.
 
     Args:
-        env: 'atari/<game>', 'dmc/<domain>_<task>', 'crafter/reward', 'gym/<Id>'; or a function that makes a Gymnasium
-            environment; or n such functions.
+        env: 'atari/<game>', 'dmc/<domain>_<task>', 'crafter/reward', 'gym/<Id>'; or a function that
+            makes a Gymnasium environment; or n such functions.
         n: copies; may be left out with a sequence of functions.
-        action_repeat: environment steps per action, rewards summed, cut short at an episode's end; the suite's custom
-            if None (Atari 4, dmc 2, else 1).
+        action_repeat: environment steps per action, rewards summed, cut short at an episode's end;
+            the suite's custom if None (Atari 4, dmc 2, else 1).
         size: (height, width) of images, resized by area; None keeps theirs.
-        time_limit: environment steps (before action repeat) after which an episode is truncated; the suite's if None.
-        obs: 'image' (rendered if need be), 'state' (one float32 vector), or None: what the environment has.
+        time_limit: environment steps (before action repeat) after which an episode is truncated;
+        the suite's if None.
+        obs: 'image' (rendered if need be), 'state' (one float32 vector), or None: what the
+        environment has.
         seed: of the first episodes; copies and replacements draw differently.
 
-    `spec`, `action_repeat` and `obs_dtype` tell what was built; `restarts` counts replaced workers, `fault` says why
-    the last one was. Close it, or use it in a `with` statement. Raises UserError if the environment cannot be built.
+    `spec`, `action_repeat` and `obs_dtype` tell what was built; `restarts` counts replaced workers,
+    `fault` says why the last one was. Close it, or use it in a `with` statement. Raises UserError
+    if the environment cannot be built.
     """
 
     def __init__(self, env: str | Factory | Sequence[Factory], n: int | None = None, *,
@@ -139,17 +168,29 @@ class HostVector:
                  time_limit: int | None = None, obs: str | None = None, seed: int = 0,
                  timeout_s: float | int = 60.0, max_restarts: int = 5):  # fmt: skip
         size = (size, size) if isinstance(size, int) else size
-        _check(obs, size, timeout_s, max_restarts, n=n, action_repeat=action_repeat, time_limit=time_limit)
+        _check(
+            obs,
+            size,
+            timeout_s,
+            max_restarts,
+            n=n,
+            action_repeat=action_repeat,
+            time_limit=time_limit,
+        )
         factories = _factories(env, n)
         self.n, self.name = len(factories), env if isinstance(env, str) else _name(factories[0])
         self.restarts, self.max_restarts, self.timeout_s = 0, max_restarts, timeout_s
         self.fault = ''
         name = env if isinstance(env, str) else None
-        self._setups = [worker.Setup(name, f, obs, size, action_repeat, time_limit, 0) for f in factories]
+        self._setups = [
+            worker.Setup(name, f, obs, size, action_repeat, time_limit, 0) for f in factories
+        ]
         self._seed, self._strikes, self._births = seed, [0] * self.n, [0] * self.n
         self._memory = _memory_file()
         self._processes: list[Process] = []
-        self._finalizer = weakref.finalize(self, _stop_all, self._processes, self._memory, os.getpid())
+        self._finalizer = weakref.finalize(
+            self, _stop_all, self._processes, self._memory, os.getpid()
+        )
         self._layout: dict[str, Any] = {}
         try:
             self._build()
@@ -160,27 +201,37 @@ class HostVector:
     def _build(self) -> None:
         for i in range(self.n):
             self._processes.append(self._launch(i))
-        layouts = [self._meet(i) for i in range(self.n)]
+        layouts = [self._handshake(i) for i in range(self.n)]
         for i, layout in enumerate(layouts):
             if layout != layouts[0]:
-                raise UserError(f'{self.name}: copy {i} is built as {layout}, copy 0 as {layouts[0]}; expected alike')
+                raise UserError(
+                    f'{self.name}: copy {i} is built as {layout}, copy 0 as {layouts[0]}; expected alike'
+                )
         self._layout = layouts[0]
         record = worker.record(self._layout)
         os.truncate(self._memory.fileno(), record.itemsize * self.n)
-        self._records = np.frombuffer(mmap.mmap(self._memory.fileno(), record.itemsize * self.n), record)
+        self._records = np.frombuffer(
+            mmap.mmap(self._memory.fileno(), record.itemsize * self.n), record
+        )
         for i, process in enumerate(self._processes):
-            process.tell(self._attach(i))
+            process.send(self._attach(i))
         kind, width = self._layout['kind'], self._layout['actions']
         actions = ActionSpace(kind, width, tuple(self._layout['meanings']))
         self.spec = EnvSpec(self.name, tuple(self._layout['shape']), actions)
-        self.action_repeat, self.obs_dtype = int(self._layout['repeat']), np.dtype(self._layout['dtype'])
+        self.action_repeat, self.obs_dtype = (
+            int(self._layout['repeat']),
+            np.dtype(self._layout['dtype']),
+        )
         self._done, self._broken = np.ones(self.n, bool), np.zeros(self.n, bool)
         self._asked, self._waiting = False, set[int]()
         self._obs = np.zeros((self.n, *self.spec.obs_shape), self.obs_dtype)
         self._action = np.zeros((self.n, width), np.float32)
 
     def reset(self, seed: int | None = None) -> Step:
-        """-> Step [n], all `is_first`. An open episode is dropped. seed: of these episodes; None: chance goes on."""
+        """-> Step [n], all `is_first`.
+
+        An open episode is dropped. seed: of these episodes; None: chance goes on.
+        """
         self._check_open()
         if self._asked:
             self.receive()
@@ -191,7 +242,8 @@ class HostVector:
     def step(self, action: Any) -> Step:
         """`action` [n] choices, or [n, A] numbers in [-1, 1] -> Step [n] of NumPy arrays.
 
-        Waits for the slowest copy. Numbers beyond [-1, 1] are clipped for the environment, not in prev_action.
+        Waits for the slowest copy. Numbers beyond [-1, 1] are clipped for the environment, not in
+        prev_action.
         """
         self.send(action)
         return self.receive()
@@ -209,19 +261,27 @@ class HostVector:
         if discrete and not np.issubdtype(action.dtype, np.integer):
             raise UserError(f'{self.name}: actions of type {action.dtype} given; expected integers')
         if discrete and not ((action >= 0) & (action < space.size)).all():
-            raise UserError(f'{self.name}: actions {action.tolist()} given; expected 0 to {space.size - 1}')
+            raise UserError(
+                f'{self.name}: actions {action.tolist()} given; expected 0 to {space.size - 1}'
+            )
         if not np.isfinite(action).all():
-            raise UserError(f'{self.name}: actions {action.tolist()} given; expected finite numbers')
+            raise UserError(
+                f'{self.name}: actions {action.tolist()} given; expected finite numbers'
+            )
         self._records['action'] = action
-        self._action = np.eye(space.size, dtype=np.float32)[action] if discrete else action.astype(np.float32)
+        self._action = (
+            np.eye(space.size, dtype=np.float32)[action] if discrete else action.astype(np.float32)
+        )
         self._ask()
 
     def _ask(self, seed: int | None = None) -> None:
         now = time.monotonic()
         for i, process in enumerate(self._processes):
-            process.due = now + self.timeout_s if process.met else max(process.due, now + self.timeout_s)
+            process.due = (
+                now + self.timeout_s if process.ready else max(process.due, now + self.timeout_s)
+            )
             begin = b'r' if seed is None else b'r' + struct.pack('<i', drawn(seed, i))
-            process.tell(begin if self._done[i] else b's')
+            process.send(begin if self._done[i] else b's')
         self._asked, self._waiting, self._broken = True, set(range(self.n)), np.zeros(self.n, bool)
 
     def receive(self) -> Step:
@@ -249,31 +309,39 @@ class HostVector:
         return Step(**fields)
 
     def _gather(self) -> None:
-        """Waits until every copy has answered or has been replaced; may be interrupted and called again."""
+        """Waits until every copy has answered or has been replaced; may be interrupted and called
+        again.
+        """
         while self._waiting:
             pipes: dict[Any, int] = {self._processes[i].pipe: i for i in self._waiting}
             soonest = min(self._processes[i].due for i in self._waiting)
-            ready = multiprocessing.connection.wait(list(pipes), max(0.0, soonest - time.monotonic()))
+            ready = multiprocessing.connection.wait(
+                list(pipes), max(0.0, soonest - time.monotonic())
+            )
             now = time.monotonic()
             for i in [pipes[pipe] for pipe in ready] or self._waiting.copy():
                 process = self._processes[i]
                 try:
                     if ready:
-                        self._hear(i)
+                        self._recv(i)
                     elif process.due <= now:
-                        raise Failure(f'no answer within {self.timeout_s if process.met else START_S:g} s')
-                except Failure as failure:
+                        raise WorkerError(
+                            f'no answer within {self.timeout_s if process.ready else START_S:g} s'
+                        )
+                except WorkerError as failure:
                     self._replace(i, str(failure))
 
-    def _hear(self, i: int) -> None:
+    def _recv(self, i: int) -> None:
         """One message of copy i: its answer, or what a new worker has built."""
-        process, reply = self._processes[i], self._processes[i].answer()
+        process, reply = self._processes[i], self._processes[i].recv()
         if reply[:1] == b'.':
             self._waiting.discard(i)
             return
         if json.loads(reply) != self._layout:
-            raise Failure(f'its replacement was built as {reply.decode()}; expected {self._layout}')
-        process.met, process.due = True, time.monotonic() + self.timeout_s
+            raise WorkerError(
+                f'its replacement was built as {reply.decode()}; expected {self._layout}'
+            )
+        process.ready, process.due = True, time.monotonic() + self.timeout_s
 
     def _attach(self, i: int) -> bytes:
         return b'a' + struct.pack('<ii', i, self.n)
@@ -284,7 +352,10 @@ class HostVector:
         return Process(_dumps(setup, self.name), self._memory.fileno())
 
     def _replace(self, i: int, cause: str) -> None:
-        """A new worker for copy i. The open episode is over; if none was open, the new worker begins the next."""
+        """A new worker for copy i.
+
+        The open episode is over; if none was open, the new worker begins the next.
+        """
         self._strikes[i] += 1
         if self._strikes[i] > self.max_restarts:
             self.close()
@@ -296,22 +367,22 @@ class HostVector:
         self.restarts, self.fault = self.restarts + 1, cause
         self._processes[i].close(0.0)
         self._processes[i] = self._launch(i)
-        self._processes[i].tell(self._attach(i))
+        self._processes[i].send(self._attach(i))
         if self._done[i]:
-            self._processes[i].tell(b'r')
+            self._processes[i].send(b'r')
         else:
             self._broken[i] = True
             self._waiting.discard(i)
 
-    def _meet(self, i: int) -> dict[str, Any]:
+    def _handshake(self, i: int) -> dict[str, Any]:
         process = self._processes[i]
         try:
             if not process.pipe.poll(max(0.0, process.due - time.monotonic())):
-                raise Failure(f'it was not built within {START_S:g} s')
-            process.met, layout = True, json.loads(process.answer())
-        except Refusal as refusal:
+                raise WorkerError(f'it was not built within {START_S:g} s')
+            process.ready, layout = True, json.loads(process.recv())
+        except WorkerRefusedError as refusal:
             raise UserError(str(refusal)) from None
-        except Failure as failure:
+        except WorkerError as failure:
             raise UserError(f'environment {self.name} cannot be built: {failure}') from None
         return layout
 
@@ -320,7 +391,10 @@ class HostVector:
             raise UserError(f'{self.name}: the environments are closed')
 
     def close(self) -> None:
-        """Ends all workers, by force if they do not leave within two seconds. May be called twice."""
+        """Ends all workers, by force if they do not leave within two seconds.
+
+        May be called twice.
+        """
         self._finalizer()
 
     def __enter__(self) -> 'HostVector':
@@ -347,7 +421,9 @@ def _check(obs: str | None, size: tuple[int, ...] | None, timeout_s: float | int
     if timeout_s <= 0:
         raise UserError(f'timeout_s={timeout_s} given for host environments; expected more than 0')
     if max_restarts < 0:
-        raise UserError(f'max_restarts={max_restarts} given for host environments; expected at least 0')
+        raise UserError(
+            f'max_restarts={max_restarts} given for host environments; expected at least 0'
+        )
 
 
 def _factories(env: str | Factory | Sequence[Factory], n: int | None) -> list[Any]:
@@ -355,8 +431,14 @@ def _factories(env: str | Factory | Sequence[Factory], n: int | None) -> list[An
         return [None] * (n or 1)
     if callable(env):
         return [env] * (n or 1)
-    if not isinstance(env, Iterable) or not (many := list(env)) or not all(callable(make) for make in many):
-        raise UserError(f'{env!r} given as host environments; expected a name, or functions that make environments')
+    if (
+        not isinstance(env, Iterable)
+        or not (many := list(env))
+        or not all(callable(make) for make in many)
+    ):
+        raise UserError(
+            f'{env!r} given as host environments; expected a name, or functions that make environments'
+        )
     if n not in (None, len(many)):
         raise UserError(f'{len(many)} functions given for n={n} environments; expected as many')
     return many
@@ -369,14 +451,19 @@ def _name(factory: Factory) -> str:
 
 def _dumps(setup: worker.Setup, name: str) -> bytes:
     try:
-        import cloudpickle  # comes with gymnasium; takes functions of the main module and closures, too
+        # comes with gymnasium; takes functions of the main module and closures, too
+        import cloudpickle
     except ImportError as error:
         hint = "pip install 'reverie[gymnasium]'"
-        raise UserError(f'{name} needs the package gymnasium, which is missing; install it with: {hint}') from error
+        raise UserError(
+            f'{name} needs the package gymnasium, which is missing; install it with: {hint}'
+        ) from error
     try:
         return cloudpickle.dumps(tuple(setup))
     except Exception as error:
-        raise UserError(f'{name} cannot be sent to a worker process: {error}; expected a function to pickle') from error
+        raise UserError(
+            f'{name} cannot be sent to a worker process: {error}; expected a function to pickle'
+        ) from error
 
 
 def _memory_file() -> Any:

@@ -1,4 +1,6 @@
-"""Environments that cannot be solved from what is seen now: hidden orders, and a cue to be remembered."""
+"""Environments that cannot be solved from what is seen now: hidden orders, and a cue to be
+remembered.
+"""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -15,7 +17,8 @@ STEPS = 100
 PER_BALL = 3.0
 MOVES = np.array([(0, 0), (0, -1), (-1, 0), (0, 1), (1, 0)], np.int32)  # rows and columns
 COLOURS = np.array(
-    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167)], np.uint8
+    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167)],
+    np.uint8,
 )
 CELL = 64 // SIZE  # pixels
 
@@ -32,16 +35,19 @@ class OrderState(NamedTuple):
 class HiddenOrder:
     """Hidden Order Discovery in 2D; TransDreamer (arXiv 2202.09481) section 4.1.
 
-    `balls` coloured balls lie on an 8x8 grid, in an order that is drawn anew for each episode of 100 steps and never
-    shown. Walking onto the right ball earns 3 and the ball disappears; onto a wrong one earns nothing, all balls
-    return and progress is lost. After the last one all return, and the same order pays again.
+    `balls` coloured balls lie on an 8x8 grid, in an order that is drawn anew for each episode of
+    100 steps and never shown. Walking onto the right ball earns 3 and the ball disappears; onto a
+    wrong one earns nothing, all balls return and progress is lost. After the last one all return,
+    and the same order pays again.
 
-    The paper leaves open, and here it is so: the player starts in a random free cell and has five actions (stay and
-    four moves, walls stop it); a ball is taken on arrival only, so one that returns under the player must be left
-    and come back to; balls return to where they lay; the episode ends by its length alone, without a terminal step.
+    The paper leaves open, and here it is so: the player starts in a random free cell and has five
+    actions (stay and four moves, walls stop it); a ball is taken on arrival only, so one that
+    returns under the player must be left and come back to; balls return to where they lay; the
+    episode ends by its length alone, without a terminal step.
 
     obs: 'grid', booleans [8, 8, 1 + balls] (player, then each ball), or 'image', uint8 [64, 64, 3].
-    pays: 'balls', as above, or 'success': 1 when the whole order is first found, nothing else, to measure how often.
+    pays: 'balls', as above, or 'success': 1 when the whole order is first found, nothing else, to
+    measure how often.
     """
 
     balls: int = 4
@@ -62,10 +68,14 @@ class HiddenOrder:
         cells = jax.random.choice(key_place, SIZE * SIZE, (self.balls + 1,), replace=False)
         places = jnp.stack([cells // SIZE, cells % SIZE], -1).astype(jnp.int32)
         order = jax.random.permutation(key_order, self.balls).astype(jnp.int32)
-        state = OrderState(places[0], places[1:], order, jnp.zeros((), jnp.int32), jnp.asarray(False))
+        state = OrderState(
+            places[0], places[1:], order, jnp.zeros((), jnp.int32), jnp.asarray(False)
+        )
         return state, self._step(state, jnp.zeros(len(MOVES)), jnp.zeros(()), True)
 
-    def step(self, state: OrderState, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[OrderState, Step]:
+    def step(
+        self, state: OrderState, action: Int[Array, ''], key: PRNGKeyArray
+    ) -> tuple[OrderState, Step]:
         """Nothing is left to chance after the reset; `key` is not read."""
         place = jnp.clip(state.place + jnp.asarray(MOVES)[action], 0, SIZE - 1)
         moved = (place != state.place).any()
@@ -74,7 +84,9 @@ class HiddenOrder:
         progress = jnp.where(right, state.progress + 1, jnp.where(met.any(), 0, state.progress))
         complete = progress == self.balls
         found = complete & ~state.solved
-        after = state._replace(place=place, progress=progress % self.balls, solved=state.solved | complete)
+        after = state._replace(
+            place=place, progress=progress % self.balls, solved=state.solved | complete
+        )
         reward = found.astype(jnp.float32) if self.pays == 'success' else PER_BALL * right
         return after, self._step(after, jax.nn.one_hot(action, len(MOVES)), reward, False)
 
@@ -94,9 +106,17 @@ class HiddenOrder:
         player = cell(state.place)
         if self.obs == 'grid':
             return jnp.moveaxis(jnp.concatenate([player[None], balls]), 0, -1)
-        colour = (balls[..., None] * jnp.asarray(COLOURS)[: self.balls, None, None]).sum(0).astype(jnp.uint8)
+        colour = (
+            (balls[..., None] * jnp.asarray(COLOURS)[: self.balls, None, None])
+            .sum(0)
+            .astype(jnp.uint8)
+        )
         picture = colour.repeat(CELL, 0).repeat(CELL, 1)
-        middle = jnp.zeros((CELL, CELL), bool).at[CELL // 4 : -CELL // 4, CELL // 4 : -CELL // 4].set(True)
+        middle = (
+            jnp.zeros((CELL, CELL), bool)
+            .at[CELL // 4 : -CELL // 4, CELL // 4 : -CELL // 4]
+            .set(True)
+        )
         covered = player.repeat(CELL, 0).repeat(CELL, 1) & jnp.tile(middle, (SIZE, SIZE))
         return jnp.where(covered[..., None], jnp.uint8(255), picture)
 
@@ -110,14 +130,17 @@ class CueState(NamedTuple):
 class Cue:
     """A probe of memory: a cue is seen at step 0 alone, and must be chosen `delay` steps later.
 
-    Step 0 lights the left or the right half of a 4x4 grid. The second channel is lit at step `delay` and, for a
-    warning, at the one before; else nothing is seen. The action taken at step `delay` earns 1 if it is that of the cue,
-    and ends the episode: its last step shows the cue's half again, whatever was chosen. A policy without memory earns
-    one half on average.
+    Step 0 lights the left or the right half of a 4x4 grid. The second channel is lit at step
+    `delay` and, for a warning, at the one before; else nothing is seen. The action taken at step
+    `delay` earns 1 if it is that of the cue,
+    and ends the episode: its last step shows the cue's half again, whatever was chosen. A policy
+    without memory earns one half on average.
 
-    A world model learns from what it can predict, hence the answer: of the reward, while the policy is undecided,
-    neither the cue nor the action tells anything alone. And it is of the step before that a transformer's state knows,
-    hence the warning: what it learns to look for in order to answer, it finds for the choice as well.
+    A world model learns from what it can predict, hence the answer: of the reward, while the policy
+    is undecided, neither the cue nor the action tells anything alone. And it is of the step before
+    that a transformer's state knows,
+    hence the warning: what it learns to look for in order to answer, it finds for the choice as
+    well.
     """
 
     delay: int = 32
@@ -131,14 +154,20 @@ class Cue:
         state = CueState(jax.random.randint(key, (), 0, 2), jnp.zeros((), jnp.int32))
         return state, self._step(state, jnp.zeros(2), jnp.zeros(()), False)
 
-    def step(self, state: CueState, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[CueState, Step]:
+    def step(
+        self, state: CueState, action: Int[Array, ''], key: PRNGKeyArray
+    ) -> tuple[CueState, Step]:
         over = state.time == self.delay
         reward = (over & (action == state.cue)).astype(jnp.float32)
         after = state._replace(time=state.time + 1)
         return after, self._step(after, jax.nn.one_hot(action, 2), reward, over)
 
     def _step(
-        self, state: CueState, prev_action: Array, reward: Float[Array, ''], over: Bool[Array, ''] | bool
+        self,
+        state: CueState,
+        prev_action: Array,
+        reward: Float[Array, ''],
+        over: Bool[Array, ''] | bool,
     ) -> Step:
         over = jnp.asarray(over)
         half = (jnp.arange(4) // 2 == state.cue) & ((state.time == 0) | over)
@@ -151,7 +180,8 @@ BALLS = (4, 5, 6)
 
 
 def build(family: str, game: str, **options: Any) -> tuple[HiddenOrder | Cue, int | None]:
-    """-> (environment, its time limit). hidden_order/4, /5 or /6 with options obs and pays; memory/<delay>.
+    """-> (environment, its time limit). hidden_order/4, /5 or /6 with options obs and pays;
+    memory/<delay>.
 
     Raises UserError for anything else.
     """
@@ -159,9 +189,13 @@ def build(family: str, game: str, **options: Any) -> tuple[HiddenOrder | Cue, in
     known = {'obs': ('grid', 'image'), 'pays': ('balls', 'success')} if cls is HiddenOrder else {}
     for name, value in options.items():
         if name not in known:
-            raise UserError(f'{family}/{game} has no option {name!r}; expected {", ".join(known) or "none"}')
+            raise UserError(
+                f'{family}/{game} has no option {name!r}; expected {", ".join(known) or "none"}'
+            )
         if value not in known[name]:
-            raise UserError(f'{family}/{game}: {name}={value!r}; expected one of {", ".join(known[name])}')
+            raise UserError(
+                f'{family}/{game}: {name}={value!r}; expected one of {", ".join(known[name])}'
+            )
     if cls is HiddenOrder:
         if game not in map(str, BALLS):
             raise UserError(f'hidden_order/{game}: expected {", ".join(map(str, BALLS))} balls')

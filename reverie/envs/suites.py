@@ -1,4 +1,5 @@
-"""Host environments by name: adapters of optional packages to the Gymnasium interface. Never imports JAX.
+"""Host environments by name: adapters of optional packages to the Gymnasium interface. Never
+imports JAX.
 
 | name                | package    | observations                        | customary                                 |
 |---------------------|------------|-------------------------------------|-------------------------------------------|
@@ -21,7 +22,7 @@ SMALLEST_IMAGE = 32  # a Box [h, w, c] below it is a grid of symbols, never resi
 LONGEST_STATE = 1 << 16  # numbers in a vector
 
 
-class Refused(ValueError):
+class EnvRefusedError(ValueError):
     """A mistake of the user's, found in a worker process; the parent raises it as UserError."""
 
 
@@ -35,7 +36,7 @@ class Built(NamedTuple):
     meanings: tuple[str, ...] = ()
 
 
-class View(NamedTuple):
+class ObsView(NamedTuple):
     """How an observation becomes one array."""
 
     shape: tuple[int, ...]
@@ -51,7 +52,7 @@ def build(name: str, obs: str | None = None, size: tuple[int, ...] | None = IMAG
     family, _, task = name.partition('/')
     builders = dict(zip(FAMILIES, (_atari, _dmc, _crafter, _gym), strict=True))
     if family not in builders or not task:
-        raise Refused(
+        raise EnvRefusedError(
             f'environment {name!r} is unknown; expected atari/<game>, dmc/<domain>_<task>, crafter/reward or gym/<Id>'
         )
     return builders[family](name, task, obs, size)
@@ -62,24 +63,30 @@ def _need(name: str, package: str, extra: str) -> Any:
         return __import__(package)
     except ImportError as error:
         hint = f"pip install 'reverie[{extra}]'"
-        raise Refused(f'{name} needs the package {package}, which is missing; install it with: {hint}') from error
+        raise EnvRefusedError(
+            f'{name} needs the package {package}, which is missing; install it with: {hint}'
+        ) from error
 
 
 def _choose(name: str, task: str, known: list[str]) -> str:
     if task not in known:
         near = difflib.get_close_matches(task, known, 5, 0.4) or sorted(known)[:5]
-        raise Refused(f'{name!r} is unknown; near it are {", ".join(near)} (of {len(known)})')
+        raise EnvRefusedError(
+            f'{name!r} is unknown; near it are {", ".join(near)} (of {len(known)})'
+        )
     return task
 
 
 def _atari(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
-    """Machado et al. 2018: sticky actions 0.25, all 18 actions, no life signals, 30 minutes of play."""
+    """Machado et al. 2018: sticky actions 0.25, all 18 actions, no life signals, 30 minutes of
+    play.
+    """
     _need(name, 'gymnasium', 'atari')
     _need(name, 'ale_py', 'atari')
     from ale_py import env, roms
 
     if obs == 'state':
-        raise Refused(f"{name} was asked for obs='state'; expected 'image'")
+        raise EnvRefusedError(f"{name} was asked for obs='state'; expected 'image'")
     game = _choose(name, task, list(roms.get_all_rom_ids()))
     play = env.AtariEnv(game, frameskip=1, repeat_action_probability=0.25, full_action_space=True)
     meanings = tuple(meaning.lower() for meaning in play.get_action_meanings())
@@ -95,16 +102,20 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
 
     _choose(name, task, ['reward', 'noreward'])
     if obs == 'state':
-        raise Refused(f"{name} was asked for obs='state'; expected 'image'")
-    # Crafter draws creatures from sets, whose order is that of memory addresses: one seed, many games. Their place in
-    # the list of things serves as well.
-    Object.__hash__ = lambda thing: thing.__dict__.setdefault('order_of_birth', len(thing.world._objects))
+        raise EnvRefusedError(f"{name} was asked for obs='state'; expected 'image'")
+    # Crafter draws creatures from sets, whose order is that of memory addresses: one seed, many
+    # games. Their place in the list of things serves as well.
+    Object.__hash__ = lambda thing: thing.__dict__.setdefault(
+        'order_of_birth', len(thing.world._objects)
+    )
     frame = size or IMAGE_SIZE
 
     class Crafter(gymnasium.Env):
         game: Any = None
 
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[np.ndarray, dict]:
             if seed is not None or self.game is None:
                 self.game = crafter.Env(size=frame[::-1], reward=task == 'reward', seed=seed)
             return self.game.reset(), {}
@@ -123,18 +134,28 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
 def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
     _need(name, 'gymnasium', 'dmc')
     if obs == 'image' and 'DISPLAY' not in os.environ:
-        os.environ.setdefault('MUJOCO_GL', 'egl')  # dm_control would choose GLFW, which needs a display
+        os.environ.setdefault(
+            'MUJOCO_GL', 'egl'
+        )  # dm_control would choose GLFW, which needs a display
     _need(name, 'dm_control', 'dmc')
     import gymnasium
     from dm_control import suite
 
     known = {f'{domain}_{what}': (domain, what) for domain, what in suite.ALL_TASKS}
-    pair = known[_choose(name, task.replace('cup_', 'ball_in_cup_') if task.startswith('cup_') else task, list(known))]
+    pair = known[
+        _choose(
+            name,
+            task.replace('cup_', 'ball_in_cup_') if task.startswith('cup_') else task,
+            list(known),
+        )
+    ]
     inner, frame = suite.load(*pair), size or IMAGE_SIZE
     camera = 2 if pair[0] == 'quadruped' else 0  # the one that follows the body, as in Dreamer
 
-    class Control(gymnasium.Env):
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+    class DMControl(gymnasium.Env):
+        def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[np.ndarray, dict]:
             if seed is not None:
                 inner.task.random.seed(seed)
             return self.look(inner.reset()), {}
@@ -142,25 +163,36 @@ def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
         def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
             arrived = inner.step(action)
             terminal = arrived.last() and arrived.discount == 0.0
-            return self.look(arrived), arrived.reward or 0.0, terminal, arrived.last() and not terminal, {}
+            return (
+                self.look(arrived),
+                arrived.reward or 0.0,
+                terminal,
+                arrived.last() and not terminal,
+                {},
+            )
 
         def look(self, arrived: Any) -> np.ndarray:
             if obs == 'image':
                 return inner.physics.render(*frame, camera_id=camera)
             parts = arrived.observation
-            return np.concatenate([np.ravel(parts[key]) for key in sorted(parts)]).astype(np.float32)
+            return np.concatenate([np.ravel(parts[key]) for key in sorted(parts)]).astype(
+                np.float32
+            )
 
         def close(self) -> None:
             inner.close()
 
-    env, bounds = Control(), inner.action_spec()
+    env, bounds = DMControl(), inner.action_spec()
     if obs == 'image':
         env.observation_space = gymnasium.spaces.Box(0, 255, (*frame, 3), np.uint8)
     else:
         width = sum(int(np.prod(part.shape)) for part in inner.observation_spec().values())
         env.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
     env.action_space = gymnasium.spaces.Box(
-        bounds.minimum.astype(np.float32), bounds.maximum.astype(np.float32), bounds.shape, np.float32
+        bounds.minimum.astype(np.float32),
+        bounds.maximum.astype(np.float32),
+        bounds.shape,
+        np.float32,
     )
     return Built(env, action_repeat=2)
 
@@ -173,7 +205,7 @@ def _gym(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
             env.close()
             env = gymnasium.make(task, disable_env_checker=True, render_mode='rgb_array')
     except (gymnasium.error.Error, ImportError) as error:
-        raise Refused(f'{name} cannot be made: {error}') from error
+        raise EnvRefusedError(f'{name} cannot be made: {error}') from error
     return Built(env)
 
 
@@ -182,21 +214,29 @@ def camera(env: Any, name: str) -> Any:
     from gymnasium.wrappers import AddRenderObservation
 
     if env.render_mode != 'rgb_array':
-        raise Refused(f"{name} has no images and render_mode={env.render_mode!r}; expected 'rgb_array'")
+        raise EnvRefusedError(
+            f"{name} has no images and render_mode={env.render_mode!r}; expected 'rgb_array'"
+        )
     env.reset()  # renderers draw a state, and the wrapper renders at once
     return AddRenderObservation(env, render_only=True)
 
 
-def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str) -> View | None:
-    """How to see observations of `space`: as 'image' [h, w, c] uint8, as 'state' (float32), or as what they are (None).
+def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str) -> ObsView | None:
+    """How to see observations of `space`: as 'image' [h, w, c] uint8, as 'state' (float32), or as
+    what they are (None).
 
-    Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted: a Discrete is
-    one-hot, a MultiDiscrete one one-hot after the other, a Box its numbers; a grid up to 16 x 16 stays a grid.
-    -> None if an image is asked for and there is none. Raises Refused for what has no array form.
+    Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted:
+    a Discrete is one-hot, a MultiDiscrete one one-hot after the other, a Box its numbers; a grid up
+    to 16 x 16 stays a grid. -> None if an image is asked for and there is none. Raises Refused for
+    what has no array form.
     """
     from gymnasium import spaces
 
-    images = [key for key, part in space.items() if _is_image(part)] if isinstance(space, spaces.Dict) else []
+    images = (
+        [key for key, part in space.items() if _is_image(part)]
+        if isinstance(space, spaces.Dict)
+        else []
+    )
     if obs != 'state' and _is_image(space):
         return _image(space.shape, size, lambda x: x)
     if obs != 'state' and len(images) == 1:
@@ -205,14 +245,18 @@ def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str)
         return None
     if isinstance(space, spaces.Box) and len(space.shape) == 3 and max(space.shape[:2]) <= 16:
         dtype = np.bool_ if space.dtype == np.bool_ else np.float32
-        return View(space.shape, dtype, lambda x: np.asarray(x, dtype))
+        return ObsView(space.shape, dtype, lambda x: np.asarray(x, dtype))
     if not _is_flat(space):
-        raise Refused(f'{name} has observations {space}; expected numbers or choices of a fixed count')
+        raise EnvRefusedError(
+            f'{name} has observations {space}; expected numbers or choices of a fixed count'
+        )
     width = spaces.flatdim(space)
     if width > LONGEST_STATE:
-        raise Refused(f'{name} has observations {space}, a vector of {width:,}; expected at most {LONGEST_STATE:,}')
+        raise EnvRefusedError(
+            f'{name} has observations {space}, a vector of {width:,}; expected at most {LONGEST_STATE:,}'
+        )
     shape = (width,)
-    return View(shape, np.float32, lambda x: np.asarray(spaces.flatten(space, x), np.float32))
+    return ObsView(shape, np.float32, lambda x: np.asarray(spaces.flatten(space, x), np.float32))
 
 
 def _is_flat(space: Any) -> bool:
@@ -222,7 +266,9 @@ def _is_flat(space: Any) -> bool:
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
         return all(map(_is_flat, parts))
-    return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+    return isinstance(
+        space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    )
 
 
 def _is_image(space: Any) -> bool:
@@ -231,16 +277,22 @@ def _is_image(space: Any) -> bool:
     return plain and space.dtype == np.uint8 and min(shape[:2]) >= SMALLEST_IMAGE
 
 
-def _image(shape: tuple[int, ...], size: tuple[int, ...] | None, pick: Callable[[Any], np.ndarray]) -> View:
+def _image(
+    shape: tuple[int, ...], size: tuple[int, ...] | None, pick: Callable[[Any], np.ndarray]
+) -> ObsView:
     height, width = size or shape[:2]
     channels = shape[2] if len(shape) == 3 else 1
     resize = area_resizer((shape[0], shape[1]), (height, width))
-    return View(
-        (height, width, channels), np.uint8, lambda x: resize(np.asarray(pick(x)).reshape(*shape[:2], channels))
+    return ObsView(
+        (height, width, channels),
+        np.uint8,
+        lambda x: resize(np.asarray(pick(x)).reshape(*shape[:2], channels)),
     )
 
 
-def area_resizer(source: tuple[int, int], target: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+def area_resizer(
+    source: tuple[int, int], target: tuple[int, int]
+) -> Callable[[np.ndarray], np.ndarray]:
     """Area interpolation [h, w, c] uint8 -> [*target, c]: a pixel is the mean of what it covers."""
     if source == target:
         return lambda image: image
@@ -248,7 +300,9 @@ def area_resizer(source: tuple[int, int], target: tuple[int, int]) -> Callable[[
 
     def resize(image: np.ndarray) -> np.ndarray:
         height, width, channels = image.shape
-        thin = (rows @ image.reshape(height, width * channels).astype(np.float32)).reshape(-1, width, channels)
+        thin = (rows @ image.reshape(height, width * channels).astype(np.float32)).reshape(
+            -1, width, channels
+        )
         return np.rint(np.matmul(columns, thin)).astype(np.uint8)
 
     return resize

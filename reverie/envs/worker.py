@@ -1,8 +1,8 @@
 """The process in which one host environment lives. Started by `envs.host`; never imports JAX.
 
-It talks over a pipe in single bytes: `a` attach to the shared memory, `r` reset (a seed may follow), `s` step. It
-answers `.` when the record of its copy is filled in, `!` and a sentence when the environment raised, `?` and one when
-it was asked for wrongly. Arrays go through shared memory.
+It talks over a pipe in single bytes: `a` attach to the shared memory, `r` reset (a seed may
+follow), `s` step. It answers `.` when the record of its copy is filled in, `!` and a sentence when
+the environment raised, `?` and one when it was asked for wrongly. Arrays go through shared memory.
 """
 
 import json
@@ -42,25 +42,39 @@ def record(layout: dict[str, Any]) -> np.dtype:
     if layout['kind'] == 'discrete':
         action = ('action', np.int32)
     obs = ('obs', np.dtype(layout['dtype']), tuple(layout['shape']))
-    return np.dtype([obs, action, ('reward', np.float32), ('last', np.bool_), ('terminal', np.bool_)], align=True)
+    return np.dtype(
+        [obs, action, ('reward', np.float32), ('last', np.bool_), ('terminal', np.bool_)],
+        align=True,
+    )
 
 
-class Player:
-    """An environment with action repeat, a time limit, actions in [-1, 1] and observations of one shape.
+class EnvWorker:
+    """An environment with action repeat, a time limit, actions in [-1, 1] and observations of one
+    shape.
 
-    time_limit and all counting are in the environment's own steps; `action_repeat` of them make one step here.
+    time_limit and all counting are in the environment's own steps; `action_repeat` of them make one
+    step here.
     """
 
     def __init__(self, setup: Setup):
         who = setup.name or 'the environment'
-        built = suites.build(setup.name, setup.obs, setup.size) if setup.name else suites.Built(setup.factory())
-        self.env, view = built.env, suites.viewer(built.env.observation_space, setup.obs, setup.size, who)
+        built = (
+            suites.build(setup.name, setup.obs, setup.size)
+            if setup.name
+            else suites.Built(setup.factory())
+        )
+        self.env, view = (
+            built.env,
+            suites.viewer(built.env.observation_space, setup.obs, setup.size, who),
+        )
         if view is None:
             self.env = suites.camera(self.env, who)
             view = suites.viewer(self.env.observation_space, 'image', setup.size, who)
         if view is None:
-            raise suites.Refused(f'{who} draws {self.env.observation_space}; expected images [h, w, 3] of uint8')
-        self.view: suites.View = view
+            raise suites.EnvRefusedError(
+                f'{who} draws {self.env.observation_space}; expected images [h, w, 3] of uint8'
+            )
+        self.view: suites.ObsView = view
         self.repeat = setup.action_repeat or built.action_repeat
         self.limit = built.time_limit if setup.time_limit is None else setup.time_limit
         self.pool, self.meanings = built.pool, built.meanings
@@ -71,9 +85,13 @@ class Player:
     @property
     def layout(self) -> dict[str, Any]:
         return dict(
-            shape=list(self.view.shape), dtype=np.dtype(self.view.dtype).name, kind=self.kind, actions=self.size,
-            meanings=list(self.meanings), repeat=self.repeat,
-        )  # fmt: skip
+            shape=list(self.view.shape),
+            dtype=np.dtype(self.view.dtype).name,
+            kind=self.kind,
+            actions=self.size,
+            meanings=list(self.meanings),
+            repeat=self.repeat,
+        )
 
     def reset(self) -> np.ndarray:
         obs, _ = self.env.reset(seed=self.seed)
@@ -100,7 +118,9 @@ class Player:
     def _see(self, obs: Any) -> np.ndarray:
         seen = self.view.see(obs)
         if seen.shape != self.view.shape:
-            raise ValueError(f'an observation {seen.shape} was returned; expected {self.view.shape}')
+            raise ValueError(
+                f'an observation {seen.shape} was returned; expected {self.view.shape}'
+            )
         if seen.dtype == np.float32 and not np.isfinite(seen).all():
             raise ValueError('an observation with numbers that are not finite was returned')
         return seen
@@ -113,7 +133,9 @@ def converter(space: Any, who: str) -> tuple[str, int, Callable[[Any], Any]]:
     if isinstance(space, spaces.Discrete):
         return 'discrete', int(space.n), lambda action: int(action) + int(space.start)
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise suites.Refused(f'{who} has actions {space}; expected Discrete, or a Box of real numbers')
+        raise suites.EnvRefusedError(
+            f'{who} has actions {space}; expected Discrete, or a Box of real numbers'
+        )
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
     scaled = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
     low, high = np.where(scaled, low, -1.0), np.where(scaled, high, 1.0)
@@ -129,10 +151,11 @@ def converter(space: Any, who: str) -> tuple[str, int, Callable[[Any], Any]]:
 def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
     """Obeys until the other end closes the pipe."""
     try:
-        # Unpickles what our own parent wrote into a pipe that nobody else holds, as multiprocessing does.
-        player = Player(Setup(*pipe.recv()))
+        # Unpickles what our own parent wrote into a pipe that nobody else holds, as multiprocessing
+        # does.
+        player = EnvWorker(Setup(*pipe.recv()))
     except Exception as error:
-        refused = isinstance(error, suites.Refused)
+        refused = isinstance(error, suites.EnvRefusedError)
         pipe.send_bytes(b'?' + str(error).encode() if refused else b'!' + sentence(error).encode())
         return
     layout = player.layout
@@ -152,7 +175,7 @@ def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
         player.env.close()
 
 
-def obey(player: Player, order: bytes, mine: np.ndarray) -> bytes:
+def obey(player: EnvWorker, order: bytes, mine: np.ndarray) -> bytes:
     try:
         if order[:1] == b'r':
             trim_log()
@@ -163,7 +186,12 @@ def obey(player: Player, order: bytes, mine: np.ndarray) -> bytes:
             obs, reward, last, terminal = player.step(mine['action'][0])
     except Exception as error:
         return b'!' + sentence(error).encode()
-    mine['obs'][0], mine['reward'][0], mine['last'][0], mine['terminal'][0] = obs, reward, last, terminal
+    mine['obs'][0], mine['reward'][0], mine['last'][0], mine['terminal'][0] = (
+        obs,
+        reward,
+        last,
+        terminal,
+    )
     return b'.'
 
 
@@ -177,7 +205,7 @@ def trim_log() -> None:
         os.lseek(2, 0, os.SEEK_SET)
 
 
-def follow(parent: int) -> None:
+def exit_with(parent: int) -> None:
     """Ends this process when its parent is gone, even while the environment hangs."""
     while os.getppid() == parent:
         time.sleep(1.0)
@@ -186,7 +214,7 @@ def follow(parent: int) -> None:
 
 def main() -> None:
     pipe, memory, parent = (int(x) for x in sys.argv[1:])
-    threading.Thread(target=follow, args=(parent,), daemon=True).start()
+    threading.Thread(target=exit_with, args=(parent,), daemon=True).start()
     serve(multiprocessing.connection.Connection(pipe), memory)
 
 

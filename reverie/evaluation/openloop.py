@@ -18,7 +18,9 @@ class Dream(NamedTuple):
     cont: Float[Array, 'B T']
 
 
-def dream(model: WorldModel, state: State, action: Float[Array, 'H B A'], keys: Key[Array, ' H']) -> Dream:
+def dream(
+    model: WorldModel, state: State, action: Float[Array, 'H B A'], keys: Key[Array, ' H']
+) -> Dream:
     """Imagine what the actions lead to, one key for each; time first, here and in what is returned."""
 
     def imagine(state, x):
@@ -30,7 +32,9 @@ def dream(model: WorldModel, state: State, action: Float[Array, 'H B A'], keys: 
 
 
 def open_loop(model: WorldModel, step: Step, context: int, key: PRNGKeyArray) -> Dream:
-    """Observe the first `context` frames of windows [B, T], then imagine the rest under the recorded actions."""
+    """Observe the first `context` frames of windows [B, T], then imagine the rest under the
+    recorded actions.
+    """
     b, t = step.is_first.shape
     time_major = jax.tree.map(lambda x: x.swapaxes(0, 1), step)
     keys = jax.random.split(key, t)

@@ -1,4 +1,6 @@
-"""Scores: play whole episodes in the real environment, write the results file (its figures: `statistics`)."""
+"""Scores: play whole episodes in the real environment, write the results file (its figures:
+`statistics`).
+"""
 
 import dataclasses
 import datetime
@@ -30,7 +32,9 @@ class Scores:
 
     returns: np.ndarray  # undiscounted sum of rewards; of an unfinished episode, what it has so far
     lengths: np.ndarray  # env steps
-    truncated: np.ndarray  # bool: ended by a time limit (the environment's or max_steps), not by the game
+    truncated: (
+        np.ndarray
+    )  # bool: ended by a time limit (the environment's or max_steps), not by the game
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,9 @@ class RandomActor:
 
 
 class _Static:
-    """A static argument of `jit`: equal values share a program; an unhashable one is told by identity."""
+    """A static argument of `jit`: equal values share a program; an unhashable one is told by
+    identity.
+    """
 
     def __init__(self, value: Any):
         self.value = value
@@ -67,7 +73,9 @@ class _Static:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Static):
             return False
-        return self.value is other.value or (self.hash == other.hash and bool(self.value == other.value))
+        return self.value is other.value or (
+            self.hash == other.hash and bool(self.value == other.value)
+        )
 
 
 class _Carry(NamedTuple):
@@ -82,28 +90,50 @@ class _Carry(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
-def _start(env: _Static, actor: _Static, params: Params, key: jax.Array, episodes: int, seeded: bool) -> _Carry:
+def _start(
+    env: _Static, actor: _Static, params: Params, key: jax.Array, episodes: int, seeded: bool
+) -> _Carry:
     def one(params: Params, key: jax.Array) -> _Carry:
         state, step = jax.vmap(env.value.reset)(jax.random.split(key, episodes))
         off = jnp.zeros(episodes, bool)
         memory = actor.value.initial(params, episodes)
         return _Carry(
-            state, memory, step, jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), off, off, jnp.zeros((), jnp.int32)
+            state,
+            memory,
+            step,
+            jnp.zeros(episodes),
+            jnp.zeros(episodes, jnp.int32),
+            off,
+            off,
+            jnp.zeros((), jnp.int32),
         )
 
     return jax.vmap(one)(params, key) if seeded else one(params, key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 6, 8), donate_argnums=(3,))
-def _play(env: _Static, actor: _Static, params: Params, carry: _Carry, key: jax.Array, limit: jax.Array,
-          steps: int, greedy: jax.Array, seeded: bool) -> tuple[_Carry, jax.Array]:  # fmt: skip
+def _play(
+    env: _Static,
+    actor: _Static,
+    params: Params,
+    carry: _Carry,
+    key: jax.Array,
+    limit: jax.Array,
+    steps: int,
+    greedy: jax.Array,
+    seeded: bool,
+) -> tuple[_Carry, jax.Array]:
     """`steps` more steps of every episode; -> (carry, [] bool: nothing left to play)."""
 
     def one(params: Params, carry: _Carry, key: jax.Array) -> _Carry:
         def body(c: _Carry, _: None) -> tuple[_Carry, None]:
-            act_key, env_key = jax.random.split(jax.random.fold_in(key, c.t))  # the same whatever `steps` is
+            act_key, env_key = jax.random.split(
+                jax.random.fold_in(key, c.t)
+            )  # the same whatever `steps` is
             memory, action = actor.value.act(params, c.memory, c.step, act_key, greedy)
-            state, step = jax.vmap(env.value.step)(c.env, action, jax.random.split(env_key, c.done.shape[0]))
+            state, step = jax.vmap(env.value.step)(
+                c.env, action, jax.random.split(env_key, c.done.shape[0])
+            )
             live = ~c.done & (c.t < limit)
             ret = c.ret + jnp.where(live, step.reward, 0.0)  # a finished copy runs on, unheard
             done, terminal = c.done | (live & step.is_last), c.terminal | (live & step.is_terminal)
@@ -115,26 +145,48 @@ def _play(env: _Static, actor: _Static, params: Params, carry: _Carry, key: jax.
     return carry, jnp.all(carry.done | (carry.t >= limit)[..., None])
 
 
-def _evaluate(env: Env, actor: Actor, params: Params, key: jax.Array, episodes: int, max_steps: int, greedy: bool,
-              seeded: bool, chunk: int) -> Scores:  # fmt: skip
+def _evaluate(
+    env: Env,
+    actor: Actor,
+    params: Params,
+    key: jax.Array,
+    episodes: int,
+    max_steps: int,
+    greedy: bool,
+    seeded: bool,
+    chunk: int,
+) -> Scores:
     statics = _Static(env), _Static(actor)
     split = jax.vmap(jax.random.split, out_axes=1)(key) if seeded else jax.random.split(key)
     carry = _start(*statics, params, split[0], episodes, seeded)
     limit, over = jnp.int32(max_steps), False
     while not over:
-        carry, end = _play(*statics, params, carry, split[1], limit, chunk, jnp.bool_(greedy), seeded)
+        carry, end = _play(
+            *statics, params, carry, split[1], limit, chunk, jnp.bool_(greedy), seeded
+        )
         over = bool(end)
     return Scores(np.asarray(carry.ret), np.asarray(carry.length), ~np.asarray(carry.terminal))
 
 
-def evaluate(env: Env, actor: Actor, params: Params, key: PRNGKeyArray | jax.Array, *, episodes: int = 128,
-             max_steps: int = 5000, greedy: bool = False, chunk: int = 100) -> Scores:  # fmt: skip
-    """Plays `episodes` copies of `env` at once, one episode each, so that short episodes are not over-counted.
+def evaluate(
+    env: Env,
+    actor: Actor,
+    params: Params,
+    key: PRNGKeyArray | jax.Array,
+    *,
+    episodes: int = 128,
+    max_steps: int = 5000,
+    greedy: bool = False,
+    chunk: int = 100,
+) -> Scores:
+    """Plays `episodes` copies of `env` at once, one episode each, so that short episodes are not
+    over-counted.
 
     Args:
         params: of the actor, without a seeds axis.
         key: drives resets, environments and sampling; independent of `chunk`.
-        max_steps: env steps after which an unfinished episode counts with its return so far, as truncated.
+        max_steps: env steps after which an unfinished episode counts with its return so far, as
+        truncated.
         greedy: the most probable action instead of a sampled one.
         chunk: env steps per jitted call; the host looks after each whether all are done.
 
@@ -143,8 +195,17 @@ def evaluate(env: Env, actor: Actor, params: Params, key: PRNGKeyArray | jax.Arr
     return _evaluate(env, actor, params, key, episodes, max_steps, greedy, False, chunk)
 
 
-def evaluate_seeds(env: Env, actor: Actor, params: Params, key: PRNGKeyArray | jax.Array, *, episodes: int = 128,
-                   max_steps: int = 5000, greedy: bool = False, chunk: int = 100) -> Scores:  # fmt: skip
+def evaluate_seeds(
+    env: Env,
+    actor: Actor,
+    params: Params,
+    key: PRNGKeyArray | jax.Array,
+    *,
+    episodes: int = 128,
+    max_steps: int = 5000,
+    greedy: bool = False,
+    chunk: int = 100,
+) -> Scores:
     """`evaluate` of every trained seed in one program: leaves of `params` are [seeds, ...].
 
     Returns: Scores with fields [seeds, episodes].
@@ -153,15 +214,29 @@ def evaluate_seeds(env: Env, actor: Actor, params: Params, key: PRNGKeyArray | j
     return _evaluate(env, actor, params, keys, episodes, max_steps, greedy, True, chunk)
 
 
-def evaluate_host(vector: Any, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int = 16,
-                  max_steps: int = 5000, greedy: bool = False) -> Scores:  # fmt: skip
-    """As `evaluate`, for environments on the host: has `n`, `reset()` and `step(action)`, see `envs.host.HostVector`.
+def evaluate_host(
+    vector: Any,
+    actor: Actor,
+    params: Params,
+    key: PRNGKeyArray,
+    *,
+    episodes: int = 16,
+    max_steps: int = 5000,
+    greedy: bool = False,
+) -> Scores:
+    """As `evaluate`, for environments on the host: has `n`, `reset()` and `step(action)`, see
+    `envs.host.HostVector`.
 
-    Each of the n copies plays as many episodes, round(episodes / n) but at least one, so that short episodes are not
-    over-counted. An episode is cut after `max_steps` steps of the agent; chance in the environments is their own.
+    Each of the n copies plays as many episodes, round(episodes / n) but at least one, so that short
+    episodes are not over-counted. An episode is cut after `max_steps` steps of the agent; chance in
+    the environments is their own.
     """
     n = vector.n
-    act = jax.jit(lambda params, state, step, t: actor.act(params, state, step, jax.random.fold_in(key, t), greedy))
+    act = jax.jit(
+        lambda params, state, step, t: actor.act(
+            params, state, step, jax.random.fold_in(key, t), greedy
+        )
+    )
     each, t = max(1, round(episodes / n)), 0
     found: list[list[tuple[float, int, bool]]] = [[] for _ in range(n)]
     while min(map(len, found)) < each:  # a new round of episodes for all copies
@@ -194,7 +269,9 @@ def device_name() -> str:
 
 
 def commit_name() -> str:
-    """The commit this package runs from (with -dirty if files were changed), or its version outside a checkout."""
+    """The commit this package runs from (with -dirty if files were changed), or its version outside
+    a checkout.
+    """
     package = pathlib.Path(reverie.__file__).resolve().parent
     git = functools.partial(subprocess.run, cwd=package, capture_output=True, text=True, timeout=10)
     try:
@@ -231,24 +308,36 @@ def record(*, preset: str, env: str, command: str, seeds: Sequence[int], env_fra
     """The results file of one preset on one environment.
 
     Args:
-        scores: read-out -> Scores or returns [seeds][episodes] or [episodes]; or {'sampled': ..., 'greedy': ...}, of
-            which the sampled one takes the main keys and the greedy one a sub-dictionary.
-        reference: score of PPO at 10M frames, 1 on the normalised scale; the mean of `scores['ppo']` if not given.
+        scores: read-out -> Scores or returns [seeds][episodes] or [episodes]; or {'sampled': ...,
+            'greedy': ...}, of which the sampled one takes the main keys and the greedy one a
+            sub-dictionary.
+        reference: score of PPO at 10M frames, 1 on the normalised scale; the mean of
+        `scores['ppo']` if not given.
         curve: {'env_frames': [...], 'seconds': [...], 'return_per_seed': [[...], ...]}.
         extra: more entries, e.g. of the dataset.
     """
     played = {
-        k: {law: _rows(of) for law, of in v.items()} if isinstance(v, Mapping) else {'sampled': _rows(v)}
+        k: {mode: _rows(of) for mode, of in v.items()}
+        if isinstance(v, Mapping)
+        else {'sampled': _rows(v)}
         for k, v in scores.items()
     }
     if reference is None and 'ppo' in played:
         reference = float(np.mean([np.mean(row) for row in played['ppo']['sampled']]))
     return {
-        'preset': preset, 'env': env, 'command': command, **provenance(), 'seeds': [int(x) for x in seeds],
-        'env_frames': int(env_frames), 'gradient_steps': {k: int(v) for k, v in gradient_steps.items()},
-        'seconds': float(seconds), 'reference': reference, **derive(played, reference),
-        'curve': dict(curve or {'env_frames': [], 'seconds': [], 'return_per_seed': []}), **extra,
-    }  # fmt: skip
+        'preset': preset,
+        'env': env,
+        'command': command,
+        **provenance(),
+        'seeds': [int(x) for x in seeds],
+        'env_frames': int(env_frames),
+        'gradient_steps': {k: int(v) for k, v in gradient_steps.items()},
+        'seconds': float(seconds),
+        'reference': reference,
+        **derive(played, reference),
+        'curve': dict(curve or {'env_frames': [], 'seconds': [], 'return_per_seed': []}),
+        **extra,
+    }
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -265,11 +354,16 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def save(path: str | os.PathLike[str], record: Mapping[str, Any]) -> pathlib.Path:
-    """Writes a results file at once or not at all. Raises ValueError naming the first number that is not finite."""
+    """Writes a results file at once or not at all.
+
+    Raises ValueError naming the first number that is not finite.
+    """
     path = pathlib.Path(path)
     text = json.dumps(_plain(record, ''), allow_nan=False, indent=1) + '\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        'w', dir=path.parent, prefix=f'.{path.name}.', delete=False
+    ) as file:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)

@@ -1,7 +1,9 @@
-"""Trust in dreams: which cells of boolean grids a world model keeps, and how often its heads are right.
+"""Trust in dreams: which cells of boolean grids a world model keeps, and how often its heads are
+right.
 
-Windows of recorded play are taken in twice: all frames observed, which shows the tokenizer and the heads alone, and
-the first C frames observed and H dreamed under the recorded actions. Steps count until the episode ends.
+Windows of recorded play are taken in twice: all frames observed, which shows the tokenizer and the
+heads alone, and the first C frames observed and H dreamed under the recorded actions. Steps count
+until the episode ends.
 """
 
 import math
@@ -13,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from reverie.evaluation.charts import number
 from reverie.evaluation.openloop import dream
-from reverie.evaluation.page import Run, escape, missing
+from reverie.report.charts import number
+from reverie.report.page import Run, escape, missing
 from reverie.types import Batch, Params, Prediction, Source, WorldModel
 
 WINDOWS, ROWS, HORIZON = 2048, 256, 16  # windows at most, in chunks of rows; dreamed steps
@@ -33,17 +35,21 @@ class Judge(WorldModel, Protocol):
     def predict(self, feat: Float[Array, 'N F']) -> Prediction: ...
 
 
-class Evidence(NamedTuple):
-    """H steps of N windows: cells are counted per step and channel, rewards and ends kept one by one."""
+class EventCounts(NamedTuple):
+    """H steps of N windows: cells are counted per step and channel, rewards and ends kept one by
+    one.
+    """
 
     valid: Any  # [N, H] bool: not beyond the episode's end, and the actions are known
     paid: Any  # [N, H] bool: of these, the steps whose rewards are known
-    cells: Any  # [5, H, c] int: true; reconstructed, and true among them; dreamed, and true among them
+    cells: (
+        Any  # [5, H, c] int: true; reconstructed, and true among them; dreamed, and true among them
+    )
     reward: Any  # [3, N, H]: true; said of the recorded frame; said of the dreamed frame
     end: Any  # [3, N, H], likewise
 
 
-def examine(model: Judge, batch: Batch, context: int, key: PRNGKeyArray) -> Evidence:
+def examine(model: Judge, batch: Batch, context: int, key: PRNGKeyArray) -> EventCounts:
     """Traced: compare windows [N, context + H] of boolean grids with what the model makes of them."""
     time_major = jax.tree.map(lambda x: x.swapaxes(0, 1), batch.step)
     keys = jax.random.split(key, (2, len(time_major.reward)))
@@ -55,7 +61,8 @@ def examine(model: Judge, batch: Batch, context: int, key: PRNGKeyArray) -> Evid
         given = jax.tree.map(lambda new, old: jnp.where(is_given, new, old), state, given)
         return (state, given), (model.decode(state), feat)
 
-    # one scan over all frames that remembers the state the dream begins in: half the compilation of two
+    # one scan over all frames that remembers the state the dream begins in: half the compilation of
+    # two
     start = model.initial(len(batch.step.reward))
     seen = (time_major, keys[0], jnp.arange(len(keys[0])) < context)
     (_, given), (image, feat) = jax.lax.scan(observe, (start, start), seen)
@@ -68,24 +75,31 @@ def examine(model: Judge, batch: Batch, context: int, key: PRNGKeyArray) -> Evid
     valid = (jnp.cumsum(step.is_first, 1) == 0) & batch.has_action[:, None]
     inside = valid[..., None, None, None]
     true, made, dreamt = (x & inside for x in (step.obs, image > 0.5, dreamed.image > 0.5))
-    return Evidence(
+    return EventCounts(
         valid,
         valid & batch.has_reward[:, None],
         jnp.stack([x.sum((0, 2, 3)) for x in (true, made, made & true, dreamt, dreamt & true)]),
         jnp.stack([step.reward, said.reward.reshape(n, h), dreamed.reward]),
-        jnp.stack([step.is_terminal.astype(jnp.float32), 1 - said.cont.reshape(n, h), 1 - dreamed.cont]),
+        jnp.stack(
+            [step.is_terminal.astype(jnp.float32), 1 - said.cont.reshape(n, h), 1 - dreamed.cont]
+        ),
     )
 
 
-def average_precision(score: Float[np.ndarray, ' n'], event: Bool[np.ndarray, ' n']) -> float | None:
-    """Sum over the distinct scores, from the highest, of the gain in recall times the precision; None without events.
+def average_precision(
+    score: Float[np.ndarray, ' n'], event: Bool[np.ndarray, ' n']
+) -> float | None:
+    """Sum over the distinct scores, from the highest, of the gain in recall times the precision;
+    None without events.
 
     The definition of scikit-learn's `average_precision_score`: equal scores are one threshold.
     """
     if not event.any():
         return None
     order = np.argsort(-score, kind='stable')
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each run of equal scores
+    last = np.append(
+        np.flatnonzero(np.diff(score[order])), len(score) - 1
+    )  # of each run of equal scores
     hits = np.cumsum(event[order])[last]
     return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / hits[-1])
 
@@ -100,32 +114,46 @@ def _cells(true: Any, made: Any, right: Any) -> dict[str, float | None]:
 
 
 def _head(true: np.ndarray, said: np.ndarray) -> dict[str, float | None]:
-    """Means of what is said and true of n frames, and the average precision; an event is a true value above 0."""
+    """Means of what is said and true of n frames, and the average precision; an event is a true
+    value above 0.
+    """
     if not len(true):
         return {'said': None, 'true': None, 'ap': None}
     means = {'said': float(said.mean(dtype=np.float64)), 'true': float(true.mean(dtype=np.float64))}
     return {**means, 'ap': average_precision(said, true > 0)}
 
 
-def numbers(e: Evidence, channels: Sequence[str]) -> dict[str, Any]:
-    """The trust numbers of one seed: per channel the tokenizer's and the dream's cells, and both heads."""
+def numbers(e: EventCounts, channels: Sequence[str]) -> dict[str, Any]:
+    """The trust numbers of one seed: per channel the tokenizer's and the dream's cells, and both
+    heads.
+    """
     spans = [slice(first - 1, last) for first, last in STEPS]
     total = e.cells.sum(1)
     pooled = np.stack([e.cells[:, span].sum(1) for span in spans])
-    found: dict[str, Any] = {'frames': [int(e.valid[:, span].sum()) for span in spans], 'channels': []}
+    found: dict[str, Any] = {
+        'frames': [int(e.valid[:, span].sum()) for span in spans],
+        'channels': [],
+    }
     for i, name in enumerate(channels):
         dream = [_cells(x[0], x[3], x[4]) for x in pooled[..., i]]
         found['channels'].append({'name': name, 'tokenizer': _cells(*total[:3, i]), 'dream': dream})
-    for name, (true, recorded, dreamed), known in (('reward', e.reward, e.paid), ('end', e.end, e.valid)):
+    for name, (true, recorded, dreamed), known in (
+        ('reward', e.reward, e.paid),
+        ('end', e.end, e.valid),
+    ):
         found[name] = {
             'recorded': _head(true[known], recorded[known]),
-            'dream': [_head(true[:, span][known[:, span]], dreamed[:, span][known[:, span]]) for span in spans],
+            'dream': [
+                _head(true[:, span][known[:, span]], dreamed[:, span][known[:, span]])
+                for span in spans
+            ],
         }
     return found
 
 
 def over_seeds(each: Sequence[Any]) -> Any:
-    """Trees of numbers, one of each seed, as one whose leaves are {'mean', 'per_seed'}; names and counts stay.
+    """Trees of numbers, one of each seed, as one whose leaves are {'mean', 'per_seed'}; names and
+    counts stay.
 
     The mean is over the seeds that have the number.
     """
@@ -151,40 +179,52 @@ def measure(
     windows: int = WINDOWS,
     rows: int = ROWS,
 ) -> dict[str, Any]:
-    """The trust numbers of all seeds, params [seeds, ...], on uniformly drawn windows, the same for every seed.
+    """The trust numbers of all seeds, params [seeds, ...], on uniformly drawn windows, the same for
+    every seed.
 
-    model: weights of one seed -> its world model; traced. source: of boolean grids [h, w, c]. context: C, frames
-    given. windows: how many, rounded up to whole chunks of `rows`, which bound the memory.
-    Returns `windows`, `context`, `steps` and `frames` of each pooled span, `channels` [name, tokenizer, dream] and
-    `reward` and `end` [recorded, dream]; a dream has one entry for each span. Leaves are {'mean', 'per_seed'}, with
-    None where there was nothing to be found.
+    model: weights of one seed -> its world model; traced. source: of boolean grids [h, w, c].
+    context: C, frames
+    given. windows: how many, rounded up to whole chunks of `rows`, which bound the memory. Returns
+    `windows`, `context`, `steps` and `frames` of each pooled span, `channels` [name, tokenizer,
+    dream] and `reward` and `end` [recorded, dream]; a dream has one entry for each span. Leaves are
+    {'mean', 'per_seed'}, with None where there was nothing to be found.
     """
     rows = min(rows, windows)
     length, seeds = context + HORIZON, len(jax.tree.leaves(params)[0])
 
     @jax.jit
-    def chunk(params: Params, data: Any, loaded: Any, key: PRNGKeyArray) -> Evidence:
+    def chunk(params: Params, data: Any, loaded: Any, key: PRNGKeyArray) -> EventCounts:
         key_draw, key_model = jax.random.split(key)
-        return examine(model(params), source.sample(data, loaded, key_draw, rows, length), context, key_model)
+        return examine(
+            model(params), source.sample(data, loaded, key_draw, rows, length), context, key_model
+        )
 
-    found: list[list[Evidence]] = [[] for _ in range(seeds)]
+    found: list[list[EventCounts]] = [[] for _ in range(seeds)]
     chunks = -(-windows // rows)
     for i in range(chunks):
         loaded = jax.tree.map(lambda x: x[0, 0], source.load(1, rows, length, 1))
         for seed in range(seeds):
             one = jax.tree.map(lambda x, seed=seed: x[seed], params)
-            found[seed].append(jax.device_get(chunk(one, source.data, loaded, jax.random.fold_in(key, i))))
-    names = [*channels, *(f'channel {i}' for i in range(len(channels), found[0][0].cells.shape[-1]))]
+            found[seed].append(
+                jax.device_get(chunk(one, source.data, loaded, jax.random.fold_in(key, i)))
+            )
+    names = [
+        *channels,
+        *(f'channel {i}' for i in range(len(channels), found[0][0].cells.shape[-1])),
+    ]
     each = [numbers(_join(parts), names) for parts in found]
     head = {'windows': chunks * rows, 'context': context, 'steps': [list(span) for span in STEPS]}
     return head | over_seeds(each)
 
 
-def _join(parts: Sequence[Evidence]) -> Evidence:
+def _join(parts: Sequence[EventCounts]) -> EventCounts:
     """The evidence of all chunks."""
     cells = np.sum([part.cells for part in parts], 0, dtype=np.int64)
-    rows = [np.concatenate([getattr(p, name) for p in parts], -2) for name in ('valid', 'paid', 'reward', 'end')]
-    return Evidence(rows[0], rows[1], cells, rows[2], rows[3])
+    rows = [
+        np.concatenate([getattr(p, name) for p in parts], -2)
+        for name in ('valid', 'paid', 'reward', 'end')
+    ]
+    return EventCounts(rows[0], rows[1], cells, rows[2], rows[3])
 
 
 # ---------------------------------------------------------------- judgements
@@ -192,7 +232,12 @@ def _join(parts: Sequence[Evidence]) -> Evidence:
 
 def off(said: float | None, true: float | None) -> bool:
     """Whether a head is wrong by more than a third, on either side."""
-    return said is not None and true is not None and true != 0 and not 1 / RATIO <= said / true <= RATIO
+    return (
+        said is not None
+        and true is not None
+        and true != 0
+        and not 1 / RATIO <= said / true <= RATIO
+    )
 
 
 def faint(recall: float | None) -> bool:
@@ -201,7 +246,9 @@ def faint(recall: float | None) -> bool:
 
 
 def warnings(trust: Mapping[str, Any]) -> list[str]:
-    """A sentence for each head that is off on recorded frames and each channel that loses its cells, by worst seed."""
+    """A sentence for each head that is off on recorded frames and each channel that loses its
+    cells, by worst seed.
+    """
     found = []
     whose = lambda bad, seeds: f' (worst of {len(bad)} such seeds of {seeds})' if seeds > 1 else ''
     for name in HEADS:
@@ -211,7 +258,9 @@ def warnings(trust: Mapping[str, Any]) -> list[str]:
             rates = f'{number(said[worst])} a recorded frame where {number(true[worst])} is true'
             found.append(f'{name} head says {rates}{whose(bad, len(said))}')
     for channel in trust['channels']:
-        kept, dreamed = (x['recall']['per_seed'] for x in (channel['tokenizer'], channel['dream'][0]))
+        kept, dreamed = (
+            x['recall']['per_seed'] for x in (channel['tokenizer'], channel['dream'][0])
+        )
         if bad := [i for i in range(len(kept)) if faint(kept[i]) or faint(dreamed[i])]:
             worst = min(bad, key=lambda i: kept[i] + (dreamed[i] or 0.0))
             shares = f'{percent(kept[worst])} by the tokenizer, {percent(dreamed[worst])} at the first dreamed step'
@@ -230,18 +279,32 @@ def steps(trust: Mapping[str, Any], i: int) -> str:
 
 
 def summary(trust: Mapping[str, Any]) -> str:
-    """The channels that are kept least and the calibration of the heads, means over seeds, in one line."""
+    """The channels that are kept least and the calibration of the heads, means over seeds, in one
+    line.
+    """
     channels = trust['channels']
     places = [('by the tokenizer', [channel['tokenizer'] for channel in channels])]
-    places += [(f'at dreamed {steps(trust, i)}', [channel['dream'][i] for channel in channels]) for i in (0, -1)]
+    places += [
+        (f'at dreamed {steps(trust, i)}', [channel['dream'][i] for channel in channels])
+        for i in (0, -1)
+    ]
     least = []
     for where, cells in places:
-        recalls = [(x['recall']['mean'], channel['name']) for x, channel in zip(cells, channels, strict=True)]
+        recalls = [
+            (x['recall']['mean'], channel['name'])
+            for x, channel in zip(cells, channels, strict=True)
+        ]
         if known := [pair for pair in recalls if pair[0] is not None]:
             recall, name = min(known)
             least.append(f'{percent(recall)} {where} ({name})')
-    rates = [(name, *(trust[name]['recorded'][which]['mean'] for which in ('said', 'true'))) for name in HEADS]
-    ratios = [f'{name} {said / true:.2f}' if said is not None and true else f'{name} –' for name, said, true in rates]
+    rates = [
+        (name, *(trust[name]['recorded'][which]['mean'] for which in ('said', 'true')))
+        for name in HEADS
+    ]
+    ratios = [
+        f'{name} {said / true:.2f}' if said is not None and true else f'{name} –'
+        for name, said, true in rates
+    ]
     return f'least recall of a channel: {", ".join(least) or "–"}; said / true on recorded frames: {", ".join(ratios)}'
 
 
@@ -251,16 +314,26 @@ def lines(trust: Mapping[str, Any]) -> list[str]:
 
 
 def exploited(rows: Mapping[int, Mapping[str, Any]]) -> list[int | None]:
-    """For each seed the update from which on imagination may exploit the model, None where it does not.
+    """For each seed the update from which on imagination may exploit the model, None where it does
+    not.
 
-    rows: the metrics of the phase by update. From that update on the policy has been more than 1 nat away from its
-    prior, and the dreamed return, less the prior's where that is logged, is higher on average after it than before.
+    rows: the metrics of the phase by update. From that update on the policy has been more than 1
+    nat away from its prior, and the dreamed return, less the prior's where that is logged, is
+    higher on average after it than before.
     """
-    names = [name for name in ('imag/kl', 'imag/return', 'imag/return_prior') if any(name in r for r in rows.values())]
-    complete = {step: row for step, row in sorted(rows.items()) if all(name in row for name in names)}
+    names = [
+        name
+        for name in ('imag/kl', 'imag/return', 'imag/return_prior')
+        if any(name in r for r in rows.values())
+    ]
+    complete = {
+        step: row for step, row in sorted(rows.items()) if all(name in row for name in names)
+    }
     if names[:2] != ['imag/kl', 'imag/return'] or len(complete) < 2:
         return []
-    table = [[row.get(f'{name}/seeds') or [row[name]] for name in names] for row in complete.values()]
+    table = [
+        [row.get(f'{name}/seeds') or [row[name]] for name in names] for row in complete.values()
+    ]
     kl, ret, *prior = np.moveaxis(np.array(table, float), 1, 0)  # [rows, seeds]; null is NaN
     gain = ret - prior[0] if prior else ret
     found: list[int | None] = []
@@ -292,20 +365,30 @@ def _channel_table(trust: Mapping[str, Any]) -> str:
     share = lambda x: '–' if x is None else f'{x:.2f}'
     rows = []
     for channel in trust['channels']:
-        cells = [{k: v['mean'] for k, v in x.items()} for x in (channel['tokenizer'], *channel['dream'])]
+        cells = [
+            {k: v['mean'] for k, v in x.items()} for x in (channel['tokenizer'], *channel['dream'])
+        ]
         texts = [f'{share(x["recall"])} / {share(x["precision"])}' for x in cells]
         name = _cell(escape(channel['name']))
-        rows.append([name, *(_cell(t, faint(x['recall'])) for t, x in zip(texts, cells, strict=True))])
+        rows.append(
+            [name, *(_cell(t, faint(x['recall'])) for t, x in zip(texts, cells, strict=True))]
+        )
     return _table(heads, rows)
 
 
 def _head_table(trust: Mapping[str, Any]) -> str:
     """Said, true and average precision of rewards and ends: on recorded frames, then in dreams."""
     heads = ['<tr><th></th><th></th>', *(f'<th colspan="3">{name}</th>' for name in HEADS), '</tr>']
-    heads += ['<tr><th></th><th>frames</th>', '<th>said</th><th>true</th><th>AP</th>' * len(HEADS), '</tr>']
+    heads += [
+        '<tr><th></th><th>frames</th>',
+        '<th>said</th><th>true</th><th>AP</th>' * len(HEADS),
+        '</tr>',
+    ]
     places = [('recorded', sum(trust['frames']), [trust[name]['recorded'] for name in HEADS])]
     for i, frames in enumerate(trust['frames']):
-        places.append((f'dreamed {steps(trust, i)}', frames, [trust[name]['dream'][i] for name in HEADS]))
+        places.append(
+            (f'dreamed {steps(trust, i)}', frames, [trust[name]['dream'][i] for name in HEADS])
+        )
     rows = []
     for where, frames, found in places:
         cells = [_cell(where), _cell(f'{frames:,}')]
@@ -319,7 +402,9 @@ def _head_table(trust: Mapping[str, Any]) -> str:
 
 def _exploits(run: Run) -> list[str]:
     found = exploited(run.metrics.get('imagine', {}))
-    whose = lambda i: 'the policy' if len(found) == 1 else f'the policy of seed {i + 1} of {len(found)}'
+    whose = lambda i: (
+        'the policy' if len(found) == 1 else f'the policy of seed {i + 1} of {len(found)}'
+    )
     return [
         f'From update {at:,} of imagination on {whose(i)} is more than {KL:g} nat (KL) away from its prior while the '
         'dreamed return rises: it may have learnt errors of the model, for which the real environment does not pay.'
@@ -336,7 +421,11 @@ def section(run: Run) -> str:
     out += [f'<p class="missing">{escape(text)}</p>' for text in _exploits(run)]
     if not isinstance(trust, dict):
         return ''.join(
-            [*out, missing(run, 'scores.json', 'trust numbers, which are taken on boolean grids'), '</section>']
+            [
+                *out,
+                missing(run, 'scores.json', 'trust numbers, which are taken on boolean grids'),
+                '</section>',
+            ]
         )
     seeds = len(trust['reward']['recorded']['said']['per_seed'])
     out.append(

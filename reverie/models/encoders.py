@@ -1,8 +1,9 @@
 """From observations to an embedding, and from (h, z) back to laws over observations.
 
-An observation is an array or a dictionary of arrays. What each is follows from its shape: [h, w, c] is a small grid if
-no side exceeds GRID_SIDE and an image otherwise, [n] is a vector, [] a vector of one. Grids and vectors share an MLP,
-images of equal size share convolutions. Images and grids may be uint8 (0..255), bool or float (0..1).
+An observation is an array or a dictionary of arrays. What each is follows from its shape: [h, w, c]
+is a small grid if no side exceeds GRID_SIDE and an image otherwise, [n] is a vector, [] a vector of
+one. Grids and vectors share an MLP, images of equal size share convolutions. Images and grids may
+be uint8 (0..255), bool or float (0..1).
 """
 
 import dataclasses
@@ -29,9 +30,10 @@ Kind = Literal['image', 'grid', 'vector']
 class ObsConfig:
     """How observations are read and predicted.
 
-    conv: for images. units, layers: of the MLPs for grids and vectors. symlog: squash vectors, and predict them with
-    `SymlogMSE` (V3) instead of N(mean, 1). grid: law of a grid's cells. bits: how many of an image's eight are kept,
-    with noise below the last one (PlaNet: 5); None for the image as it is.
+    conv: for images. units, layers: of the MLPs for grids and vectors. symlog: squash vectors, and
+    predict them with `SymlogMSE` (V3) instead of N(mean, 1). grid: law of a grid's cells. bits: how
+    many of an image's eight are kept, with noise below the last one (PlaNet: 5); None for the image
+    as it is.
     """
 
     conv: PooledConv | StridedConv = PooledConv()
@@ -70,13 +72,18 @@ def stacked(shapes: Mapping[str, Shape], keys: tuple[str, ...]) -> tuple[int, in
     """Shape of the images laid on one another."""
     sides = {shapes[key][:2] for key in keys}
     if len(sides) > 1:
-        raise UserError(f'images {", ".join(keys)} have sides {sorted(sides)}: expected the same for all')
+        raise UserError(
+            f'images {", ".join(keys)} have sides {sorted(sides)}: expected the same for all'
+        )
     h, w = sides.pop()
     return h, w, sum(shapes[key][2] for key in keys)
 
 
-class Encoder(nnx.Module):
-    """Observations [*B, ...] -> embed [*B, E], E = `width`. Images enter as x - 0.5, grids as 0..1."""
+class ObsEncoder(nnx.Module):
+    """Observations [*B, ...] -> embed [*B, E], E = `width`.
+
+    Images enter as x - 0.5, grids as 0..1.
+    """
 
     def __init__(self, cfg: ObsConfig, obs_shapes: Shape | Mapping[str, Shape], *, rngs: nnx.Rngs):
         self.shapes = sorted_shapes(obs_shapes)
@@ -95,7 +102,9 @@ class Encoder(nnx.Module):
         obs = obs if isinstance(obs, Mapping) else {'obs': obs}
         parts = []
         if self.flats:
-            parts.append(self.flat(jnp.concatenate([self._flatten(key, obs[key]) for key in self.flats], -1)))
+            parts.append(
+                self.flat(jnp.concatenate([self._flatten(key, obs[key]) for key in self.flats], -1))
+            )
         if self.images:
             x = jnp.concatenate([unit_range(obs[key]) for key in self.images], -1)
             parts.append(self.image(x - 0.5))
@@ -110,14 +119,21 @@ class Encoder(nnx.Module):
         return x.reshape(*x.shape[: x.ndim - len(shape)], -1)
 
 
-class Decoder(nnx.Module):
-    """h [*B, D], z [*B, Z] -> {key: law}, or one law if the observation is one array; log_prob(obs) -> [*B].
+class ObsDecoder(nnx.Module):
+    """h [*B, D], z [*B, Z] -> {key: law}, or one law if the observation is one array; log_prob(obs)
+    -> [*B].
 
-    Laws of images and grids live on [0, 1] and take what the environment gives; their mode is for the eye.
+    Laws of images and grids live on [0, 1] and take what the environment gives; their mode is for
+    the eye.
     """
 
     def __init__(
-        self, cfg: ObsConfig, obs_shapes: Shape | Mapping[str, Shape], inputs: tuple[int, int], *, rngs: nnx.Rngs
+        self,
+        cfg: ObsConfig,
+        obs_shapes: Shape | Mapping[str, Shape],
+        inputs: tuple[int, int],
+        *,
+        rngs: nnx.Rngs,
     ):
         self.shapes = sorted_shapes(obs_shapes)
         self.single = not isinstance(obs_shapes, Mapping)
@@ -128,31 +144,35 @@ class Decoder(nnx.Module):
             self.flat = MLP(sum(inputs), cfg.units, cfg.layers, None, style=cfg.style, rngs=rngs)
             width, init = self.flat.width, cfg.style.init
             outputs = {key: math.prod(self.shapes[key]) for key in self.flats}
-            self.heads = nnx.Dict({key: Linear(width, n, init=init, rngs=rngs) for key, n in outputs.items()})
+            self.heads = nnx.Dict(
+                {key: Linear(width, n, init=init, rngs=rngs) for key, n in outputs.items()}
+            )
         if self.images:
             shape = stacked(self.shapes, self.images)
             self.image = cfg.conv.decoder(shape, inputs, cfg.units, cfg.style, rngs)
 
     def __call__(self, h: Float[Array, '*B D'], z: Float[Array, '*B Z']) -> Any:
-        laws: dict[str, Any] = {}
+        dists: dict[str, Any] = {}
         if self.flats:
             x = self.flat(jnp.concatenate([z, h], -1)).astype(jnp.float32)
-            laws |= {key: self._flat_law(self.shapes[key], self.heads[key](x)) for key in self.flats}
+            dists |= {
+                key: self._flat_dist(self.shapes[key], self.heads[key](x)) for key in self.flats
+            }
         if self.images:
-            laws |= self._image_laws(self.image(h, z))
-        return laws['obs'] if self.single else {key: laws[key] for key in self.shapes}
+            dists |= self._image_dists(self.image(h, z))
+        return dists['obs'] if self.single else {key: dists[key] for key in self.shapes}
 
-    def _flat_law(self, shape: Shape, out: Float[Array, '*B n']) -> Any:
+    def _flat_dist(self, shape: Shape, out: Float[Array, '*B n']) -> Any:
         out, event = out.reshape(*out.shape[:-1], *shape), len(shape)
         if kind(shape) == 'grid':
             return Pixels(MSE(out, event) if self.cfg.grid == 'mse' else Bernoulli(out, event))
         return SymlogMSE(out, event) if self.cfg.symlog else Normal(out, event=event)
 
-    def _image_laws(self, law: MSE | Normal) -> dict[str, Pixels]:
+    def _image_dists(self, dist: MSE | Normal) -> dict[str, Pixels]:
         """Take the stacked images apart."""
-        laws, first = {}, 0
+        dists, first = {}, 0
         for key in self.images:
             last = first + self.shapes[key][2]
-            laws[key] = Pixels(dataclasses.replace(law, mean=law.mean[..., first:last]))
+            dists[key] = Pixels(dataclasses.replace(dist, mean=dist.mean[..., first:last]))
             first = last
-        return laws
+        return dists

@@ -13,10 +13,12 @@ Head = Callable[[Float[Array, '*B F']], Float[Array, '*B']]
 
 
 class LatentModel:
-    """The world model of every agent that infers a state from each observation and predicts the next one.
+    """The world model of every agent that infers a state from each observation and predicts the
+    next one.
 
     dynamics: has `initial`, `observe`, `imagine`, `unroll` and `feat`, see `models.rssm.RSSM`.
-    encoder, decoder: observation -> embedding, state -> law of the observation; may be missing where not needed.
+    encoder, decoder: observation -> embedding, state -> law of the observation; may be missing
+    where not needed.
     reward, cont: feat -> expected reward and probability of going on (0 and 1 where missing).
     prepare: (observation, key) -> what the encoder takes, if that is not the observation itself.
     """
@@ -30,7 +32,12 @@ class LatentModel:
         cont: Head | None = None,
         prepare: Callable[[Any, PRNGKeyArray], Any] = lambda obs, key: obs,
     ):
-        self.dynamics, self.encoder, self.decoder, self.prepare = dynamics, encoder, decoder, prepare
+        self.dynamics, self.encoder, self.decoder, self.prepare = (
+            dynamics,
+            encoder,
+            decoder,
+            prepare,
+        )
         self.reward: Head = reward or (lambda feat: jnp.zeros(feat.shape[:-1]))
         self.cont: Head = cont or (lambda feat: jnp.ones(feat.shape[:-1]))
 
@@ -42,28 +49,42 @@ class LatentModel:
         assert self.encoder is not None, 'observing takes an encoder'
         return self.encoder(self.prepare(obs, jax.random.fold_in(key, 0)))
 
-    def observe(self, state: State, step: Step, key: PRNGKeyArray) -> tuple[State, Float[Array, 'N F']]:
+    def observe(
+        self, state: State, step: Step, key: PRNGKeyArray
+    ) -> tuple[State, Float[Array, 'N F']]:
         """Infer the state that a real frame leads to."""
-        state, _, _ = self.dynamics.observe(state, self.embed(step.obs, key), step.prev_action, step.is_first, key)
+        state, _, _ = self.dynamics.observe(
+            state, self.embed(step.obs, key), step.prev_action, step.is_first, key
+        )
         return state, self.dynamics.feat(state)
 
-    def imagine(self, state: State, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[State, Prediction]:
+    def imagine(
+        self, state: State, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> tuple[State, Prediction]:
         """Draw the next state from the prior."""
         state, _ = self.dynamics.imagine(state, action, key)
         feat = self.dynamics.feat(state)
         return state, Prediction(feat, self.reward(feat), self.cont(feat))
 
     def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T'] | None:
-        """How much each step of a window [B, T] looks at each step, or None if nothing attends in this model."""
+        """How much each step of a window [B, T] looks at each step, or None if nothing attends in
+        this model.
+        """
         attend = getattr(self.dynamics, 'attention', None)
         if attend is None:
             return None
         start = self.initial(len(step.is_first))
-        seen = self.dynamics.unroll(start, self.embed(step.obs, key), step.prev_action, step.is_first, key)
+        seen = self.dynamics.unroll(
+            start, self.embed(step.obs, key), step.prev_action, step.is_first, key
+        )
         return attend(start, seen.state.z, step.prev_action, step.is_first)
 
     def decode(self, state: State) -> Any:
         """The likeliest observation of a state."""
         assert self.decoder is not None, 'decoding takes a decoder'
-        laws = self.decoder(state)
-        return {key: law.mode() for key, law in laws.items()} if isinstance(laws, dict) else laws.mode()
+        dists = self.decoder(state)
+        return (
+            {key: dist.mode() for key, dist in dists.items()}
+            if isinstance(dists, dict)
+            else dists.mode()
+        )

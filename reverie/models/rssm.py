@@ -1,7 +1,9 @@
-"""Recurrent state-space models: PlaNet, Dreamer V1, V2 and V3 differ in the recurrence and in the latent's law.
+"""Recurrent state-space models: PlaNet, Dreamer V1, V2 and V3 differ in the recurrence and in the
+latent's law.
 
-The state is (h, z): h = f(h, z, action) is deterministic; the prior p(z | h) dreams, the posterior q(z | h, embed)
-sees. Actions are those that led to a frame, so nothing shifts. Where `is_first`, h, z and the action are set to zero.
+The state is (h, z): h = f(h, z, action) is deterministic; the prior p(z | h) dreams, the posterior
+q(z | h, embed) sees. Actions are those that led to a frame, so nothing shifts. Where `is_first`, h,
+z and the action are set to zero.
 """
 
 import dataclasses
@@ -43,7 +45,9 @@ class CategoricalLatent:
         return OneHots(unimix(logits, self.unimix))
 
     def pack(self, z: Float[Array, '*B Z']) -> Array:
-        """z as small integers [*B, groups]: the class counted from 1, 0 where all are zero (no state yet)."""
+        """z as small integers [*B, groups]: the class counted from 1, 0 where all are zero (no
+        state yet).
+        """
         z = z.reshape(*z.shape[:-1], self.groups, self.classes)
         index = jnp.where(z.max(-1) > 0.5, jnp.argmax(z, -1) + 1, 0)
         return index.astype(jnp.uint8 if self.classes < 256 else jnp.uint16)
@@ -77,7 +81,9 @@ class GaussianLatent:
 
 @dataclasses.dataclass(frozen=True)
 class BlockGRU:
-    """Dreamer V3's recurrence: a GRU with block-diagonal kernels behind one shared projection of (h, z, action)."""
+    """Dreamer V3's recurrence: a GRU with block-diagonal kernels behind one shared projection of
+    (h, z, action).
+    """
 
     blocks: int = 8
 
@@ -89,8 +95,8 @@ class BlockGRU:
 
 @dataclasses.dataclass(frozen=True)
 class GRU:
-    """One layer over [z, action], then a GRU cell; `cell` is PlaNet's 'reset_before', V1's 'reset_after' or V2's
-    'layer_norm'."""
+    """One layer over [z, action], then a GRU cell; `cell` is PlaNet's 'reset_before', V1's
+    'reset_after' or V2's 'layer_norm'."""
 
     cell: Literal['reset_before', 'reset_after', 'layer_norm'] = 'reset_after'
 
@@ -174,20 +180,27 @@ class Unrolled(NamedTuple):
 
 
 class BlockGRUCore(nnx.Module):
-    """x = silu(norm(.)) of h, z and action, side by side; every block of h sees its own part of h and all of x."""
+    """x = silu(norm(.)) of h, z and action, side by side; every block of h sees its own part of h
+    and all of x.
+    """
 
     def __init__(self, cfg: RSSMConfig, blocks: int, actions: int, rngs: nnx.Rngs):
         self.from_h = Dense(cfg.deter, cfg.hidden, cfg.style, rngs)
         self.from_z = Dense(cfg.latent.size, cfg.hidden, cfg.style, rngs)
         self.from_action = Dense(actions, cfg.hidden, cfg.style, rngs)
         dtype = cfg.style.dtype
-        self.hidden = BlockLinear(cfg.deter, cfg.deter, blocks, shared=3 * cfg.hidden, dtype=dtype, rngs=rngs)
+        self.hidden = BlockLinear(
+            cfg.deter, cfg.deter, blocks, shared=3 * cfg.hidden, dtype=dtype, rngs=rngs
+        )
         self.norm = cfg.style.normaliser(cfg.deter)
         self.gates = BlockLinear(cfg.deter, 3 * cfg.deter, blocks, dtype=dtype, rngs=rngs)
         self.cfg, self.blocks = cfg, blocks
 
     def prepare(self, action: Float[Array, '*B A']) -> Float[Array, '*B D']:
-        """What depends on actions alone, known for all time steps at once. Actions beyond [-1, 1] are scaled back."""
+        """What depends on actions alone, known for all time steps at once.
+
+        Actions beyond [-1, 1] are scaled back.
+        """
         action = action / sg(jnp.maximum(1, jnp.abs(action)))
         return self.hidden.part(self.from_action(action), 2 * self.cfg.hidden)
 
@@ -195,7 +208,9 @@ class BlockGRUCore(nnx.Module):
         x = jnp.concatenate([self.from_h(state.h), self.from_z(state.z)], -1)
         x = self.hidden(state.h, self.hidden.part(x, 0) + prepared).astype(self.cfg.style.dtype)
         x = blocked(self.cfg.style.activate(self.norm(x)), self.blocks)
-        r, c, u = jnp.split(self.gates.of_blocks(x), 3, -1)  # the three gates lie side by side within each block
+        r, c, u = jnp.split(
+            self.gates.of_blocks(x), 3, -1
+        )  # the three gates lie side by side within each block
         return unblocked(gate(r, c, u, blocked(state.h, self.blocks)))
 
 
@@ -211,37 +226,51 @@ class GRUCore(nnx.Module):
         """What depends on actions alone, known for all time steps at once."""
         return self.input.linear.part(action, self.latent_size, bias=True)
 
-    def __call__(self, state: RSSMState, prepared: Float[Array, '*B hidden']) -> Float[Array, '*B D']:
+    def __call__(
+        self, state: RSSMState, prepared: Float[Array, '*B hidden']
+    ) -> Float[Array, '*B D']:
         return self.cell(self.input.finish(self.input.linear.part(state.z, 0) + prepared), state.h)
 
 
 class RSSM(nnx.Module):
-    """A world model without eyes: `embed` [*B, E] comes from an encoder, decoders and heads read `feat` or (h, z)."""
+    """A world model without eyes: `embed` [*B, E] comes from an encoder, decoders and heads read
+    `feat` or (h, z).
+    """
 
     def __init__(self, cfg: RSSMConfig, embed: int, actions: int, *, rngs: nnx.Rngs):
         style, outputs = cfg.style, cfg.latent.outputs
         self.core: Any = cfg.core.build(cfg, actions, rngs)
         self.prior = MLP(cfg.deter, cfg.hidden, cfg.prior_layers, outputs, style=style, rngs=rngs)
-        self.post = MLP(cfg.deter + embed, cfg.hidden, cfg.post_layers, outputs, style=style, rngs=rngs)
+        self.post = MLP(
+            cfg.deter + embed, cfg.hidden, cfg.post_layers, outputs, style=style, rngs=rngs
+        )
         self.cfg = cfg
 
     def initial(self, batch: int) -> RSSMState:
         """Zeros; each leaf has its own buffer."""
-        return RSSMState(jnp.zeros((batch, self.cfg.deter)), jnp.zeros((batch, self.cfg.latent.size)))
+        return RSSMState(
+            jnp.zeros((batch, self.cfg.deter)), jnp.zeros((batch, self.cfg.latent.size))
+        )
 
     def feat(self, state: RSSMState) -> Float[Array, '*B F']:
         return jnp.concatenate(state if self.cfg.feat == 'hz' else state[::-1], -1)
 
     def pack(self, state: RSSMState) -> Memory:
-        """What replay stores of a state: h in the dtype of the products, a categorical z as small integers."""
+        """What replay stores of a state: h in the dtype of the products, a categorical z as small
+        integers.
+        """
         return Memory(state.h.astype(self.cfg.style.dtype), self.cfg.latent.pack(state.z))
 
     def unpack(self, memory: Memory) -> RSSMState:
         """The state after the last of the remembered steps [B, C, ...]."""
-        return RSSMState(memory.h[:, -1].astype(jnp.float32), self.cfg.latent.unpack(memory.z[:, -1]))
+        return RSSMState(
+            memory.h[:, -1].astype(jnp.float32), self.cfg.latent.unpack(memory.z[:, -1])
+        )
 
     def starts(self, unrolled: Unrolled, last: int) -> RSSMState:
-        """The states of the last so many steps of a window, as rows: [B, T, ...] -> [B * last, ...]."""
+        """The states of the last so many steps of a window, as rows: [B, T, ...] -> [B * last,
+        ...].
+        """
         return jax.tree.map(lambda x: x[:, -last:].reshape(-1, *x.shape[2:]), unrolled.state)
 
     def observe(
@@ -257,7 +286,9 @@ class RSSM(nnx.Module):
         state, out = self._see(state, prepared, seen, is_first, key)
         return state, self.cfg.latent(out), self.cfg.latent(self.prior(state.h))
 
-    def imagine(self, state: RSSMState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[RSSMState, Any]:
+    def imagine(
+        self, state: RSSMState, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> tuple[RSSMState, Any]:
         """The state that `action` leads to, drawn from the prior: -> (state, prior)."""
         h = self.core(state, self.core.prepare(action))
         prior = self.cfg.latent(self.prior(h))
@@ -271,10 +302,17 @@ class RSSM(nnx.Module):
         is_first: Bool[Array, 'B T'],
         key: PRNGKeyArray,
     ) -> Unrolled:
-        """`observe` over T frames: only what depends on the state is left inside of the scan; priors come after it."""
+        """`observe` over T frames: only what depends on the state is left inside of the scan;
+        priors come after it.
+        """
         prepared, seen = self._prepare(embed, prev_action, is_first)
         by_time = lambda x: x.swapaxes(0, 1)
-        xs = (by_time(prepared), by_time(seen), by_time(is_first), jax.random.split(key, is_first.shape[1]))
+        xs = (
+            by_time(prepared),
+            by_time(seen),
+            by_time(is_first),
+            jax.random.split(key, is_first.shape[1]),
+        )
 
         def step(state, x):
             state, out = self._see(state, *x)
@@ -294,12 +332,14 @@ class RSSM(nnx.Module):
     def _first_of_post(self) -> Linear:
         return self.post.hidden[0]
 
-    def _see(self, state: RSSMState, prepared: Array, seen: Array, is_first: Array, key) -> tuple[RSSMState, Array]:
+    def _see(
+        self, state: RSSMState, prepared: Array, seen: Array, is_first: Array, key
+    ) -> tuple[RSSMState, Array]:
         """One frame, given what `_prepare` made of it: -> (state, the posterior's numbers)."""
         state = jax.tree.map(lambda x: jnp.where(is_first[:, None], 0, x), state)
         h = self.core(state, prepared)
         out = self.post.finish(self._first_of_post.part(h, 0) + seen)
         return self._drawn(h, self.cfg.latent(out), key), out
 
-    def _drawn(self, h: Array, law: PyTree, key: PRNGKeyArray) -> RSSMState:
-        return RSSMState(h, law.sample(key).reshape(*h.shape[:-1], -1))
+    def _drawn(self, h: Array, dist: PyTree, key: PRNGKeyArray) -> RSSMState:
+        return RSSMState(h, dist.sample(key).reshape(*h.shape[:-1], -1))

@@ -1,4 +1,6 @@
-"""Interactive dynamics: a transformer that denoises the next frame's latents in a few steps; Dreamer 4 section 3.2."""
+"""Interactive dynamics: a transformer that denoises the next frame's latents in a few steps;
+Dreamer 4 section 3.2.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,17 +13,18 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reverie.models.tokenizer import Decoder, Encoder
-from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, hold, rope
+from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, rope, where_rows_cache
 from reverie.nn.core import Linear
-from reverie.types import Prediction, Step, UserError, rows_of
+from reverie.types import Prediction, Step, UserError, where_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig:
-    """pack: latents that share one token (paper: 2). k_max: finest grid of signal levels, 1/k_max = d_min.
+    """pack: latents that share one token (paper: 2). k_max: finest grid of signal levels, 1/k_max =
+    d_min.
 
-    sampling_steps: K, denoising steps of a frame (paper: 4). context_noise: how far the past is corrupted (paper: 0.1).
-    k_max and registers are not from the paper.
+    sampling_steps: K, denoising steps of a frame (paper: 4). context_noise: how far the past is
+    corrupted (paper: 0.1). k_max and registers are not from the paper.
     """
 
     pack: int = 2
@@ -37,7 +40,9 @@ class DynamicsConfig:
             if value < 1 or value & (value - 1):
                 raise UserError(f'{name}={value}: expected a power of two')
         if self.sampling_steps > self.k_max:
-            raise UserError(f'sampling_steps={self.sampling_steps}: expected at most k_max={self.k_max}')
+            raise UserError(
+                f'sampling_steps={self.sampling_steps}: expected at most k_max={self.k_max}'
+            )
 
     @property
     def finest(self) -> int:
@@ -46,66 +51,78 @@ class DynamicsConfig:
 
     @property
     def context_level(self) -> int:
-        """Grid number of the context's signal level tau = 1 - context_noise; the noise given is the one told."""
+        """Grid number of the context's signal level tau = 1 - context_noise; the noise given is the
+        one told.
+        """
         return min(round((1 - self.context_noise) * self.k_max), self.k_max - 1)
 
 
 class Dynamics(nnx.Module):
-    """f(z~, tau, d, a): tokens of a frame are action, (tau, d), latents, registers and, when asked for, the agent's.
+    """f(z~, tau, d, a): tokens of a frame are action, (tau, d), latents, registers and, when asked
+    for, the agent's.
 
-    World tokens see each other except that the action's sees itself alone, so that its keys and values are the same
-    in all denoising steps; nothing sees the agent's token.
+    World tokens see each other except that the action's sees itself alone, so that its keys and
+    values are the same in all denoising steps; nothing sees the agent's token.
     """
 
-    def __init__(self, cfg: DynamicsConfig, latents: int, bottleneck: int, actions: int, rngs: nnx.Rngs):
+    def __init__(
+        self, cfg: DynamicsConfig, latents: int, bottleneck: int, actions: int, rngs: nnx.Rngs
+    ):
         if latents % cfg.pack:
             raise UserError(f'pack={cfg.pack} does not divide the {latents} latents of a frame')
         width, dtype = cfg.transformer.width, jnp.dtype(cfg.transformer.dtype)
         self.tokens, self.channels = latents // cfg.pack, bottleneck * cfg.pack
-        self.world = 2 + self.tokens + cfg.registers
+        self.world_tokens = 2 + self.tokens + cfg.registers
         self.embed = Linear(self.channels, width, dtype=dtype, rngs=rngs)
         self.action = Linear(actions, width, bias=False, dtype=dtype, rngs=rngs)
         embedding = lambda *shape: nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
         self.level = embedding(cfg.k_max, width - width // 2)
         self.stride = embedding(cfg.finest + 1, width // 2)
-        self.slots = embedding(self.world + 1, width)
-        angles = rope(np.arange(self.world + 1), cfg.transformer.head_dim, cfg.transformer.rope_base)
+        self.slots = embedding(self.world_tokens + 1, width)
+        angles = rope(
+            np.arange(self.world_tokens + 1), cfg.transformer.head_dim, cfg.transformer.rope_base
+        )
         self.blocks = BlockCausal(cfg.transformer, angles, rngs=rngs)
         self.readout = Linear(width, self.channels, rngs=rngs)
         self.cfg = cfg
 
     def empty(self, batch: int) -> Cache:
-        return self.blocks.empty(batch, self.world + 1)
+        return self.blocks.empty(batch, self.world_tokens + 1)
 
     def __call__(
         self,
         z: Float[Array, 'B T Z c'],
-        level: Int[Array, 'B T'],
-        stride: Int[Array, 'B T'],
+        signal_level: Int[Array, 'B T'],
+        step_exponent: Int[Array, 'B T'],
         action: Float[Array, 'B T A'],
         has_action: Bool[Array, 'B T'],
         is_first: Bool[Array, 'B T'],
         cache: Cache | None = None,
         *,
         agent: bool = True,
-        looks: list[Array] | None = None,
+        attention_maps: list[Array] | None = None,
     ) -> tuple[Float[Array, 'B T Z c'], Float[Array, 'B T D'] | None, list]:
         """-> (x-prediction, feat of the agent's token or None, keys and values written).
 
-        level: tau in units of 1/k_max. stride: e of d = 2^-e. action: the one that led to the frame, zeros if none;
-        a row without labels has only the learned embedding of the action's slot. looks: see `BlockCausal`.
+        level: tau in units of 1/k_max. stride: e of d = 2^-e. action: the one that led to the
+        frame, zeros if none; a row without labels has only the learned embedding of the action's
+        slot. looks: see `BlockCausal`.
         """
-        b, t = level.shape
+        b, t = signal_level.shape
         x = self.embed(z)
         act = jnp.where(has_action[..., None], self.action(action), 0.0)
-        noise = jnp.concatenate([self.level[...][level], self.stride[...][stride]], -1)
+        noise = jnp.concatenate(
+            [self.level[...][signal_level], self.stride[...][step_exponent]], -1
+        )
         spare = jnp.zeros((b, t, self.cfg.registers + agent, x.shape[-1]), x.dtype)
-        x = jnp.concatenate([act[:, :, None].astype(x.dtype), noise[:, :, None].astype(x.dtype), x, spare], 2)
-        x = x + self.slots[...][: self.world + agent].astype(x.dtype)
-        slot = np.arange(self.world + agent)
-        mask = (slot[None] < self.world) | (slot[:, None] == self.world)
+        x = jnp.concatenate(
+            [act[:, :, None].astype(x.dtype), noise[:, :, None].astype(x.dtype), x, spare], 2
+        )
+        x = x + self.slots[...][: self.world_tokens + agent].astype(x.dtype)
+        slot = np.arange(self.world_tokens + agent)
+        mask = (slot[None] < self.world_tokens) | (slot[:, None] == self.world_tokens)
         mask &= (slot[:, None] != 0) | (slot[None] == 0)
-        x, written = self.blocks(x, is_first, jnp.asarray(mask), cache, looks)
+        x, written = self.blocks(x, is_first, jnp.asarray(mask), cache, attention_maps)
         predicted = self.readout(x[:, :, 2 : 2 + self.tokens].astype(jnp.float32))
         return predicted, x[:, :, -1] if agent else None, written
 
@@ -121,16 +138,21 @@ class Dynamics(nnx.Module):
 
 
 class ShortcutState(NamedTuple):
-    """What the Dreamer 4 world model carries for N rows. `encoder` and `decoder` are None where no image is needed."""
+    """What the Dreamer 4 world model carries for N rows.
+
+    `encoder` and `decoder` are None where no image is needed.
+    """
 
     dynamics: Cache
     z: Float[Array, 'N Z c']  # latents of the newest frame
     encoder: Cache | None = None
     decoder: Cache | None = None
-    image: Float[Array, 'N h w c'] | None = None  # the newest frame: each is decoded once, when it comes
+    image: Float[Array, 'N h w c'] | None = (
+        None  # the newest frame: each is decoded once, when it comes
+    )
 
 
-class Ahead(NamedTuple):
+class Pending(NamedTuple):
     """A dream whose newest frame is not in the dynamics' cache yet, and what its commit needs."""
 
     state: ShortcutState
@@ -141,8 +163,8 @@ class Ahead(NamedTuple):
 class ShortcutModel:
     """The four-method world model of Dreamer 4.
 
-    `encoder` and `decoder` may be missing where no image is needed; `reward` and `cont` turn feat [N, D] into the
-    expected reward and the probability of going on [N] (0 and 1 where missing).
+    `encoder` and `decoder` may be missing where no image is needed; `reward` and `cont` turn feat
+    [N, D] into the expected reward and the probability of going on [N] (0 and 1 where missing).
     """
 
     def __init__(
@@ -172,36 +194,53 @@ class ShortcutModel:
         step: Step,
         has_action: Bool[Array, ' B'],
         key: PRNGKeyArray,
-        looks: list[Array] | None = None,
+        attention_maps: list[Array] | None = None,
     ) -> tuple[ShortcutState, Float[Array, 'B T D']]:
-        """Take in a window of tokenized frames at once. -> (state after the last, feat of every frame)."""
+        """Take in a window of tokenized frames at once.
+
+        -> (state after the last, feat of every frame).
+        """
         b, t = step.is_first.shape
-        level = jnp.full((b, t), self.dynamics.cfg.context_level)
-        stride = jnp.full((b, t), self.dynamics.cfg.finest)
+        signal_level = jnp.full((b, t), self.dynamics.cfg.context_level)
+        step_exponent = jnp.full((b, t), self.dynamics.cfg.finest)
         labelled = jnp.broadcast_to(has_action[:, None], (b, t))
         noisy = self.dynamics.noised(z, key)
-        _, feat, written = self.dynamics(noisy, level, stride, step.prev_action, labelled, step.is_first, looks=looks)
+        _, feat, written = self.dynamics(
+            noisy,
+            signal_level,
+            step_exponent,
+            step.prev_action,
+            labelled,
+            step.is_first,
+            attention_maps=attention_maps,
+        )
         assert feat is not None
         cache = self.dynamics.blocks.prefill(written, step.is_first)
         return ShortcutState(cache, z[:, -1]), feat
 
     def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T']:
-        """How much each step of a window [B, T] looks at each step, per time layer; mean over the tokens of a frame."""
+        """How much each step of a window [B, T] looks at each step, per time layer; mean over the
+        tokens of a frame.
+        """
         assert self.encoder is not None, 'looking takes an encoder'
         z, _ = self.encoder(step.obs.astype(jnp.float32), step.is_first, None)
-        looks: list[Array] = []
-        self.prefill(self.dynamics.packed(z), step, jnp.ones(len(z), bool), key, looks)
-        return jnp.stack(looks).mean(2)
+        attention_maps: list[Array] = []
+        self.prefill(self.dynamics.packed(z), step, jnp.ones(len(z), bool), key, attention_maps)
+        return jnp.stack(attention_maps).mean(2)
 
-    def observe(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> tuple[ShortcutState, Float[Array, 'N D']]:
+    def observe(
+        self, state: ShortcutState, step: Step, key: PRNGKeyArray
+    ) -> tuple[ShortcutState, Float[Array, 'N D']]:
         """Tokenize a real frame and commit it."""
-        return self._commit(self.observe_ahead(state, step, key))
+        return self._write(self.observe_pending(state, step, key))
 
     def imagine(
         self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> tuple[ShortcutState, Prediction]:
-        """Dream the frame that `action` leads to: K denoising passes that read the cache, then the commit."""
-        return self.settle(self.lead(state, action, key))
+        """Dream the frame that `action` leads to: K denoising passes that read the cache, then the
+        commit.
+        """
+        return self.commit(self.denoise_next(state, action, key))
 
     def predict(self, feat: Float[Array, 'N D']) -> Prediction:
         """Expected reward and probability of going on, at frames of any origin."""
@@ -209,87 +248,129 @@ class ShortcutModel:
         cont = jnp.ones(len(feat)) if self.cont is None else self.cont(feat)
         return Prediction(feat, reward, cont)
 
-    def denoise(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Float[Array, 'N Z c']:
-        """z <- z + (f(z, tau, d) - z) / (1 - tau) d for tau = 0, d, .., 1 - d with d = 1/K; Dreamer 4 section 3.2."""
+    def denoise(
+        self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> Float[Array, 'N Z c']:
+        """z <- z + (f(z, tau, d) - z) / (1 - tau) d for tau = 0, d, .., 1 - d with d = 1/K; Dreamer
+        4 section 3.2.
+        """
         z = jax.random.normal(key, (len(action), 1, self.dynamics.tokens, self.dynamics.channels))
         return self._denoise(z, 0, state.dynamics, action)
 
     def _denoise(self, z: Array, first: int, cache: Cache, action: Array) -> Array:
-        """The denoising steps from number `first` on, which only read the cache. z [N, 1, Z, c] -> [N, Z, c]"""
+        """The denoising steps from number `first` on, which only read the cache.
+
+        z [N, 1, Z, c] -> [N, Z, c]
+        """
         cfg, n = self.dynamics.cfg, len(action)
         steps = cfg.sampling_steps
-        stride = jnp.full((n, 1), steps.bit_length() - 1)
+        step_exponent = jnp.full((n, 1), steps.bit_length() - 1)
         yes, no = jnp.ones((n, 1), bool), jnp.zeros((n, 1), bool)
 
         def step(z, i):
-            level = jnp.full((n, 1), i * (cfg.k_max // steps))
-            x, _, _ = self.dynamics(z, level, stride, action[:, None], yes, no, cache, agent=False)
+            signal_level = jnp.full((n, 1), i * (cfg.k_max // steps))
+            x, _, _ = self.dynamics(
+                z, signal_level, step_exponent, action[:, None], yes, no, cache, agent=False
+            )
             return z + (x - z) / (steps - i), None  # d / (1 - tau) = 1 / (K - i)
 
         return jax.lax.scan(step, z, jnp.arange(first, steps))[0][:, 0]
 
-    def lead(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Ahead:
+    def denoise_next(
+        self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> Pending:
         """Dream a frame and leave its commit for later: `imagine` without its last pass."""
         key_sample, key_commit = jax.random.split(key)
         z = self.denoise(state, action, key_sample)
         state = self._shown(state, z, jnp.zeros(len(action), bool))
-        return Ahead(state, action, self.dynamics.noised(z, key_commit))
+        return Pending(state, action, self.dynamics.noised(z, key_commit))
 
-    def settle(self, ahead: Ahead) -> tuple[ShortcutState, Prediction]:
+    def commit(self, pending: Pending) -> tuple[ShortcutState, Prediction]:
         """The commit that was left for later, and what is predicted of the newest frame."""
-        state, feat = self._commit(ahead)
+        state, feat = self._write(pending)
         return state, self.predict(feat)
 
-    def retract(self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> Ahead:
-        """Take back the commit of the newest frame, which `action` led to and which was observed with `key`.
+    def uncommit(
+        self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> Pending:
+        """Take back the commit of the newest frame, which `action` led to and which was observed
+        with `key`.
 
-        The frame's number is given back, so that nothing looks at its slot until it is written again; where its episode
-        begins stays known.
+        The frame's number is given back, so that nothing looks at its slot until it is written
+        again; where its episode begins stays known.
         """
         dynamics = state.dynamics._replace(pos=state.dynamics.pos - 1)
-        return Ahead(state._replace(dynamics=dynamics), action, self.dynamics.noised(state.z, key))
+        return Pending(
+            state._replace(dynamics=dynamics), action, self.dynamics.noised(state.z, key)
+        )
 
-    def observe_ahead(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> Ahead:
-        """Tokenize a real frame and leave its commit for later; where its episode begins is noted at once."""
+    def observe_pending(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> Pending:
+        """Tokenize a real frame and leave its commit for later; where its episode begins is noted
+        at once.
+        """
         image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
         assert self.encoder is not None, 'observing takes an encoder'
         z, encoder = self.encoder(image, is_first, None, state.encoder)
-        cache = state.dynamics._replace(start=jnp.where(step.is_first, state.dynamics.pos, state.dynamics.start))
-        state = self._shown(
-            state._replace(dynamics=cache, encoder=encoder), self.dynamics.packed(z)[:, 0], step.is_first
+        cache = state.dynamics._replace(
+            start=jnp.where(step.is_first, state.dynamics.pos, state.dynamics.start)
         )
-        return Ahead(state, step.prev_action, self.dynamics.noised(state.z, key))
+        state = self._shown(
+            state._replace(dynamics=cache, encoder=encoder),
+            self.dynamics.packed(z)[:, 0],
+            step.is_first,
+        )
+        return Pending(state, step.prev_action, self.dynamics.noised(state.z, key))
 
-    def imagine_ahead(self, ahead: Ahead, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[Ahead, Prediction]:
-        """Dream the next frame; the first denoising step is one forward pass with the commit of the newest frame.
+    def imagine_pipelined(
+        self, pending: Pending, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> tuple[Pending, Prediction]:
+        """Dream the next frame; the first denoising step is one forward pass with the commit of the
+        newest frame.
 
-        The same frames as `imagine` with the same keys, in K passes instead of K + 1; but what is predicted of a frame
-        is known only with the one after it: the prediction is that of the frame which was the newest.
+        The same frames as `imagine` with the same keys, in K passes instead of K + 1; but what is
+        predicted of a frame
+        is known only with the one after it: the prediction is that of the frame which was the
+        newest.
         """
         dynamics, cfg = self.dynamics, self.dynamics.cfg
-        n, steps, state = len(action), self.dynamics.cfg.sampling_steps, ahead.state
+        n, steps, state = len(action), self.dynamics.cfg.sampling_steps, pending.state
         key_sample, key_commit = jax.random.split(key)
         fresh = jax.random.normal(key_sample, (n, 1, dynamics.tokens, dynamics.channels))
-        z = jnp.concatenate([ahead.noisy[:, None], fresh], 1)
+        z = jnp.concatenate([pending.noisy[:, None], fresh], 1)
         both = lambda committed, new: jnp.tile(jnp.array([[committed, new]]), (n, 1))
-        actions, yes, no = jnp.stack([ahead.action, action], 1), jnp.ones((n, 2), bool), jnp.zeros((n, 2), bool)
-        level, stride = both(cfg.context_level, 0), both(cfg.finest, steps.bit_length() - 1)
-        x, feat, written = dynamics(z, level, stride, actions, yes, no, state.dynamics)
+        actions, yes, no = (
+            jnp.stack([pending.action, action], 1),
+            jnp.ones((n, 2), bool),
+            jnp.zeros((n, 2), bool),
+        )
+        signal_level, step_exponent = (
+            both(cfg.context_level, 0),
+            both(cfg.finest, steps.bit_length() - 1),
+        )
+        x, feat, written = dynamics(
+            z, signal_level, step_exponent, actions, yes, no, state.dynamics
+        )
         assert feat is not None
         newest = [(k[:, :, :, :1], v[:, :, :, :1]) for k, v in written]
         cache = dynamics.blocks.commit(state.dynamics, newest, no[:, :1])
         z = self._denoise(fresh + (x[:, 1:] - fresh) / steps, 1, cache, action)
         state = self._shown(state, z, no[:, 0])._replace(dynamics=cache)
-        return Ahead(state, action, dynamics.noised(z, key_commit)), self.predict(feat[:, 0])
+        return Pending(state, action, dynamics.noised(z, key_commit)), self.predict(feat[:, 0])
 
-    def hold(
-        self, rows: Bool[Array, ' N'], new: ShortcutState | Ahead, old: ShortcutState | Ahead
-    ) -> ShortcutState | Ahead:
-        """`old` where a row does not move on, by at most one frame, else `new`; caches are not copied."""
+    def where_rows(
+        self, rows: Bool[Array, ' N'], new: ShortcutState | Pending, old: ShortcutState | Pending
+    ) -> ShortcutState | Pending:
+        """`old` where a row does not move on, by at most one frame, else `new`; caches are not
+        copied.
+        """
         return jax.tree.map(
-            lambda a, b: hold(rows, a, b) if isinstance(a, Cache) else rows_of(rows, a, b), new, old,
+            lambda a, b: (
+                where_rows_cache(rows, a, b) if isinstance(a, Cache) else where_rows(rows, a, b)
+            ),
+            new,
+            old,
             is_leaf=lambda x: isinstance(x, Cache),
-        )  # fmt: skip
+        )
 
     def decode(self, state: ShortcutState) -> Float[Array, 'N h w c']:
         """The newest frame as an image."""
@@ -297,7 +378,9 @@ class ShortcutModel:
         return state.image
 
     def _shown(self, state: ShortcutState, z: Array, is_first: Array) -> ShortcutState:
-        """With z as the newest frame, decoded in the light of the frames before it where there is a decoder."""
+        """With z as the newest frame, decoded in the light of the frames before it where there is a
+        decoder.
+        """
         state = state._replace(z=z)
         if self.decoder is None or state.decoder is None:
             return state
@@ -305,15 +388,27 @@ class ShortcutModel:
         image, cache = self.decoder(latents, is_first[:, None], state.decoder)
         return state._replace(decoder=cache, image=image[:, 0])
 
-    def _commit(self, ahead: Ahead) -> tuple[ShortcutState, Float[Array, 'N D']]:
+    def _write(self, pending: Pending) -> tuple[ShortcutState, Float[Array, 'N D']]:
         """Write the newest frame, slightly noised, into the cache and read the agent's token.
 
         The noise: the model forgives its own small errors.
         """
-        state, n, cfg = ahead.state, len(ahead.action), self.dynamics.cfg
-        level, stride = jnp.full((n, 1), cfg.context_level), jnp.full((n, 1), cfg.finest)
+        state, n, cfg = pending.state, len(pending.action), self.dynamics.cfg
+        signal_level, step_exponent = (
+            jnp.full((n, 1), cfg.context_level),
+            jnp.full((n, 1), cfg.finest),
+        )
         yes, no = jnp.ones((n, 1), bool), jnp.zeros((n, 1), bool)
-        frame = ahead.noisy[:, None], level, stride, ahead.action[:, None], yes, no
+        frame = (
+            pending.noisy[:, None],
+            signal_level,
+            step_exponent,
+            pending.action[:, None],
+            yes,
+            no,
+        )
         _, feat, written = self.dynamics(*frame, state.dynamics)
         assert feat is not None
-        return state._replace(dynamics=self.dynamics.blocks.commit(state.dynamics, written, no)), feat[:, 0]
+        return state._replace(
+            dynamics=self.dynamics.blocks.commit(state.dynamics, written, no)
+        ), feat[:, 0]

@@ -1,4 +1,6 @@
-"""Causal tokenizer: masked autoencoding of frames into a few bounded latent tokens; Dreamer 4 section 3.1."""
+"""Causal tokenizer: masked autoencoding of frames into a few bounded latent tokens; Dreamer 4
+section 3.1.
+"""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -18,11 +20,12 @@ from reverie.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """patch: rows and columns of a patch in pixels. latents x bottleneck numbers describe a frame (paper: 512 x 16).
+    """patch: rows and columns of a patch in pixels. latents x bottleneck numbers describe a frame
+    (paper: 512 x 16).
 
     max_mask_rate is the paper's 0.9. The encoder and the decoder each have the shape `transformer`.
-    pixels: law of a pixel; 'mse' is the paper's squared error, 'bernoulli' (not from the paper) a cross-entropy for
-    boolean grids, where one bullet of 600 cells is hardly worth a squared error.
+    pixels: law of a pixel; 'mse' is the paper's squared error, 'bernoulli' (not from the paper) a
+    cross-entropy for boolean grids, where one bullet of 600 cells is hardly worth a squared error.
     """
 
     patch: tuple[int, int] = (16, 16)
@@ -48,8 +51,14 @@ def draw_mask(key: PRNGKeyArray, lead: tuple[int, int], patches: int, max_rate: 
 
 
 def _angles(cfg: TokenizerConfig, shape: tuple[int, int, int]) -> np.ndarray:
-    """Latents turn by their number (1D), patches by row and column (axial 2D); not from the paper. -> [N + P, d/2]"""
-    grid, dim, base = patch_grid(shape, cfg.patch), cfg.transformer.head_dim, cfg.transformer.rope_base
+    """Latents turn by their number (1D), patches by row and column (axial 2D); not from the paper.
+    -> [N + P, d/2]
+    """
+    grid, dim, base = (
+        patch_grid(shape, cfg.patch),
+        cfg.transformer.head_dim,
+        cfg.transformer.rope_base,
+    )
     latents = rope(np.arange(cfg.latents), dim, base)
     rows, columns = (rope(grid[:, i], dim // 2, base) for i in (0, 1))
     return np.concatenate([latents, np.concatenate([rows, columns], -1)])
@@ -60,7 +69,10 @@ def _embedding(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
 
 
 class Encoder(nnx.Module):
-    """Patches and learned latent tokens in, bounded latents out. Latents see everything, patches only patches."""
+    """Patches and learned latent tokens in, bounded latents out.
+
+    Latents see everything, patches only patches.
+    """
 
     def __init__(self, cfg: TokenizerConfig, shape: tuple[int, int, int], rngs: nnx.Rngs):
         if shape[0] % cfg.patch[0] or shape[1] % cfg.patch[1]:
@@ -88,7 +100,10 @@ class Encoder(nnx.Module):
         hidden: Bool[Array, 'B T P'] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, 'B T Z b'], Cache | None]:
-        """-> (latents in (-1, 1), the cache with these frames in it, if one was given). `hidden` patches are masked."""
+        """-> (latents in (-1, 1), the cache with these frames in it, if one was given).
+
+        `hidden` patches are masked.
+        """
         n = self.cfg.latents
         x = self.embed(patchify(image, self.cfg.patch))
         if hidden is not None:
@@ -103,14 +118,19 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents and learned readout tokens in, patches out. Readouts see everything, latents only latents."""
+    """Latents and learned readout tokens in, patches out.
+
+    Readouts see everything, latents only latents.
+    """
 
     def __init__(self, cfg: TokenizerConfig, shape: tuple[int, int, int], rngs: nnx.Rngs):
         width, dtype = cfg.transformer.width, jnp.dtype(cfg.transformer.dtype)
         self.patches = len(patch_grid(shape, cfg.patch))
         self.embed = Linear(cfg.bottleneck, width, dtype=dtype, rngs=rngs)
         self.slots = _embedding(rngs, cfg.latents + self.patches, width)
-        self.blocks = BlockCausal(cfg.transformer, _angles(cfg, shape), time_tokens=cfg.latents, rngs=rngs)
+        self.blocks = BlockCausal(
+            cfg.transformer, _angles(cfg, shape), time_tokens=cfg.latents, rngs=rngs
+        )
         self.readout = Linear(width, cfg.patch[0] * cfg.patch[1] * shape[2], rngs=rngs)
         self.cfg, self.shape = cfg, shape
 
@@ -120,14 +140,18 @@ class Decoder(nnx.Module):
     def __call__(
         self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
     ) -> tuple[Float[Array, 'B T h w c'], Cache | None]:
-        """-> (images, of Bernoulli pixels the probabilities; the cache with these frames in it, if one was given)."""
-        law, cache = self.law(z, is_first, cache)
-        return law.mean() if isinstance(law, Bernoulli) else law.mean, cache
+        """-> (images, of Bernoulli pixels the probabilities; the cache with these frames in it, if
+        one was given).
+        """
+        dist, cache = self.dist(z, is_first, cache)
+        return dist.mean() if isinstance(dist, Bernoulli) else dist.mean, cache
 
-    def law(
+    def dist(
         self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
     ) -> tuple[MSE | Bernoulli, Cache | None]:
-        """-> (law of every pixel [B, T, h, w, c], the cache with these frames in it, if one was given)."""
+        """-> (law of every pixel [B, T, h, w, c], the cache with these frames in it, if one was
+        given).
+        """
         n = self.cfg.latents
         x = self.embed(z)
         x = jnp.concatenate([x, jnp.zeros((*x.shape[:2], self.patches, x.shape[-1]), x.dtype)], 2)
@@ -135,6 +159,8 @@ class Decoder(nnx.Module):
         is_latent = np.arange(n + self.patches) < n
         mask = ~is_latent[:, None] | is_latent[None]
         x, written = self.blocks(x, is_first, jnp.asarray(mask), cache)
-        image = unpatchify(self.readout(x[:, :, n:].astype(jnp.float32)), self.cfg.patch, self.shape)
-        law = MSE(image, 0) if self.cfg.pixels == 'mse' else Bernoulli(image, 0)
-        return law, None if cache is None else self.blocks.commit(cache, written, is_first)
+        image = unpatchify(
+            self.readout(x[:, :, n:].astype(jnp.float32)), self.cfg.patch, self.shape
+        )
+        dist = MSE(image, 0) if self.cfg.pixels == 'mse' else Bernoulli(image, 0)
+        return dist, None if cache is None else self.blocks.commit(cache, written, is_first)

@@ -1,11 +1,14 @@
-"""Transformer state-space model: an RSSM whose recurrence is a causal transformer; TransDreamer (arXiv 2202.09481).
+"""Transformer state-space model: an RSSM whose recurrence is a causal transformer; TransDreamer
+(arXiv 2202.09481).
 
-The state of step t is (h_t, z_t): h_t = transformer(x_1 .. x_t) with tokens x_t = embed(z_{t-1}, action that led to
-step t), so a token holds what is known just before frame t arrives, and nothing shifts. Attention reaches back to the
-beginning of the episode, at most `context` tokens; where `is_first`, z and action are zero. With the myopic posterior
-q(z_t | frame t) the z of a whole window are inferred at once, and one parallel pass gives every h.
+The state of step t is (h_t, z_t): h_t = transformer(x_1 .. x_t) with tokens x_t = embed(z_{t-1},
+action that led to step t), so a token holds what is known just before frame t arrives, and nothing
+shifts. Attention reaches back to the beginning of the episode, at most `context` tokens; where
+`is_first`, z and action are zero. With the myopic posterior q(z_t | frame t) the z of a whole
+window are inferred at once, and one parallel pass gives every h.
 
-Steps one by one (acting, imagination) use a cache of keys and values; both ways give the same numbers.
+Steps one by one (acting, imagination) use a cache of keys and values; both ways give the same
+numbers.
 """
 
 import dataclasses
@@ -57,8 +60,8 @@ class Last:
     def width(self, cfg: TransformerConfig) -> int:
         return cfg.width
 
-    def __call__(self, blocks: BlockCausal, every: list[Array]) -> Array:
-        return blocks.norm(every[-1])
+    def __call__(self, blocks: BlockCausal, layer_outputs: list[Array]) -> Array:
+        return blocks.norm(layer_outputs[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +71,17 @@ class Concat:
     def width(self, cfg: TransformerConfig) -> int:
         return cfg.layers * cfg.width
 
-    def __call__(self, blocks: BlockCausal, every: list[Array]) -> Array:
-        return jnp.concatenate(every, -1)
+    def __call__(self, blocks: BlockCausal, layer_outputs: list[Array]) -> Array:
+        return jnp.concatenate(layer_outputs, -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TSSMConfig:
     """Shape of a TSSM.
 
-    transformer: over time alone, so `time_every` is 1. Its `context` is how far attention reaches back; without RoPE
-    (`rope_base` 0) tokens get an absolute sinusoid that counts from the episode's, or the window's, first step.
+    transformer: over time alone, so `time_every` is 1. Its `context` is how far attention reaches
+    back; without RoPE (`rope_base` 0) tokens get an absolute sinusoid that counts from the
+    episode's, or the window's, first step.
     h: what of the transformer becomes h. feat: order of h and z in the features.
     """
 
@@ -104,7 +108,9 @@ class TSSMConfig:
     def build(self, embed: int, actions: int, rngs: nnx.Rngs) -> 'TSSM':
         """The model, for embeddings and action vectors of these widths."""
         if self.transformer.time_every != 1:
-            raise UserError(f'time_every={self.transformer.time_every}: a TSSM attends along time alone, expected 1')
+            raise UserError(
+                f'time_every={self.transformer.time_every}: a TSSM attends along time alone, expected 1'
+            )
         return TSSM(self, embed, actions, rngs=rngs)
 
 
@@ -148,13 +154,17 @@ class Unrolled(NamedTuple):
 
 
 class TSSM(nnx.Module):
-    """A world model without eyes: `embed` [*B, E] comes from an encoder, decoders and heads read `feat` or (h, z)."""
+    """A world model without eyes: `embed` [*B, E] comes from an encoder, decoders and heads read
+    `feat` or (h, z).
+    """
 
     def __init__(self, cfg: TSSMConfig, embed: int, actions: int, *, rngs: nnx.Rngs):
         t, outputs = cfg.transformer, cfg.latent.outputs
         self.token = Dense(cfg.latent.size + actions, t.width, cfg.style, rngs)
         self.blocks = BlockCausal(t, np.zeros((1, t.head_dim // 2)), rngs=rngs)
-        self.prior = MLP(cfg.deter, cfg.hidden, cfg.prior_layers, outputs, style=cfg.style, rngs=rngs)
+        self.prior = MLP(
+            cfg.deter, cfg.hidden, cfg.prior_layers, outputs, style=cfg.style, rngs=rngs
+        )
         seen = cfg.posterior.width(embed, cfg.deter)
         self.post = MLP(seen, cfg.hidden, cfg.post_layers, outputs, style=cfg.style, rngs=rngs)
         self.cfg, self.actions = cfg, actions
@@ -164,7 +174,11 @@ class TSSM(nnx.Module):
         zeros = lambda width: jnp.zeros((batch, width))
         cache = self.blocks.empty(batch, 1)
         return TSSMState(
-            zeros(self.cfg.deter), zeros(self.cfg.latent.size), zeros(self.actions), jnp.zeros(batch, bool), cache
+            zeros(self.cfg.deter),
+            zeros(self.cfg.latent.size),
+            zeros(self.actions),
+            jnp.zeros(batch, bool),
+            cache,
         )
 
     def feat(self, state: TSSMState | Latents) -> Float[Array, '*B F']:
@@ -186,7 +200,9 @@ class TSSM(nnx.Module):
         state = TSSMState(h, drawn(post, h, key), prev_action, is_first, cache)
         return state, post, self.cfg.latent(self.prior(h))
 
-    def imagine(self, state: TSSMState, action: Float[Array, 'N A'], key: PRNGKeyArray) -> tuple[TSSMState, Any]:
+    def imagine(
+        self, state: TSSMState, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> tuple[TSSMState, Any]:
         """The state that `action` leads to, drawn from the prior: -> (state, prior)."""
         no = jnp.zeros(len(action), bool)
         h, written = self._next(state.cache, state.z, action, no)
@@ -216,7 +232,9 @@ class TSSM(nnx.Module):
         prior = self.cfg.latent(self.prior(h))
         return Unrolled(self.feat(seen), post, prior, seen, memory, state.cache, written, is_first)
 
-    def _one_by_one(self, state: TSSMState, embed: Array, prev_action: Array, is_first: Array, keys: Array):
+    def _one_by_one(
+        self, state: TSSMState, embed: Array, prev_action: Array, is_first: Array, keys: Array
+    ):
         """-> (h [B, T, D], z [B, T, Z], post, keys and values of the window)."""
 
         def step(state, x):
@@ -228,12 +246,17 @@ class TSSM(nnx.Module):
             return TSSMState(h, z, action, first, cache), (h, z, post, written)
 
         by_time = lambda x: x.swapaxes(0, 1)
-        _, (h, z, post, written) = jax.lax.scan(step, state, (*map(by_time, (embed, prev_action, is_first)), keys))
-        joined = lambda x: jnp.moveaxis(x[..., 0, :], 0, 3)  # [T, B, 1, heads, 1, d] -> [B, 1, heads, T, d]
+        _, (h, z, post, written) = jax.lax.scan(
+            step, state, (*map(by_time, (embed, prev_action, is_first)), keys)
+        )
+        joined = lambda x: jnp.moveaxis(
+            x[..., 0, :], 0, 3
+        )  # [T, B, 1, heads, 1, d] -> [B, 1, heads, T, d]
         return by_time(h), by_time(z), jax.tree.map(by_time, post), jax.tree.map(joined, written)
 
     def starts(self, unrolled: Unrolled, last: int) -> TSSMState:
-        """The states after each of the last so many steps of a window, as rows: [B, T, ...] -> [B * last, ...].
+        """The states after each of the last so many steps of a window, as rows: [B, T, ...] -> [B *
+        last, ...].
 
         Keys and values are cut from the parallel pass, nothing is computed again.
         """
@@ -261,27 +284,33 @@ class TSSM(nnx.Module):
         return TSSMState(flat(h), flat(z), flat(memory.action), flat(memory.first), cache)
 
     def pack(self, state: TSSMState) -> Memory:
-        """What replay stores of a state: (z, action) of its step; keys and values are made anew from several."""
+        """What replay stores of a state: (z, action) of its step; keys and values are made anew
+        from several.
+        """
         return self._memory(state.z, state.action, state.first)
 
     def _memory(self, z: Array, action: Array, first: Array) -> Memory:
         return Memory(self.cfg.latent.pack(z), action, first, jnp.ones(first.shape, bool))
 
     def unpack(self, memory: Memory) -> TSSMState:
-        """The state after remembered steps [B, C, ...], their tokens taken in at once. Constant: no gradient passes.
+        """The state after remembered steps [B, C, ...], their tokens taken in at once. Constant: no
+        gradient passes.
 
-        A token needs the z before it, so C steps are C - 1 tokens. What is missing, at the front, is never looked at.
+        A token needs the z before it, so C steps are C - 1 tokens. What is missing, at the front,
+        is never looked at.
         """
         z = self.cfg.latent.unpack(memory.z)
         b, c = memory.known.shape
-        state = self.initial(b)._replace(z=z[:, -1], action=memory.action[:, -1], first=memory.first[:, -1])
+        state = self.initial(b)._replace(
+            z=z[:, -1], action=memory.action[:, -1], first=memory.first[:, -1]
+        )
         if c == 1:
             return state
         first, known = memory.first[:, 1:], memory.known
         usable = known[:, 1:] & (known[:, :-1] | first)
         begins = first | (usable & ~jnp.pad(usable, ((0, 0), (1, 0)))[:, :-1])
         tokens = self._tokens(None, z[:, :-1], memory.action[:, 1:], first, begins)
-        _, written = self.blocks.every(tokens[:, :, None], begins)
+        _, written = self.blocks.layer_outputs(tokens[:, :, None], begins)
         cache = self.blocks.prefill(written, begins)
         start = jnp.where(usable.any(1), cache.start, cache.pos)
         return sg(state._replace(cache=cache._replace(start=start)))
@@ -293,25 +322,46 @@ class TSSM(nnx.Module):
         prev_action: Float[Array, 'B T A'],
         is_first: Bool[Array, 'B T'],
     ) -> Float[Array, 'L B heads T T']:
-        """How much each step of a window, which follows `state`, attends to each token of it. z: see `unroll`."""
-        before = jnp.concatenate([state.z[:, None], z[:, :-1]], 1)
-        looks: list[Array] = []
-        self._attend(state.cache, before, prev_action, is_first, looks)
-        return jnp.stack(looks)[:, :, 0, :, :, self.cfg.transformer.context :]  # without the cache's
+        """How much each step of a window, which follows `state`, attends to each token of it.
 
-    def _next(self, cache: Cache, z: Array, action: Array, is_first: Array) -> tuple[Array, list[tuple[Array, Array]]]:
+        z: see `unroll`.
+        """
+        before = jnp.concatenate([state.z[:, None], z[:, :-1]], 1)
+        attention_maps: list[Array] = []
+        self._attend(state.cache, before, prev_action, is_first, attention_maps)
+        return jnp.stack(attention_maps)[
+            :, :, 0, :, :, self.cfg.transformer.context :
+        ]  # without the cache's
+
+    def _next(
+        self, cache: Cache, z: Array, action: Array, is_first: Array
+    ) -> tuple[Array, list[tuple[Array, Array]]]:
         """One step [N]: -> (h, its keys and values). z: of the step before."""
         h, written = self._attend(cache, z[:, None], action[:, None], is_first[:, None])
         return h[:, 0], written
 
-    def _attend(self, cache: Cache, z: Array, action: Array, is_first: Array, looks: list[Array] | None = None):
-        """T steps [B, T] after those in the cache: -> (h [B, T, D], keys and values). z: of the steps before them."""
+    def _attend(
+        self,
+        cache: Cache,
+        z: Array,
+        action: Array,
+        is_first: Array,
+        attention_maps: list[Array] | None = None,
+    ):
+        """T steps [B, T] after those in the cache: -> (h [B, T, D], keys and values). z: of the
+        steps before them.
+        """
         tokens = self._tokens(cache, z, action, is_first, is_first)
-        every, written = self.blocks.every(tokens[:, :, None], is_first, None, cache, looks)
-        return self.cfg.h(self.blocks, every)[:, :, 0].astype(jnp.float32), written
+        layer_outputs, written = self.blocks.layer_outputs(
+            tokens[:, :, None], is_first, None, cache, attention_maps
+        )
+        return self.cfg.h(self.blocks, layer_outputs)[:, :, 0].astype(jnp.float32), written
 
-    def _tokens(self, cache: Cache | None, z: Array, action: Array, is_first: Array, begins: Array) -> Array:
-        """x_t = act(W [z_{t-1}, a_t]), [B, T, D]. Actions beyond [-1, 1] are scaled back, as in Dreamer V3.
+    def _tokens(
+        self, cache: Cache | None, z: Array, action: Array, is_first: Array, begins: Array
+    ) -> Array:
+        """x_t = act(W [z_{t-1}, a_t]), [B, T, D]. Actions beyond [-1, 1] are scaled back, as in
+        Dreamer V3.
 
         begins: where absolute positions start to count.
         """
@@ -326,9 +376,9 @@ class TSSM(nnx.Module):
         return self.cfg.latent(self.post(self.cfg.posterior(embed, h)))
 
 
-def drawn(law: Any, like: Float[Array, '*B D'], key: PRNGKeyArray) -> Float[Array, '*B Z']:
+def drawn(dist: Any, like: Float[Array, '*B D'], key: PRNGKeyArray) -> Float[Array, '*B Z']:
     """z, with the leading dims of `like`."""
-    return law.sample(key).reshape(*like.shape[:-1], -1)
+    return dist.sample(key).reshape(*like.shape[:-1], -1)
 
 
 def sinusoid(position: Array, width: int) -> Float[Array, '*B D']:

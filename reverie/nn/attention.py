@@ -1,9 +1,10 @@
 """Block-causal efficient transformer over frames of tokens; Dreamer 4 section 3.4.
 
-Tokens are [B, T, S, D]. Space layers let the tokens of one frame see each other under a static [S, S] mask; every
-`time_every`-th layer lets each token see its own past, causally, through a sliding window of `context` frames that
-never reaches across an episode's start. The same layers run a whole window at once (training, prefill) and one frame
-against a cache of keys and values (acting, imagination); both give the same numbers.
+Tokens are [B, T, S, D]. Space layers let the tokens of one frame see each other under a static [S,
+S] mask; every `time_every`-th layer lets each token see its own past, causally, through a sliding
+window of `context` frames that never reaches across an episode's start. The same layers run a whole
+window at once (training, prefill) and one frame against a cache of keys and values (acting,
+imagination); both give the same numbers.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from reverie.nn.core import Identity, LayerNorm, Linear, RMSNorm
+from reverie.nn.core import LayerNorm, Linear, NoNorm, RMSNorm
 from reverie.types import UserError
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,10 @@ Kernel = Literal['xla', 'tokamax', 'auto']
 class TransformerConfig:
     """Shape of a block-causal transformer.
 
-    The paper gives the structure but no widths; head size, MLP ratio, soft cap, RoPE base and the ratio of query to
-    key heads are not from the paper. The fields after `dtype` are for other papers' layers: a soft cap or a RoPE base
-    of 0 leaves it out, `residual` 'gtrxl' puts a `Gate` where x + y was, `mlp` 'relu' is two layers with biases.
+    The paper gives the structure but no widths; head size, MLP ratio, soft cap, RoPE base and the
+    ratio of query to key heads are not from the paper. The fields after `dtype` are for other
+    papers' layers: a soft cap or a RoPE base of 0 leaves it out, `residual` 'gtrxl' puts a `Gate`
+    where x + y was, `mlp` 'relu' is two layers with biases.
 
     kernel: what computes attention, see `attend`; the numbers are the same up to rounding.
     """
@@ -60,7 +62,9 @@ class TransformerConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values of the last `context` frames of every time layer, as a ring; slot = frame number % context."""
+    """Keys and values of the last `context` frames of every time layer, as a ring; slot = frame
+    number % context.
+    """
 
     k: tuple[Float[Array, 'B S heads C d'], ...]
     v: tuple[Float[Array, 'B S heads C d'], ...]
@@ -68,16 +72,21 @@ class Cache(NamedTuple):
     start: Int[Array, ' B']  # number of the frame that began the row's episode
 
 
-def hold(rows: Bool[Array, ' B'], new: Cache, old: Cache) -> Cache:
+def where_rows_cache(rows: Bool[Array, ' B'], new: Cache, old: Cache) -> Cache:
     """`old` where a row does not move on, else `new`, without copying keys and values.
 
-    The slot that a row which stays would have written next holds a frame just out of its sight: it may be anything.
+    The slot that a row which stays would have written next holds a frame just out of its sight: it
+    may be anything.
     """
-    return Cache(new.k, new.v, jnp.where(rows, new.pos, old.pos), jnp.where(rows, new.start, old.start))
+    return Cache(
+        new.k, new.v, jnp.where(rows, new.pos, old.pos), jnp.where(rows, new.start, old.start)
+    )
 
 
 class Keys(NamedTuple):
-    """What queries may look at: keys, values and a mask that broadcasts to [B, S, heads, queries, K]."""
+    """What queries may look at: keys, values and a mask that broadcasts to [B, S, heads, queries,
+    K].
+    """
 
     k: Float[Array, 'B S heads K d']
     v: Float[Array, 'B S heads K d']
@@ -85,7 +94,9 @@ class Keys(NamedTuple):
 
 
 def rope(positions: Positions, head_dim: int, base: float) -> Positions:
-    """Rotation angles of one-dimensional positions [*B], for each pair of channels; NumPy in, NumPy out."""
+    """Rotation angles of one-dimensional positions [*B], for each pair of channels; NumPy in, NumPy
+    out.
+    """
     freqs = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     return positions[..., None].astype(np.float32) * freqs
 
@@ -100,7 +111,9 @@ def rotate(x: Float[Array, '*B d'], angles: Float[Array, '*#B half']) -> Float[A
 def attention_weights(
     q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float
 ) -> Float[Array, 'B S heads Q K']:
-    """softmax(cap(q k / sqrt d)) over the union of `groups`, in fp32; cap(x) = softcap tanh(x / softcap)."""
+    """softmax(cap(q k / sqrt d)) over the union of `groups`, in fp32; cap(x) = softcap tanh(x /
+    softcap).
+    """
     b, s, heads, n, d = q.shape
     kv = groups[0].k.shape[2]
     q = q.reshape(b, s, kv, heads // kv * n, d)
@@ -115,31 +128,45 @@ def attention_weights(
 
 @functools.cache
 def chosen(kernel: Kernel, dtype: str) -> Literal['xla', 'tokamax']:
-    """The kernel that 'auto' stands for, once it is known what is there. Raises UserError for one that is missing."""
+    """The kernel that 'auto' stands for, once it is known what is there.
+
+    Raises UserError for one that is missing.
+    """
     found = importlib.util.find_spec('tokamax') is not None
     if kernel == 'tokamax' and not found:
-        raise UserError("attention kernel 'tokamax' given, which is missing; pip install 'reverie[attention]'")
+        raise UserError(
+            "attention kernel 'tokamax' given, which is missing; pip install 'reverie[attention]'"
+        )
     if kernel != 'auto':
         return kernel
     fits = found and jax.default_backend() == 'gpu' and dtype in ('bfloat16', 'float16')
-    log.warning('attention in %s on %s: %s', dtype, jax.default_backend(), 'tokamax' if fits else 'xla')
+    log.warning(
+        'attention in %s on %s: %s', dtype, jax.default_backend(), 'tokamax' if fits else 'xla'
+    )
     return 'tokamax' if fits else 'xla'
 
 
 def attend(
-    q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float, kernel: Kernel = 'xla'
+    q: Float[Array, 'B S heads Q d'],
+    groups: tuple[Keys, ...],
+    softcap: float,
+    kernel: Kernel = 'xla',
 ) -> Float[Array, 'B S heads Q d']:
     """`attention_weights` times v. Grouped queries: q has a multiple of the key heads.
 
-    Several groups share one softmax without their keys being copied next to each other, so a cache is only ever read.
-    kernel: 'xla', these products; 'tokamax', one that never writes the weights to memory, where there is one group: few
-    queries against a cache are bound by reading it; 'auto', tokamax for half precision on a GPU where it is installed.
+    Several groups share one softmax without their keys being copied next to each other, so a cache
+    is only ever read.
+    kernel: 'xla', these products; 'tokamax', one that never writes the weights to memory, where
+    there is one group: few queries against a cache are bound by reading it; 'auto', tokamax for
+    half precision on a GPU where it is installed.
     """
     if len(groups) == 1 and chosen(kernel, q.dtype.name) == 'tokamax':
         import tokamax
 
         q_t, k_t, v_t = (x.swapaxes(2, 3) for x in (q, groups[0].k, groups[0].v))
-        out = tokamax.dot_product_attention(q_t, k_t, v_t, mask=groups[0].mask, logits_soft_cap=softcap or None)
+        out = tokamax.dot_product_attention(
+            q_t, k_t, v_t, mask=groups[0].mask, logits_soft_cap=softcap or None
+        )
         return out.swapaxes(2, 3)
     b, s, heads, n, d = q.shape
     kv = groups[0].k.shape[2]
@@ -161,8 +188,12 @@ class Attention(nnx.Module):
         inner, kv = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
         self.q = Linear(cfg.width, inner, bias=False, dtype=dtype, rngs=rngs)
         self.kv = Linear(cfg.width, 2 * kv, bias=False, dtype=dtype, rngs=rngs)
-        self.o = Linear(inner, cfg.width, bias=False, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs)
-        self.norm_q, self.norm_k = (RMSNorm(cfg.head_dim) if cfg.qk_norm else Identity() for _ in range(2))
+        self.o = Linear(
+            inner, cfg.width, bias=False, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs
+        )
+        self.norm_q, self.norm_k = (
+            RMSNorm(cfg.head_dim) if cfg.qk_norm else NoNorm() for _ in range(2)
+        )
         self.cfg = cfg
 
     def project(self, x: Float[Array, 'B S N D'], angles) -> tuple[Array, Array, Array]:
@@ -185,7 +216,9 @@ class SwiGLU(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
         dtype, hidden = jnp.dtype(cfg.dtype), int(cfg.mlp_ratio * cfg.width)
         self.up = Linear(cfg.width, 2 * hidden, bias=False, dtype=dtype, rngs=rngs)
-        self.down = Linear(hidden, cfg.width, bias=False, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs)
+        self.down = Linear(
+            hidden, cfg.width, bias=False, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
         gate, up = jnp.split(self.up(x), 2, -1)
@@ -193,12 +226,16 @@ class SwiGLU(nnx.Module):
 
 
 class ReluMLP(nnx.Module):
-    """down(relu(up(x))) with biases, hidden width `mlp_ratio` x width; the first transformers', TransDreamer's."""
+    """down(relu(up(x))) with biases, hidden width `mlp_ratio` x width; the first transformers',
+    TransDreamer's.
+    """
 
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
         dtype, hidden = jnp.dtype(cfg.dtype), int(cfg.mlp_ratio * cfg.width)
         self.up = Linear(cfg.width, hidden, dtype=dtype, rngs=rngs)
-        self.down = Linear(hidden, cfg.width, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs)
+        self.down = Linear(
+            hidden, cfg.width, scale=(2 * cfg.layers) ** -0.5, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
         return self.down(jax.nn.relu(self.up(x)))
@@ -212,9 +249,11 @@ class Add(nnx.Module):
 
 
 class Gate(nnx.Module):
-    """(1 - u) x + u tanh(W_c y + r * U_c x), r = s(W_r y + U_r x), u = s(W_u y + U_u x - 0.1); GTrXL section 3.2.
+    """(1 - u) x + u tanh(W_c y + r * U_c x), r = s(W_r y + U_r x), u = s(W_u y + U_u x - 0.1);
+    GTrXL section 3.2.
 
-    The stream x passes nearly unchanged at first. 0.1 is TransDreamer's. `of_y`, `of_x`: r, u and c side by side.
+    The stream x passes nearly unchanged at first. 0.1 is TransDreamer's. `of_y`, `of_x`: r, u and c
+    side by side.
     """
 
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
@@ -231,30 +270,46 @@ class Gate(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """x + attention(norm x), then x + SwiGLU(norm x); along space or along time. Other configs have other parts."""
+    """x + attention(norm x), then x + SwiGLU(norm x); along space or along time. Other configs have
+    other parts.
+    """
 
     def __init__(self, cfg: TransformerConfig, along_time: bool, rngs: nnx.Rngs):
         self.norm1, self.norm2 = cfg.normaliser(), cfg.normaliser()
         self.attention = Attention(cfg, rngs)
         self.mlp = SwiGLU(cfg, rngs) if cfg.mlp == 'swiglu' else ReluMLP(cfg, rngs)
-        self.join1, self.join2 = (Gate(cfg, rngs) if cfg.residual == 'gtrxl' else Add() for _ in range(2))
+        self.join1, self.join2 = (
+            Gate(cfg, rngs) if cfg.residual == 'gtrxl' else Add() for _ in range(2)
+        )
         self.along_time = along_time
 
-    def space(self, x: Float[Array, 'B T S D'], mask: Bool[Array, 'S S'] | None, angles) -> Float[Array, 'B T S D']:
+    def space(
+        self, x: Float[Array, 'B T S D'], mask: Bool[Array, 'S S'] | None, angles
+    ) -> Float[Array, 'B T S D']:
         q, k, v = self.attention.project(self.norm1(x), angles)
-        x = self.join1(x, self.attention(q, (Keys(k, v, mask if mask is None else mask[None, None, None]),)))
+        x = self.join1(
+            x, self.attention(q, (Keys(k, v, mask if mask is None else mask[None, None, None]),))
+        )
         return self.join2(x, self.mlp(self.norm2(x)))
 
-    def time(self, x: Float[Array, 'B T S D'], mask: Bool[Array, 'B T T'], angles, past: Keys | None, looks=None):
+    def time(
+        self,
+        x: Float[Array, 'B T S D'],
+        mask: Bool[Array, 'B T T'],
+        angles,
+        past: Keys | None,
+        attention_maps=None,
+    ):
         """-> (x, k, v) with the new frames' keys and values [B, S, heads, T, d].
 
-        looks: a list to which the attention of the new frames is added, [B, S, heads, T, K], the past's keys first.
+        looks: a list to which the attention of the new frames is added, [B, S, heads, T, K], the
+        past's keys first.
         """
         q, k, v = self.attention.project(self.norm1(x).swapaxes(1, 2), angles)
         groups: tuple[Keys, ...] = (Keys(k, v, mask[:, None, None]),)
         groups = groups if past is None else (past, *groups)
-        if looks is not None:
-            looks.append(attention_weights(q, groups, self.attention.cfg.softcap))
+        if attention_maps is not None:
+            attention_maps.append(attention_weights(q, groups, self.attention.cfg.softcap))
         x = self.join1(x, self.attention(q, groups).swapaxes(1, 2))
         return self.join2(x, self.mlp(self.norm2(x))), k, v
 
@@ -262,10 +317,18 @@ class Layer(nnx.Module):
 class BlockCausal(nnx.Module):
     """The transformer: `time_every - 1` space layers, then one time layer, repeated.
 
-    `time_tokens` are the token slots the time layers act on (the first so many), None for all of them.
+    `time_tokens` are the token slots the time layers act on (the first so many), None for all of
+    them.
     """
 
-    def __init__(self, cfg: TransformerConfig, space_angles: np.ndarray, *, time_tokens: int | None = None, rngs):
+    def __init__(
+        self,
+        cfg: TransformerConfig,
+        space_angles: np.ndarray,
+        *,
+        time_tokens: int | None = None,
+        rngs,
+    ):
         along_time = [(i + 1) % cfg.time_every == 0 for i in range(cfg.layers)]
         self.layers = nnx.List(Layer(cfg, t, rngs) for t in along_time)
         self.norm = cfg.normaliser()
@@ -286,23 +349,24 @@ class BlockCausal(nnx.Module):
         is_first: Bool[Array, 'B T'],
         mask: Bool[Array, 'S S'] | None = None,
         cache: Cache | None = None,
-        looks: list[Array] | None = None,
+        attention_maps: list[Array] | None = None,
     ) -> tuple[Float[Array, 'B T S D'], list[tuple[Array, Array]]]:
-        """-> (normed tokens, [(k, v)] of the new frames per time layer). Frame t sees its episode's last C frames.
+        """-> (normed tokens, [(k, v)] of the new frames per time layer). Frame t sees its episode's
+        last C frames.
 
         With a cache the new frames follow the cached ones; the cache is only read: `commit` writes.
         looks: see `Layer.time`.
         """
-        every, written = self.every(x, is_first, mask, cache, looks)
-        return self.norm(every[-1]), written
+        layer_outputs, written = self.layer_outputs(x, is_first, mask, cache, attention_maps)
+        return self.norm(layer_outputs[-1]), written
 
-    def every(
+    def layer_outputs(
         self,
         x: Float[Array, 'B T S D'],
         is_first: Bool[Array, 'B T'],
         mask: Bool[Array, 'S S'] | None = None,
         cache: Cache | None = None,
-        looks: list[Array] | None = None,
+        attention_maps: list[Array] | None = None,
     ) -> tuple[list[Float[Array, 'B T S D']], list[tuple[Array, Array]]]:
         """As the call, with the tokens after every layer, not normed."""
         s = x.shape[2]
@@ -312,32 +376,40 @@ class BlockCausal(nnx.Module):
         if cache is not None:
             slot = jnp.arange(self.cfg.context)
             newest = cache.pos[:, None] - 1
-            held = newest - (newest - slot) % self.cfg.context  # frame number in each slot, < 0 if none yet
+            held = (
+                newest - (newest - slot) % self.cfg.context
+            )  # frame number in each slot, < 0 if none yet
             past_mask = ((held[:, None] >= oldest) & (held[:, None] >= 0))[:, None, None]
         angles = rope(number, self.cfg.head_dim, self.cfg.rope_base or 1.0)[:, None, None]
         space_angles = jnp.asarray(self.space_angles, jnp.float32)[:s]
         written: list[tuple[Array, Array]] = []
-        every: list[Array] = []
+        layer_outputs: list[Array] = []
         for layer in self.layers:
             if not layer.along_time:
-                every.append(x := layer.space(x, mask, space_angles))
+                layer_outputs.append(x := layer.space(x, mask, space_angles))
                 continue
             n = s if self.time_tokens is None else self.time_tokens
             i = len(written)
             past = None if cache is None else Keys(cache.k[i][:, :n], cache.v[i][:, :n], past_mask)
-            y, k, v = layer.time(x[:, :, :n], seen, angles, past, looks)
-            every.append(x := y if n == s else jnp.concatenate([y, x[:, :, n:]], 2))
+            y, k, v = layer.time(x[:, :, :n], seen, angles, past, attention_maps)
+            layer_outputs.append(x := y if n == s else jnp.concatenate([y, x[:, :, n:]], 2))
             written.append((k, v))
-        return every, written
+        return layer_outputs, written
 
-    def numbers(self, is_first: Bool[Array, 'B T'], cache: Cache | None) -> tuple[Int[Array, 'B T'], Int[Array, 'B T']]:
-        """-> (number of each new frame, number of the frame that began its episode); without a cache from 0 on."""
+    def numbers(
+        self, is_first: Bool[Array, 'B T'], cache: Cache | None
+    ) -> tuple[Int[Array, 'B T'], Int[Array, 'B T']]:
+        """-> (number of each new frame, number of the frame that began its episode); without a
+        cache from 0 on.
+        """
         b, t = is_first.shape
         pos, start = (jnp.zeros(b, jnp.int32),) * 2 if cache is None else (cache.pos, cache.start)
         number = pos[:, None] + jnp.arange(t)
         return number, jax.lax.cummax(jnp.where(is_first, number, start[:, None]), axis=1)
 
-    def commit(self, cache: Cache, written: list[tuple[Array, Array]], is_first: Bool[Array, 'B T']) -> Cache:
+    def commit(
+        self, cache: Cache, written: list[tuple[Array, Array]], is_first: Bool[Array, 'B T']
+    ) -> Cache:
         """Write the new frames' keys and values into the ring. T <= C."""
         t = is_first.shape[1]
         number = cache.pos[:, None] + jnp.arange(t)
@@ -364,4 +436,6 @@ class BlockCausal(nnx.Module):
 
         start = jnp.where(is_first, jnp.arange(t), 0).max(1).astype(jnp.int32)
         pos = jnp.full(b, t, jnp.int32)
-        return Cache(tuple(ring(k) for k, _ in written), tuple(ring(v) for _, v in written), pos, start)
+        return Cache(
+            tuple(ring(k) for k, _ in written), tuple(ring(v) for _, v in written), pos, start
+        )

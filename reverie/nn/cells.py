@@ -1,4 +1,7 @@
-"""Recurrent cells: (input, h) -> h. Each paper has its own; they differ in where the reset and the norm act."""
+"""Recurrent cells: (input, h) -> h.
+
+Each paper has its own; they differ in where the reset and the norm act.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,8 @@ from reverie.nn.core import LayerNorm, Linear, Style
 
 
 class ResetAfterGRU(nnx.Module):
-    """GRU whose reset gate acts on the recurrent product: c = tanh(W x + r * (U h)); Keras' default, Dreamer V1.
+    """GRU whose reset gate acts on the recurrent product: c = tanh(W x + r * (U h)); Keras'
+    default, Dreamer V1.
 
     h' = u h + (1 - u) c. Kernels hold the gates in the order u, r, c, and have a bias each.
     """
@@ -26,15 +30,21 @@ class ResetAfterGRU(nnx.Module):
 
 
 class ResetBeforeGRU(nnx.Module):
-    """GRU whose reset gate acts on the state: c = tanh(W [x, r * h]); PlaNet's, TensorFlow 1's `GRUBlockCell`.
+    """GRU whose reset gate acts on the state: c = tanh(W [x, r * h]); PlaNet's, TensorFlow 1's
+    `GRUBlockCell`.
 
-    h' = u h + (1 - u) c. `gates` holds r, u and starts with bias 1: the cell forgets slowly at first.
+    h' = u h + (1 - u) c. `gates` holds r, u and starts with bias 1: the cell forgets slowly at
+    first.
     """
 
     def __init__(self, inputs: int, units: int, style: Style, rngs: nnx.Rngs):
-        self.gates = Linear(inputs + units, 2 * units, init='glorot_uniform', dtype=style.dtype, rngs=rngs)
+        self.gates = Linear(
+            inputs + units, 2 * units, init='glorot_uniform', dtype=style.dtype, rngs=rngs
+        )
         self.gates.bias = nnx.Param(jnp.ones(2 * units))
-        self.candidate = Linear(inputs + units, units, init='glorot_uniform', dtype=style.dtype, rngs=rngs)
+        self.candidate = Linear(
+            inputs + units, units, init='glorot_uniform', dtype=style.dtype, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, '*B I'], h: Float[Array, '*B D']) -> Float[Array, '*B D']:
         gates = self.gates(jnp.concatenate([x, h], -1)).astype(jnp.float32)
@@ -44,10 +54,14 @@ class ResetBeforeGRU(nnx.Module):
 
 
 class LayerNormGRU(nnx.Module):
-    """r, c, u = LayerNorm(W [x, h]); h' = s(u - 1) tanh(s(r) c) + (1 - s(u - 1)) h, s the sigmoid; Dreamer V2."""
+    """r, c, u = LayerNorm(W [x, h]); h' = s(u - 1) tanh(s(r) c) + (1 - s(u - 1)) h, s the sigmoid;
+    Dreamer V2.
+    """
 
     def __init__(self, inputs: int, units: int, style: Style, rngs: nnx.Rngs):
-        self.linear = Linear(inputs + units, 3 * units, init=style.init, dtype=style.dtype, rngs=rngs)
+        self.linear = Linear(
+            inputs + units, 3 * units, init=style.init, dtype=style.dtype, rngs=rngs
+        )
         self.norm = LayerNorm(3 * units, 1e-3)
 
     def __call__(self, x: Float[Array, '*B I'], h: Float[Array, '*B D']) -> Float[Array, '*B D']:

@@ -1,4 +1,6 @@
-"""Building blocks, and the boundary between modules and `jit`: NNX inside it, plain nested dicts across it."""
+"""Building blocks, and the boundary between modules and `jit`: NNX inside it, plain nested dicts
+across it.
+"""
 
 import dataclasses
 import itertools
@@ -15,9 +17,11 @@ Params = dict[str, Any]
 
 
 def build(module: nnx.Module) -> tuple[Params, Callable[[Params], Any]]:
-    """-> (params, bind): weights as a plain nested dict, and the function that makes a module of such a dict.
+    """-> (params, bind): weights as a plain nested dict, and the function that makes a module of
+    such a dict.
 
-    `bind(params)` belongs inside a traced function, where it costs nothing at run time. A change made to the bound
+    `bind(params)` belongs inside a traced function, where it costs nothing at run time. A change
+    made to the bound
     module there is lost: state is passed in and handed back, never kept in the module.
     """
     graphdef, state = nnx.split(module)
@@ -34,10 +38,14 @@ def build(module: nnx.Module) -> tuple[Params, Callable[[Params], Any]]:
 Init = Literal['trunc_normal', 'glorot_uniform', 'orthogonal']
 
 
-def initial(init: Init, scale: float, rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int | None = None) -> Array:
-    """A kernel [.., I, O]; leading axes count as inputs. trunc_normal: variance scale^2 / fan-in, cut at 2 deviations.
+def initial(
+    init: Init, scale: float, rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int | None = None
+) -> Array:
+    """A kernel [.., I, O]; leading axes count as inputs. trunc_normal: variance scale^2 / fan-in,
+    cut at 2 deviations.
 
-    scale 0 makes an output layer start at zero. `inputs` is the fan-in where it is not that of the shape.
+    scale 0 makes an output layer start at zero. `inputs` is the fan-in where it is not that of the
+    shape.
     """
     key = rngs.params()
     if not scale:
@@ -47,12 +55,16 @@ def initial(init: Init, scale: float, rngs: nnx.Rngs, shape: tuple[int, ...], in
     if init == 'orthogonal':
         return nnx.initializers.orthogonal(scale)(key, shape, jnp.float32)
     flat = shape if inputs is None else (inputs, int(np.prod(shape)) // inputs)
-    kernel = nnx.initializers.variance_scaling(scale**2, 'fan_in', 'truncated_normal')(key, flat, jnp.float32)
+    kernel = nnx.initializers.variance_scaling(scale**2, 'fan_in', 'truncated_normal')(
+        key, flat, jnp.float32
+    )
     return kernel.reshape(shape)
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias with fp32 parameters, computed in `dtype`; see `initial` for how they start."""
+    """x @ kernel + bias with fp32 parameters, computed in `dtype`; see `initial` for how they
+    start.
+    """
 
     def __init__(
         self,
@@ -74,7 +86,8 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def part(self, x: Float[Array, '*B i'], first: int, bias: bool = False) -> Float[Array, '*B O']:
-        """What the inputs first .. first + i contribute, in fp32; the parts of all inputs add up to the whole.
+        """What the inputs first .. first + i contribute, in fp32; the parts of all inputs add up to
+        the whole.
 
         So a scan need not repeat what is known for all time steps at once.
         """
@@ -95,31 +108,53 @@ def unblocked(x: Float[Array, 'G *B d']) -> Float[Array, '*B D']:
 
 
 class BlockLinear(nnx.Module):
-    """Block-diagonal x @ kernel + bias: block g of the outputs sees block g of the inputs; Dreamer V3's recurrence.
+    """Block-diagonal x @ kernel + bias: block g of the outputs sees block g of the inputs; Dreamer
+    V3's recurrence.
 
-    `shared` further inputs are seen by every block. kernel [G, I / G + shared, O / G], fan-in counted over all blocks.
+    `shared` further inputs are seen by every block. kernel [G, I / G + shared, O / G], fan-in
+    counted over all blocks.
     """
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, *, shared: int = 0, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        *,
+        shared: int = 0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         shape = (blocks, inputs // blocks + shared, outputs // blocks)
         self.kernel = nnx.Param(initial('trunc_normal', 1.0, rngs, shape, blocks * shape[1]))
         self.bias = nnx.Param(jnp.zeros(outputs))
         self.blocks, self.own, self.dtype = blocks, inputs // blocks, jnp.dtype(dtype)
 
-    def __call__(self, x: Float[Array, '*B I'], shared: Float[Array, '*B O'] | None = None) -> Float[Array, '*B O']:
-        """`shared`: the sum of `part`s of the shared inputs. fp32 if it is given, else in `dtype`."""
+    def __call__(
+        self, x: Float[Array, '*B I'], shared: Float[Array, '*B O'] | None = None
+    ) -> Float[Array, '*B O']:
+        """`shared`: the sum of `part`s of the shared inputs.
+
+        fp32 if it is given, else in `dtype`.
+        """
         y = unblocked(self.of_blocks(blocked(x, self.blocks)))
         return y.astype(self.dtype) if shared is None else y + shared
 
     def of_blocks(self, x: Float[Array, 'G *B i']) -> Float[Array, 'G *B o']:
-        """Blocks in, blocks out, in fp32. Leading blocks make it one batched product without transpositions."""
+        """Blocks in, blocks out, in fp32.
+
+        Leading blocks make it one batched product without transpositions.
+        """
         kernel = self.kernel[...][:, : self.own].astype(self.dtype)
         flat = x.reshape(self.blocks, -1, self.own).astype(self.dtype)
         y = jnp.einsum('gni,gio->gno', flat, kernel).astype(jnp.float32)
         return (y + self.bias[...].reshape(self.blocks, 1, -1)).reshape(*x.shape[:-1], -1)
 
     def part(self, x: Float[Array, '*B i'], first: int) -> Float[Array, '*B O']:
-        """What the shared inputs first .. first + i contribute: one dense product instead of a copy per block. fp32."""
+        """What the shared inputs first ..
+
+        first + i contribute: one dense product instead of a copy per block. fp32.
+        """
         rows = slice(self.own + first, self.own + first + x.shape[-1])
         kernel = self.kernel[...][:, rows].astype(self.dtype).swapaxes(0, 1)
         kernel = kernel.reshape(kernel.shape[0], -1)
@@ -140,7 +175,9 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / std * scale + shift over the last axis, computed in fp32 and returned in the dtype of x."""
+    """(x - mean) / std * scale + shift over the last axis, computed in fp32 and returned in the
+    dtype of x.
+    """
 
     def __init__(self, width: int, eps: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(width))
@@ -154,7 +191,7 @@ class LayerNorm(nnx.Module):
         return (normed * self.scale[...] + self.shift[...]).astype(x.dtype)
 
 
-class Identity(nnx.Module):
+class NoNorm(nnx.Module):
     """Where a network has no norm."""
 
     def __call__(self, x: Array) -> Array:
@@ -163,7 +200,8 @@ class Identity(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What every layer of a network has in common: act(norm(linear(x))). The default is Dreamer V3's in fp32.
+    """What every layer of a network has in common: act(norm(linear(x))). The default is Dreamer
+    V3's in fp32.
 
     dtype: of the products; parameters and norms are fp32.
     """
@@ -180,7 +218,7 @@ class Style:
 
     def normaliser(self, width: int) -> nnx.Module:
         kinds: dict[str, Callable[[int, float], nnx.Module]]
-        kinds = {'rms': RMSNorm, 'layer': LayerNorm, 'none': lambda *_: Identity()}
+        kinds = {'rms': RMSNorm, 'layer': LayerNorm, 'none': lambda *_: NoNorm()}
         return kinds[self.norm](width, self.eps)
 
     def activate(self, x: Array) -> Array:
@@ -204,7 +242,8 @@ class Dense(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """`layers` times act(norm(linear(x))), then an fp32 output layer; [*B, I] -> [*B, O], or [*B, units] if O is None.
+    """`layers` times act(norm(linear(x))), then an fp32 output layer; [*B, I] -> [*B, O], or [*B,
+    units] if O is None.
 
     By default: SiLU, RMSNorm with eps 1e-6, no biases. A `dtype` overrides that of the style.
     """
@@ -244,14 +283,17 @@ class MLP(nnx.Module):
         return x if self.out is None else self.out(x.astype(jnp.float32))
 
 
-def lighten(module: nnx.Module, params: Params) -> Params:
-    """The weights of `module` with kernels in the type they are multiplied in: the same numbers come out, bit for bit.
+def cast_kernels(module: nnx.Module, params: Params) -> Params:
+    """The weights of `module` with kernels in the type they are multiplied in: the same numbers
+    come out, bit for bit.
 
     Halves what a forward pass in bfloat16 reads; not for training, which keeps fp32 weights.
     """
     params = jax.tree.map(lambda x: x, params)
     for path, layer in nnx.iter_modules(module):
-        if hasattr(layer, 'kernel') and hasattr(layer, 'dtype'):  # Linear, BlockLinear and convolutions
+        if hasattr(layer, 'kernel') and hasattr(
+            layer, 'dtype'
+        ):  # Linear, BlockLinear and convolutions
             node: Any = params
             for key in path:
                 node = node[key]
@@ -259,10 +301,16 @@ def lighten(module: nnx.Module, params: Params) -> Params:
     return params
 
 
-def lighten_all(make: Callable[[nnx.Rngs], dict[str, nnx.Module]], params: Params) -> Params:
-    """`lighten` for each of the modules that `make` gives by name; other groups of `params` are left out."""
+def cast_all_kernels(make: Callable[[nnx.Rngs], dict[str, nnx.Module]], params: Params) -> Params:
+    """`cast_kernels` for each of the modules that `make` gives by name; other groups of `params`
+    are left out.
+    """
     outlines = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    return {name: lighten(module, params[name]) for name, module in outlines.items() if name in params}
+    return {
+        name: cast_kernels(module, params[name])
+        for name, module in outlines.items()
+        if name in params
+    }
 
 
 def count(params: Params) -> int:

@@ -1,7 +1,9 @@
-"""Laws: what a network's output means as a probability, with its log-probability, mean and divergences.
+"""Laws: what a network's output means as a probability, with its log-probability, mean and
+divergences.
 
-A law is a pytree, so it passes through `jit`, `scan` and `stop_gradient`. A law factory is a frozen dataclass that says
-how many numbers a network must put out for an n-dimensional action, and makes the law of them.
+A law is a pytree, so it passes through `jit`, `scan` and `stop_gradient`. A law factory is a frozen
+dataclass that says how many numbers a network must put out for an n-dimensional action, and makes
+the law of them.
 """
 
 import dataclasses
@@ -44,8 +46,11 @@ def symexp(x: Array) -> Array:
 
 
 def symexp_bins(count: int = 255, limit: float = 20.0) -> np.ndarray:
-    """`count` bins symexp(linspace(-limit, limit)), exactly symmetric; Dreamer V3 eq. 10. -> [count] fp32."""
-    # JAX's linspace and expm1, not NumPy's: they differ in the last digit, which moves targets that lie on a bin
+    """`count` bins symexp(linspace(-limit, limit)), exactly symmetric; Dreamer V3 eq. 10. ->
+    [count] fp32.
+    """
+    # JAX's linspace and expm1, not NumPy's: they differ in the last digit, which moves targets that
+    # lie on a bin
     with jax.ensure_compile_time_eval():
         half = np.asarray(symexp(jnp.linspace(-limit, 0, (count + 1) // 2)))
     return np.concatenate([half, -half[:-1][::-1] if count % 2 else -half[::-1]]).astype(np.float32)
@@ -60,18 +65,23 @@ class TwoHot(NamedTuple):
     def mean(self) -> Float[Array, '*B']:
         """Expectation; symmetric logits over symmetric bins give exactly 0.
 
-        Each pair of opposite bins is b (p+ - p-): the products p b reach 1e8 and must not be rounded before they
-        cancel, which a compiler that contracts a product and a sum into one rounding does to one of the two.
+        Each pair of opposite bins is b (p+ - p-): the products p b reach 1e8 and must not be
+        rounded before they cancel, which a compiler that contracts a product and a sum into one
+        rounding does to one of the two.
         """
         probs, bins = jax.nn.softmax(self.logits, -1), jnp.asarray(self.bins)
         half = probs.shape[-1] // 2
         low, high = (lambda x: x[..., :half][..., ::-1]), (lambda x: x[..., -half:])
         middle = probs[..., half] * bins[half] if probs.shape[-1] % 2 else 0.0
-        pairs = (high(probs) - low(probs)) * high(bins) + low(probs) * (high(bins) + low(bins))  # + 0 if symmetric
+        pairs = (high(probs) - low(probs)) * high(bins) + low(probs) * (
+            high(bins) + low(bins)
+        )  # + 0 if symmetric
         return middle + pairs.sum(-1)
 
     def log_prob(self, target: Float[Array, '*B']) -> Float[Array, '*B']:
-        """Cross entropy with the two-hot of `target`, negated: weights on the two bins that enclose it."""
+        """Cross entropy with the two-hot of `target`, negated: weights on the two bins that enclose
+        it.
+        """
         bins = jnp.asarray(self.bins)
         n = bins.shape[0]
         target = jax.lax.stop_gradient(target)[..., None]
@@ -115,7 +125,9 @@ class Categorical(NamedTuple):
 
 
 class StraightThrough(Categorical):
-    """A categorical whose one-hot samples pass their gradient to the probabilities, as if they were these."""
+    """A categorical whose one-hot samples pass their gradient to the probabilities, as if they were
+    these.
+    """
 
     def _with_gradient(self, one_hot: Float[Array, '*B A']) -> Float[Array, '*B A']:
         probs = jax.nn.softmax(self.logits, -1)
@@ -129,28 +141,37 @@ class StraightThrough(Categorical):
 
 
 def unimix(logits: Float[Array, '*B K'], share: float) -> Float[Array, '*B K']:
-    """ln((1 - share) softmax(logits) + share / K): no class is ever impossible; Dreamer V3 uses share 0.01."""
+    """ln((1 - share) softmax(logits) + share / K): no class is ever impossible; Dreamer V3 uses
+    share 0.01.
+    """
     if not share:
         return logits
     return jnp.log((1 - share) * jax.nn.softmax(logits, -1) + share / logits.shape[-1])
 
 
 class OneHots(NamedTuple):
-    """G categoricals of K classes as one-hot vectors with straight-through gradients; Dreamer V2, Algorithm 1."""
+    """G categoricals of K classes as one-hot vectors with straight-through gradients; Dreamer V2,
+    Algorithm 1.
+    """
 
     logits: Float[Array, '*B G K']
 
     def _straight_through(self, index: Int[Array, '*B G']) -> Float[Array, '*B G K']:
         probs = jax.nn.softmax(self.logits, -1)
-        return jax.nn.one_hot(index, probs.shape[-1], dtype=probs.dtype) + (probs - jax.lax.stop_gradient(probs))
+        return jax.nn.one_hot(index, probs.shape[-1], dtype=probs.dtype) + (
+            probs - jax.lax.stop_gradient(probs)
+        )
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, '*B G K']:
         """By the inverse of the distribution function: one uniform number per categorical.
 
-        K Gumbel numbers each would cost ten times as much, and a product with a triangle is cheaper than `cumsum`.
+        K Gumbel numbers each would cost ten times as much, and a product with a triangle is cheaper
+        than `cumsum`.
         """
         *_, k = self.logits.shape
-        below = jnp.matmul(jax.nn.softmax(self.logits, -1), jnp.triu(jnp.ones((k, k))), precision='highest')
+        below = jnp.matmul(
+            jax.nn.softmax(self.logits, -1), jnp.triu(jnp.ones((k, k))), precision='highest'
+        )
         u = jax.random.uniform(key, (*self.logits.shape[:-1], 1)) * below[..., -1:]
         return self._straight_through(jnp.minimum((below <= u).sum(-1), k - 1))
 
@@ -185,7 +206,9 @@ class Bernoulli:
         return (self.logit > 0).astype(jnp.float32)
 
     def log_prob(self, target: Array) -> Array:
-        """`target` is bool, or a probability in [0, 1]: then the expectation t ln p + (1 - t) ln(1 - p)."""
+        """`target` is bool, or a probability in [0, 1]: then the expectation t ln p + (1 - t) ln(1
+        - p).
+        """
         target = jnp.asarray(target)
         yes, no = jax.nn.softplus(-self.logit), jax.nn.softplus(self.logit)
         if target.dtype == bool:
@@ -195,7 +218,9 @@ class Bernoulli:
 
 @pytree
 class Normal:
-    """Diagonal Gaussian; the last `event` axes are one event: their log-probabilities, entropies and KLs are summed."""
+    """Diagonal Gaussian; the last `event` axes are one event: their log-probabilities, entropies
+    and KLs are summed.
+    """
 
     mean: Any  # [*B, *event]
     std: Any = 1.0  # broadcasts to mean
@@ -209,20 +234,30 @@ class Normal:
         return self.mean
 
     def log_prob(self, x: Array) -> Array:
-        return _total(-0.5 * jnp.square((x - self.mean) / self.std) - jnp.log(self.std) - HALF_LOG_TAU, self.event)
+        return _total(
+            -0.5 * jnp.square((x - self.mean) / self.std) - jnp.log(self.std) - HALF_LOG_TAU,
+            self.event,
+        )
 
     def entropy(self) -> Array:
-        return _total(jnp.broadcast_to(0.5 + HALF_LOG_TAU + jnp.log(self.std), self.mean.shape), self.event)
+        return _total(
+            jnp.broadcast_to(0.5 + HALF_LOG_TAU + jnp.log(self.std), self.mean.shape), self.event
+        )
 
     def kl(self, other: 'Normal') -> Array:
         """KL[self || other] in nats."""
-        ratio, shift = jnp.square(self.std / other.std), jnp.square((self.mean - other.mean) / other.std)
+        ratio, shift = (
+            jnp.square(self.std / other.std),
+            jnp.square((self.mean - other.mean) / other.std),
+        )
         return _total(0.5 * (ratio + shift - 1 - jnp.log(ratio)), self.event)
 
 
 @pytree
 class MSE:
-    """A squared error as if it were a log-probability, without the factor 1/2; Dreamer V3's image loss."""
+    """A squared error as if it were a log-probability, without the factor 1/2; Dreamer V3's image
+    loss.
+    """
 
     mean: Any  # [*B, *event]
     event: int = static(1)
@@ -251,14 +286,14 @@ class SymlogMSE:
 class Pixels(NamedTuple):
     """A law on [0, 1] for images that may come as uint8 (0..255), bool or float (0..1)."""
 
-    law: Any
+    dist: Any
 
     def mode(self) -> Array:
         """In [0, 1]."""
-        return self.law.mode()
+        return self.dist.mode()
 
     def log_prob(self, image: Array) -> Array:
-        return self.law.log_prob(unit_range(image))
+        return self.dist.log_prob(unit_range(image))
 
 
 def unit_range(image: Array) -> Array:
@@ -271,7 +306,8 @@ def unit_range(image: Array) -> Array:
 class TanhNormal(NamedTuple):
     """tanh of a Gaussian; `mean` and `std` are those before the tanh. Dreamer V1's actor.
 
-    It has neither a mode nor an entropy in closed form: both come from DRAWS draws with the same fixed noise each time.
+    It has neither a mode nor an entropy in closed form: both come from DRAWS draws with the same
+    fixed noise each time.
     """
 
     mean: Float[Array, '*B A']
@@ -282,7 +318,9 @@ class TanhNormal(NamedTuple):
 
     def _log_prob(self, before: Float[Array, '*B A']) -> Float[Array, '*B']:
         """Of tanh(before)."""
-        slope = 2 * (np.log(2.0) - before - jax.nn.softplus(-2 * before))  # ln(1 - tanh^2), safe far out
+        slope = 2 * (
+            np.log(2.0) - before - jax.nn.softplus(-2 * before)
+        )  # ln(1 - tanh^2), safe far out
         return Normal(self.mean, self.std).log_prob(before) - slope.sum(-1)
 
     def log_prob(self, x: Float[Array, '*B A']) -> Float[Array, '*B']:
@@ -343,7 +381,7 @@ class TruncNormal(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class OneHotLaw:
+class OneHotDist:
     """Discrete actions: n logits -> Categorical, mixed with the uniform law by `unimix`."""
 
     unimix: float = 0.0
@@ -356,8 +394,10 @@ class OneHotLaw:
 
 
 @dataclasses.dataclass(frozen=True)
-class StraightThroughLaw:
-    """Discrete actions that learn by the gradient through the model; the Dreamer V1 release's 'onehot'."""
+class StraightThroughDist:
+    """Discrete actions that learn by the gradient through the model; the Dreamer V1 release's
+    'onehot'.
+    """
 
     def size(self, n: int) -> int:
         return n
@@ -367,7 +407,7 @@ class StraightThroughLaw:
 
 
 @dataclasses.dataclass(frozen=True)
-class TanhNormalLaw:
+class TanhNormalDist:
     """Dreamer V1: mean 5 tanh(m / 5), std softplus(s + ln(e^5 - 1)) + 1e-4, then tanh."""
 
     scale: float = 5.0
@@ -384,7 +424,7 @@ class TanhNormalLaw:
 
 
 @dataclasses.dataclass(frozen=True)
-class TruncNormalLaw:
+class TruncNormalDist:
     """Dreamer V2: loc tanh(m), std 2 sigmoid(s / 2) + 0.1, cut to [-1, 1]."""
 
     min_std: float = 0.1
@@ -398,8 +438,10 @@ class TruncNormalLaw:
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundedNormalLaw:
-    """Dreamer V3: a Gaussian with mean tanh(m) and std (hi - lo) sigmoid(s + 2) + lo; draws may leave [-1, 1]."""
+class BoundedNormalDist:
+    """Dreamer V3: a Gaussian with mean tanh(m) and std (hi - lo) sigmoid(s + 2) + lo; draws may
+    leave [-1, 1].
+    """
 
     min_std: float = 0.1
     max_std: float = 1.0
@@ -409,4 +451,6 @@ class BoundedNormalLaw:
 
     def __call__(self, out: Float[Array, '*B outs']) -> Normal:
         m, s = jnp.split(out, 2, -1)
-        return Normal(jnp.tanh(m), (self.max_std - self.min_std) * jax.nn.sigmoid(s + 2) + self.min_std)
+        return Normal(
+            jnp.tanh(m), (self.max_std - self.min_std) * jax.nn.sigmoid(s + 2) + self.min_std
+        )

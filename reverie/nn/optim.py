@@ -1,4 +1,6 @@
-"""Optimisers of the Dreamers as optax transformations: LaProp with adaptive clipping, TensorFlow's Adam, groups."""
+"""Optimisers of the Dreamers as optax transformations: LaProp with adaptive clipping, TensorFlow's
+Adam, groups.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +14,8 @@ from reverie.types import UserError
 
 
 def clip_by_tensor_norm(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransformation:
-    """Adaptive gradient clipping of whole tensors: |g| <= clip max(floor, |w|); arXiv 2102.06171 without its units.
+    """Adaptive gradient clipping of whole tensors: |g| <= clip max(floor, |w|); arXiv 2102.06171
+    without its units.
 
     The floor lets tensors that start at zero move.
     """
@@ -31,8 +34,12 @@ class Moment(NamedTuple):
     mean: PyTree[Array]
 
 
-def _running(decay: float, power: int, use: Callable[[Array, Array], Array]) -> optax.GradientTransformation:
-    """Keeps the bias-corrected running mean of updates^power and maps (update, mean) to the new update."""
+def _running(
+    decay: float, power: int, use: Callable[[Array, Array], Array]
+) -> optax.GradientTransformation:
+    """Keeps the bias-corrected running mean of updates^power and maps (update, mean) to the new
+    update.
+    """
 
     def init(params):
         return Moment(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
@@ -65,11 +72,14 @@ def laprop_agc(
     momentum: float = 0.9,
     eps: float = 1e-20,
 ) -> optax.GradientTransformation:
-    """Dreamer V3's optimiser: adaptive clipping, then LaProp (arXiv 2002.04839), which normalises before it averages.
+    """Dreamer V3's optimiser: adaptive clipping, then LaProp (arXiv 2002.04839), which normalises
+    before it averages.
 
     The rate rises linearly from 0 at the first update to `learning_rate` at update `warmup_steps`.
     """
-    rate = optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
+    rate = (
+        optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
+    )
     return optax.chain(
         clip_by_tensor_norm(clip, clip_floor),
         scale_by_rms(rms_decay, eps),
@@ -78,8 +88,11 @@ def laprop_agc(
     )
 
 
-def scale_by_tf_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -> optax.GradientTransformation:
-    """Adam with eps beside the uncorrected root, as TensorFlow has it ("epsilon hat" of arXiv 1412.6980 section 2).
+def scale_by_tf_adam(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
+) -> optax.GradientTransformation:
+    """Adam with eps beside the uncorrected root, as TensorFlow has it ("epsilon hat" of arXiv
+    1412.6980 section 2).
 
     At update t it acts like optax's eps / sqrt(1 - b2^t), thirty times as much at the first.
     """
@@ -105,7 +118,8 @@ def clipped_adam(
 ) -> optax.GradientTransformation:
     """The optimiser of PlaNet, Dreamer V1 and V2: clip by the global norm, then TensorFlow's Adam.
 
-    weight_decay: V2's. The weights are multiplied by 1 - weight_decay, whatever the rate, before Adam's step.
+    weight_decay: V2's. The weights are multiplied by 1 - weight_decay, whatever the rate, before
+    Adam's step.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
@@ -118,7 +132,8 @@ def clipped_adam(
 def per_group(
     transforms: Mapping[str | tuple[str, ...], optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """Each top-level parameter group, or tuple of groups, has an optimiser of its own, with its own global norm.
+    """Each top-level parameter group, or tuple of groups, has an optimiser of its own, with its own
+    global norm.
 
     UserError if a trained group has no optimiser, or two.
     """
@@ -129,7 +144,9 @@ def per_group(
 
     def split(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
         if set(tree) != set(names):
-            raise UserError(f'per_group: optimisers are for groups {sorted(names)}, parameters have {sorted(tree)}')
+            raise UserError(
+                f'per_group: optimisers are for groups {sorted(names)}, parameters have {sorted(tree)}'
+            )
         return [{name: tree[name] for name in groups} for groups in owners]
 
     def init(params):

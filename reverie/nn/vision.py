@@ -41,13 +41,27 @@ def unpatchify(
 def patch_grid(shape: tuple[int, int, int], size: tuple[int, int]) -> np.ndarray:
     """Row and column of every patch. -> [P, 2]"""
     rows, columns = shape[0] // size[0], shape[1] // size[1]
-    return np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij'), -1).reshape(-1, 2)
+    return np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij'), -1).reshape(
+        -1, 2
+    )
 
 
 class Conv(nnx.Module):
-    """Convolution with fp32 parameters, computed in `dtype`; kernel [k, k, I, O], images [*B, h, w, c]."""
+    """Convolution with fp32 parameters, computed in `dtype`; kernel [k, k, I, O], images [*B, h, w,
+    c].
+    """
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride=1, padding='SAME', style: Style, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride=1,
+        padding='SAME',
+        style: Style,
+        rngs: nnx.Rngs,
+    ):
         self.kernel = nnx.Param(initial(style.init, 1.0, rngs, (size, size, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
         self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(style.dtype)
@@ -58,20 +72,27 @@ class Conv(nnx.Module):
     def _run(self, x: Array, **kwargs: Any) -> Array:
         flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         kernel = self.kernel[...].astype(self.dtype)
-        y = jax.lax.conv_general_dilated(flat, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **kwargs)
+        y = jax.lax.conv_general_dilated(
+            flat, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **kwargs
+        )
         return y.reshape(*x.shape[:-3], *y.shape[1:]) + self.bias[...].astype(self.dtype)
 
 
 class Deconv(Conv):
     """Transposed convolution: pixels set `stride` apart, then a convolution.
 
-    n pixels become (n - 1) stride + k with padding VALID and n stride with SAME. A kernel of Keras' Conv2DTranspose
-    [k, k, O, I] is ours turned by half a circle: `kernel[::-1, ::-1].swapaxes(2, 3)`.
+    n pixels become (n - 1) stride + k with padding VALID and n stride with SAME. A kernel of Keras'
+    Conv2DTranspose [k, k, O, I] is ours turned by half a circle: `kernel[::-1, ::-1].swapaxes(2,
+    3)`.
     """
 
     def __call__(self, x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c2']:
         k, s = self.kernel.shape[0], self.stride
-        low, high = (k - 1, k - 1) if self.padding == 'VALID' else ((k - 1) // 2 + s - 1, k - 1 - (k - 1) // 2)
+        low, high = (
+            (k - 1, k - 1)
+            if self.padding == 'VALID'
+            else ((k - 1) // 2 + s - 1, k - 1 - (k - 1) // 2)
+        )
         return self._run(x, window_strides=(1, 1), padding=[(low, high)] * 2, lhs_dilation=(s, s))
 
 
@@ -86,8 +107,11 @@ def enlarge(x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c']:
     return x.repeat(2, -2).repeat(2, -3)
 
 
-def reduce_bits(image: Array, key: PRNGKeyArray | None = None, bits: int = 5) -> Float[Array, '*B h w c']:
-    """uint8 image -> [0, 1) in 2^bits steps, with uniform noise within a step if there is a key; PlaNet's input.
+def reduce_bits(
+    image: Array, key: PRNGKeyArray | None = None, bits: int = 5
+) -> Float[Array, '*B h w c']:
+    """uint8 image -> [0, 1) in 2^bits steps, with uniform noise within a step if there is a key;
+    PlaNet's input.
 
     Noise makes the density of the Gaussian image law finite (Kingma and Dhariwal 2018, "Glow").
     """
@@ -97,10 +121,11 @@ def reduce_bits(image: Array, key: PRNGKeyArray | None = None, bits: int = 5) ->
 
 @dataclasses.dataclass(frozen=True)
 class PooledConv:
-    """Dreamer V3's images: four convolutions, each followed by a 2 x 2 maximum; back by enlarging, MSE on [0, 1].
+    """Dreamer V3's images: four convolutions, each followed by a 2 x 2 maximum; back by enlarging,
+    MSE on [0, 1].
 
-    depth x mults channels. The last grid must measure 3 to 16. `blocks`: h enters the decoder through a block-diagonal
-    layer.
+    depth x mults channels. The last grid must measure 3 to 16. `blocks`: h enters the decoder
+    through a block-diagonal layer.
     """
 
     depth: int = 64
@@ -124,23 +149,30 @@ class PooledConv:
     def encoder(self, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs) -> 'PooledEncoder':
         return PooledEncoder(self, shape, style, rngs)
 
-    def decoder(self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs) -> 'PooledDecoder':
+    def decoder(
+        self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs
+    ) -> 'PooledDecoder':
         return PooledDecoder(self, shape, inputs, units, style, rngs)
 
 
 @dataclasses.dataclass(frozen=True)
 class StridedConv:
-    """The 64 x 64 images of PlaNet, Dreamer V1 (depth 32) and V2 (48): kernel 4, stride 2, no padding; N(mean, 1).
+    """The 64 x 64 images of PlaNet, Dreamer V1 (depth 32) and V2 (48): kernel 4, stride 2, no
+    padding; N(mean, 1).
 
     Backwards one linear layer, then transposed convolutions with kernels 5, 5, 6, 6.
     """
 
     depth: int = 32
 
-    def encoder(self, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs) -> 'StridedEncoder':
+    def encoder(
+        self, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs
+    ) -> 'StridedEncoder':
         return StridedEncoder(self, shape, style, rngs)
 
-    def decoder(self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs) -> 'StridedDecoder':
+    def decoder(
+        self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs
+    ) -> 'StridedDecoder':
         return StridedDecoder(self, shape, inputs, style, rngs)
 
 
@@ -164,12 +196,20 @@ class PooledDecoder(nnx.Module):
     """h [*B, D], z [*B, Z] -> `MSE` of an image in [0, 1]."""
 
     def __init__(
-        self, cfg: PooledConv, shape: tuple[int, int, int], inputs: tuple[int, int], units: int, style: Style, rngs
+        self,
+        cfg: PooledConv,
+        shape: tuple[int, int, int],
+        inputs: tuple[int, int],
+        units: int,
+        style: Style,
+        rngs,
     ):
         self.grid = cfg.grid(shape)
         flat, (deter, latent) = math.prod(self.grid), inputs
         if flat % cfg.blocks or deter % cfg.blocks or self.grid[-1] % cfg.blocks:
-            raise UserError(f'deter={deter}, {self.grid[-1]} channels: expected multiples of blocks={cfg.blocks}')
+            raise UserError(
+                f'deter={deter}, {self.grid[-1]} channels: expected multiples of blocks={cfg.blocks}'
+            )
         self.from_h = BlockLinear(deter, flat, cfg.blocks, dtype=style.dtype, rngs=rngs)
         self.from_z = Dense(latent, 2 * units, style, rngs)
         self.from_z_out = style.linear(2 * units, flat, rngs)
@@ -213,10 +253,17 @@ class StridedEncoder(nnx.Module):
 
 
 class StridedDecoder(nnx.Module):
-    """h [*B, D], z [*B, Z] -> N(mean, 1) of an image in [0, 1]; reads [z, h]. The network's own zero is mid-grey."""
+    """h [*B, D], z [*B, Z] -> N(mean, 1) of an image in [0, 1]; reads [z, h]. The network's own
+    zero is mid-grey.
+    """
 
     def __init__(
-        self, cfg: StridedConv, shape: tuple[int, int, int], inputs: tuple[int, int], style: Style, rngs: nnx.Rngs
+        self,
+        cfg: StridedConv,
+        shape: tuple[int, int, int],
+        inputs: tuple[int, int],
+        style: Style,
+        rngs: nnx.Rngs,
     ):
         if tuple(shape[:2]) != (64, 64):
             raise UserError(f'image {shape[0]}x{shape[1]}: StridedConv expects 64x64')

@@ -1,7 +1,8 @@
 """Learning to act inside the model: rollouts, returns, and the losses of actor and critic.
 
-An imagined sequence has H + 1 states; row 0 is the root, which was observed. Action t is chosen in state t and leads
-to state t + 1; reward and cont of row t arrive with state t. In shapes, H1 is H + 1. Three agents cut it in three ways:
+An imagined sequence has H + 1 states; row 0 is the root, which was observed. Action t is chosen in
+state t and leads to state t + 1; reward and cont of row t arrive with state t. In shapes, H1 is H +
+1. Three agents cut it in three ways:
 
 | agent | value of a state counts  | returns                        | actor learns actions | critic learns states |
 |-------|--------------------------|--------------------------------|----------------------|----------------------|
@@ -23,9 +24,17 @@ from reverie.types import Metrics, Policy, Prediction, WorldModel, sg
 
 
 def rollout(
-    model: WorldModel, policy: Policy, state: PyTree, feat: Float[Array, 'N F'], key: PRNGKeyArray, horizon: int
+    model: WorldModel,
+    policy: Policy,
+    state: PyTree,
+    feat: Float[Array, 'N F'],
+    key: PRNGKeyArray,
+    horizon: int,
 ) -> tuple[PyTree, Float[Array, 'H N A'], Prediction]:
-    """Imagine `horizon` steps. -> (last state, actions, predictions [H, N, ...]); row t is what action t led to."""
+    """Imagine `horizon` steps.
+
+    -> (last state, actions, predictions [H, N, ...]); row t is what action t led to.
+    """
 
     def step(carry, key):
         state, feat = carry
@@ -39,11 +48,17 @@ def rollout(
 
 
 def lambda_return(
-    reward: Float[Array, 'H N'], cont: Float[Array, 'H N'], value: Float[Array, 'H N'], discount: float, lam: float
+    reward: Float[Array, 'H N'],
+    cont: Float[Array, 'H N'],
+    value: Float[Array, 'H N'],
+    discount: float,
+    lam: float,
 ) -> Float[Array, 'H N']:
-    """R_t = r_t + discount c_t ((1 - lam) v_t + lam R_{t+1}), R_H = v_H; Dreamer V1 eq. 6, Dreamer 4 eq. 10.
+    """R_t = r_t + discount c_t ((1 - lam) v_t + lam R_{t+1}), R_H = v_H; Dreamer V1 eq. 6, Dreamer
+    4 eq. 10.
 
-    Row t holds what arrived after action t, so R_t is the target for the state the action was taken in.
+    Row t holds what arrived after action t, so R_t is the target for the state the action was taken
+    in.
     """
 
     def step(ret, x):
@@ -55,10 +70,12 @@ def lambda_return(
 
 
 class PMPO(NamedTuple):
-    """Preference policy gradient by the advantage's sign alone; Dreamer 4 eq. 11. alpha .5 and beta .3 in the paper.
+    """Preference policy gradient by the advantage's sign alone; Dreamer 4 eq. 11. alpha .5 and beta
+    .3 in the paper.
 
-    kl_budget: mean KL[pi || prior] of a batch, in nats, above which the policy only returns towards the prior; not from
-    the paper. A policy that is far from the data is one that the world model knows nothing about.
+    kl_budget: mean KL[pi || prior] of a batch, in nats, above which the policy only returns towards
+    the prior; not from the paper. A policy that is far from the data is one that the world model
+    knows nothing about.
     """
 
     alpha: float = 0.5
@@ -75,8 +92,8 @@ class PMPO(NamedTuple):
     ) -> dict[str, Float[Array, 'B T']]:
         """(1 - alpha) mean_{A<0} ln pi - alpha mean_{A>=0} ln pi, and beta KL[pi || prior].
 
-        The means are over the steps of each sign in the whole batch, weighted by `weight`; an empty set counts 0.
-        Terms are scaled so that their plain mean over [B, T] is the equation.
+        The means are over the steps of each sign in the whole batch, weighted by `weight`; an empty
+        set counts 0. Terms are scaled so that their plain mean over [B, T] is the equation.
         """
         log_prob = policy.log_prob(sg(action))
         good, bad = weight * (adv >= 0), weight * (adv < 0)
@@ -88,27 +105,34 @@ class PMPO(NamedTuple):
         return dict(policy=loss, prior=self.beta * sg(weight) * kl)
 
 
-def critic_loss(value: TwoHot, ret: Float[Array, 'B T'], weight: Float[Array, 'B T']) -> Float[Array, 'B T']:
-    """Cross entropy of the value law with the two-hot of the lambda-return, weighted by the odds of being there."""
+def critic_loss(
+    value: TwoHot, ret: Float[Array, 'B T'], weight: Float[Array, 'B T']
+) -> Float[Array, 'B T']:
+    """Cross entropy of the value law with the two-hot of the lambda-return, weighted by the odds of
+    being there.
+    """
     return -sg(weight) * value.log_prob(sg(ret))
 
 
 @runtime_checkable
-class Law(Protocol):
+class Distribution(Protocol):
     """What a head says of values: a pytree with leading dims [H + 1, N] or [B, T]."""
 
     def log_prob(self, x: Any) -> Any: ...
 
 
 @runtime_checkable
-class PolicyLaw(Law, Protocol):
+class PolicyDistribution(Distribution, Protocol):
     """What a head says of actions: a pytree with leading dims [H, N]."""
 
     def entropy(self) -> Any: ...
 
 
 class Targets(NamedTuple):
-    """What actor and critic learn from. M actions are learnt from the root on, K states up to the last but one."""
+    """What actor and critic learn from.
+
+    M actions are learnt from the root on, K states up to the last but one.
+    """
 
     acted: Float[Array, 'M N']  # the return that action t is credited with
     acted_weight: Float[Array, 'M N']  # the odds of being in state t
@@ -118,11 +142,12 @@ class Targets(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class InclusiveReturn:
-    """R_t = r_t + discount c_t ((1 - lam) v_{t+1} + lam R_{t+1}): a state's value counts its own reward; V1, V2 eq. 4.
+    """R_t = r_t + discount c_t ((1 - lam) v_{t+1} + lam R_{t+1}): a state's value counts its own
+    reward; V1, V2 eq. 4.
 
     root: the sequence begins with the observed state (V2), else with the first imagined one (V1).
-    discount: 1 where the head that predicts `cont` has it in its target, as V2's has; V2 puts the recorded value into
-    row 0 of `cont`. The weight of the first state is 1.
+    discount: 1 where the head that predicts `cont` has it in its target, as V2's has; V2 puts the
+    recorded value into row 0 of `cont`. The weight of the first state is 1.
     """
 
     discount: float = 1.0
@@ -132,7 +157,9 @@ class InclusiveReturn:
     def __call__(
         self, reward: Float[Array, 'H1 N'], cont: Float[Array, 'H1 N'], value: Float[Array, 'H1 N']
     ) -> Targets:
-        """value: what the returns bootstrap from, and the actor's gradient passes (V2: the slow critic's)."""
+        """value: what the returns bootstrap from, and the actor's gradient passes (V2: the slow
+        critic's).
+        """
         r, c, v = (x if self.root else x[1:] for x in (reward, cont, value))
         ret = lambda_return(r[:-1], c[:-1], v[1:], self.discount, self.lam)
         weight = sg(jnp.cumprod(jnp.concatenate([jnp.ones_like(c[:1]), self.discount * c[:-2]]), 0))
@@ -143,7 +170,8 @@ class InclusiveReturn:
 
 @dataclasses.dataclass(frozen=True)
 class ExclusiveReturn:
-    """R_t = r_{t+1} + discount c_{t+1} ((1 - lam) v_{t+1} + lam R_{t+1}): the value of what comes after; V3.
+    """R_t = r_{t+1} + discount c_{t+1} ((1 - lam) v_{t+1} + lam R_{t+1}): the value of what comes
+    after; V3.
 
     weight_t = c_0 prod_{i=1..t} discount c_i, so a root that ended its episode counts for nothing.
     """
@@ -161,10 +189,13 @@ class ExclusiveReturn:
 
 
 class ActorObjective(abc.ABC):
-    """-weight_t (objective_t + entropy H[pi_t]) for each learnt action t; subclasses say what the objective is.
+    """-weight_t (objective_t + entropy H[pi_t]) for each learnt action t; subclasses say what the
+    objective is.
 
-    entropy: rate of the bonus, in the unit of the objective; at 0 the law's entropy is not asked for.
-    through_model: the gradient passes from returns to actions, so rollouts must keep their backward pass.
+    entropy: rate of the bonus, in the unit of the objective; at 0 the law's entropy is not asked
+    for.
+    through_model: the gradient passes from returns to actions, so rollouts must keep their backward
+    pass.
     """
 
     entropy: float
@@ -172,13 +203,18 @@ class ActorObjective(abc.ABC):
 
     @abc.abstractmethod
     def objective(
-        self, policy: PolicyLaw, action: Array, targets: Targets, value: Array, scale: Array | float
+        self,
+        policy: PolicyDistribution,
+        action: Array,
+        targets: Targets,
+        value: Array,
+        scale: Array | float,
     ) -> tuple[Float[Array, 'M N'], Metrics]:
         """-> (what is to be made large, metrics). Arguments as those of the call."""
 
     def __call__(
         self,
-        policy: PolicyLaw,
+        policy: PolicyDistribution,
         action: Float[Array, 'H N A'],
         targets: Targets,
         value: Float[Array, 'H+1 N'],
@@ -186,19 +222,24 @@ class ActorObjective(abc.ABC):
     ) -> tuple[Float[Array, 'M N'], Metrics]:
         """-> (loss, metrics).
 
-        policy: the law in sg(states 0 .. H - 1), the actions' own. value: baseline, the one that entered the returns.
+        policy: the law in sg(states 0 .. H - 1), the actions' own. value: baseline, the one that
+        entered the returns.
         scale: what returns are divided by.
         """
         objective, metrics = self.objective(policy, action, targets, value, scale)
         if self.entropy:
             entropy = policy.entropy()[: len(targets.acted)]
-            objective, metrics = objective + self.entropy * entropy, metrics | {'imag/entropy': entropy.mean()}
+            objective, metrics = (
+                objective + self.entropy * entropy,
+                metrics | {'imag/entropy': entropy.mean()},
+            )
         return -sg(targets.acted_weight) * objective, metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Backprop(ActorObjective):
-    """R / scale: the gradient passes through the model's states to the actions; V1 eq. 7, V2 for control.
+    """R / scale: the gradient passes through the model's states to the actions; V1 eq. 7, V2 for
+    control.
 
     The caller stops it at the parameters of model, reward and value, not at the states.
     """
@@ -226,9 +267,11 @@ class Reinforce(ActorObjective):
 
 @dataclasses.dataclass(frozen=True)
 class Mixed(ActorObjective):
-    """rho of `Reinforce` and 1 - rho of `Backprop`; V2 eq. 6. The released `actor_grad_mix` 0.1 is rho 0.9.
+    """rho of `Reinforce` and 1 - rho of `Backprop`; V2 eq. 6. The released `actor_grad_mix` 0.1 is
+    rho 0.9.
 
-    The released code lets the mixture's ln pi(a) pass a gradient to the action as well, which biases it; not here.
+    The released code lets the mixture's ln pi(a) pass a gradient to the action as well, which
+    biases it; not here.
     """
 
     rho: float = 0.9
@@ -251,9 +294,12 @@ class Critic:
     slow: float = 0.0
 
     def __call__(
-        self, value: Law, targets: Targets, slow_value: Float[Array, 'H1 N'] | None = None
+        self, value: Distribution, targets: Targets, slow_value: Float[Array, 'H1 N'] | None = None
     ) -> Float[Array, 'K N']:
-        """value: the law in sg(states 0 .. H). slow_value: the slow critic's mean there, not needed if slow is 0."""
+        """value: the law in sg(states 0 ..
+
+        H). slow_value: the slow critic's mean there, not needed if slow is 0.
+        """
         steps, total = len(targets.ret), len(jax.tree.leaves(value)[0])
         first = total - 1 - steps
         target = jnp.pad(sg(targets.ret), [(first, 1), (0, 0)])
@@ -262,11 +308,13 @@ class Critic:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayCritic:
-    """The critic also learns returns of replayed steps, bootstrapped from imagined ones; V3, "critic replay loss".
+    """The critic also learns returns of replayed steps, bootstrapped from imagined ones; V3,
+    "critic replay loss".
 
-    R_t = r_{t+1} + discount (1 - terminal_{t+1}) ((1 - l) b_{t+1} + l R_{t+1}), l = lam, 0 where t + 1 ends its
-    episode, and R of the last step is b. Steps that end an episode weigh nothing.
-    discount: here in full, since `terminal` is recorded, not predicted by a head that has learnt it.
+    R_t = r_{t+1} + discount (1 - terminal_{t+1}) ((1 - l) b_{t+1} + l R_{t+1}), l = lam, 0 where t
+    + 1 ends its episode, and R of the last step is b. Steps that end an episode weigh nothing.
+    discount: here in full, since `terminal` is recorded, not predicted by a head that has learnt
+    it.
     slow: as in `Critic`.
     """
 
@@ -285,7 +333,9 @@ class ReplayCritic:
 
         def step(ret, x):
             r, goes_on, mixes, b = x
-            ret = r + self.discount * goes_on * ((1 - self.lam * mixes) * b + self.lam * mixes * ret)
+            ret = r + self.discount * goes_on * (
+                (1 - self.lam * mixes) * b + self.lam * mixes * ret
+            )
             return ret, ret
 
         later = lambda x: x.astype(jnp.float32).swapaxes(0, 1)[1:]
@@ -294,20 +344,25 @@ class ReplayCritic:
 
     def __call__(
         self,
-        value: Law,
+        value: Distribution,
         slow_value: Float[Array, 'B T'],
         reward: Float[Array, 'B T'],
         is_last: Bool[Array, 'B T'],
         is_terminal: Bool[Array, 'B T'],
         boot: Float[Array, 'B T'],
     ) -> Float[Array, 'B T-1']:
-        """value: the law in the replayed states, with gradient to them. slow_value: the slow critic's mean there."""
+        """value: the law in the replayed states, with gradient to them.
+
+        slow_value: the slow critic's mean there.
+        """
         ret = sg(self.returns(reward, is_last, is_terminal, boot))
         target = jnp.pad(ret, [(0, 0), (0, 1)])
         return -(value_log_prob(value, target, slow_value, self.slow) * ~is_last)[:, :-1]
 
 
-def value_log_prob(value: Law, target: Float[Array, '*B'], slow_value: Array | None, slow: float) -> Float[Array, '*B']:
+def value_log_prob(
+    value: Distribution, target: Float[Array, '*B'], slow_value: Array | None, slow: float
+) -> Float[Array, '*B']:
     """ln p(target) + slow ln p(sg slow_value)."""
     if not slow:
         return value.log_prob(target)
@@ -321,8 +376,8 @@ Running = dict[str, Float[Array, '']]
 class PercentileScale:
     """max(limit, P_high - P_low) of running percentiles; V3's return scale.
 
-    The state is a dict of scalars, so that it can be a parameter group. debias divides out the zero it starts from,
-    which V3's return scale does not.
+    The state is a dict of scalars, so that it can be a parameter group. debias divides out the zero
+    it starts from, which V3's return scale does not.
     """
 
     rate: float = 0.01
@@ -359,7 +414,9 @@ class MeanStdScale:
     def update(self, state: Running, x: Array) -> Running:
         """The statistics after one batch of any shape."""
         x = sg(x)
-        return _mix(state, dict(mean=x.mean(), square=jnp.square(x).mean(), seen=jnp.ones(())), self.rate)
+        return _mix(
+            state, dict(mean=x.mean(), square=jnp.square(x).mean(), seen=jnp.ones(())), self.rate
+        )
 
     def stats(self, state: Running) -> tuple[Float[Array, ''], Float[Array, '']]:
         """-> (offset, scale)."""
@@ -393,7 +450,9 @@ class SlowAverage:
 
     rate: float = 0.02
 
-    def __call__(self, slow: PyTree[Array], new: PyTree[Array], step: Int[Array, ''] | int) -> PyTree[Array]:
+    def __call__(
+        self, slow: PyTree[Array], new: PyTree[Array], step: Int[Array, ''] | int
+    ) -> PyTree[Array]:
         """step: updates before this one, 0 at the first."""
         return _mix(slow, new, self.rate)
 
@@ -404,7 +463,9 @@ class SlowCopy:
 
     every: int = 100
 
-    def __call__(self, slow: PyTree[Array], new: PyTree[Array], step: Int[Array, ''] | int) -> PyTree[Array]:
+    def __call__(
+        self, slow: PyTree[Array], new: PyTree[Array], step: Int[Array, ''] | int
+    ) -> PyTree[Array]:
         """step: updates before this one, 0 at the first."""
         due = jnp.asarray(step) % self.every == 0
         return jax.tree.map(lambda s, n: jnp.where(due, n, s), slow, new)
@@ -416,5 +477,7 @@ def with_root(root: Float[Array, 'N *F'], rest: Float[Array, 'H N *F']) -> Float
 
 
 def by_row(loss: Float[Array, 'H N'], batch: int) -> Float[Array, 'B TH']:
-    """An imagined loss as the runner wants it, one row per window: N = batch * T starts -> [batch, T * H]."""
+    """An imagined loss as the runner wants it, one row per window: N = batch * T starts -> [batch,
+    T * H].
+    """
     return loss.swapaxes(0, 1).reshape(batch, -1)

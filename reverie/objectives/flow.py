@@ -1,4 +1,6 @@
-"""Shortcut forcing: diffusion forcing whose steps learn to be long ones; Dreamer 4 equations 4 and 6 to 8."""
+"""Shortcut forcing: diffusion forcing whose steps learn to be long ones; Dreamer 4 equations 4 and
+6 to 8.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,33 +13,37 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 Denoiser = Callable[[Array, Array, Array], Array]
 
 
-class Noise(NamedTuple):
+class SignalStep(NamedTuple):
     """Signal levels and step sizes of every frame, on the grid of 1 / k_max.
 
-    level: tau * k_max in 0..k_max-1. stride: e of the step size d = 2^-e, so e = log2(k_max) is d_min.
+    level: tau * k_max in 0..k_max-1. stride: e of the step size d = 2^-e, so e = log2(k_max) is
+    d_min.
     """
 
-    level: Int[Array, 'B T']
-    stride: Int[Array, 'B T']
+    signal_level: Int[Array, 'B T']
+    step_exponent: Int[Array, 'B T']
 
 
-def draw_noise(
+def draw_signal_step(
     key: PRNGKeyArray,
     lead: tuple[int, int],
     k_max: int,
     bootstrap_rows: int,
     bootstrap_on: Bool[Array, ''] | bool = True,
-) -> Noise:
-    """Per frame: d ~ 1/U{1, 2, .., k_max/2} in the first `bootstrap_rows` rows (once `bootstrap_on`), d_min in the
-    others; tau ~ U{0, d, .., 1 - d}; Dreamer 4 eq. 4. Splitting d_min from the rest by row is not from the paper."""
+) -> SignalStep:
+    """Per frame: d ~ 1/U{1, 2, .., k_max/2} in the first `bootstrap_rows` rows (once
+    `bootstrap_on`), d_min in the others; tau ~ U{0, d, .., 1 - d}; Dreamer 4 eq. 4. Splitting d_min
+    from the rest by row is not from the paper."""
     finest = k_max.bit_length() - 1
-    key_stride, key_level = jax.random.split(key)
-    coarse = jax.random.randint(key_stride, lead, 0, max(finest, 1))
+    key_step, key_signal = jax.random.split(key)
+    coarse = jax.random.randint(key_step, lead, 0, max(finest, 1))
     is_bootstrap = (jnp.arange(lead[0]) < bootstrap_rows)[:, None] & bootstrap_on
-    stride = jnp.where(is_bootstrap, coarse, finest)
-    cells = 2**stride
-    cell = jnp.minimum(jnp.floor(jax.random.uniform(key_level, lead) * cells).astype(jnp.int32), cells - 1)
-    return Noise(cell * (k_max // cells), stride)
+    step_exponent = jnp.where(is_bootstrap, coarse, finest)
+    cells = 2**step_exponent
+    cell = jnp.minimum(
+        jnp.floor(jax.random.uniform(key_signal, lead) * cells).astype(jnp.int32), cells - 1
+    )
+    return SignalStep(cell * (k_max // cells), step_exponent)
 
 
 def corrupt(z0: Float[Array, 'B T Z c'], z1: Float[Array, 'B T Z c'], tau: Float[Array, 'B T']):
@@ -47,34 +53,45 @@ def corrupt(z0: Float[Array, 'B T Z c'], z1: Float[Array, 'B T Z c'], tau: Float
 
 
 def bootstrap_target(
-    denoise: Denoiser, z: Float[Array, 'B T Z c'], noise: Noise, k_max: int
+    denoise: Denoiser, z: Float[Array, 'B T Z c'], noise: SignalStep, k_max: int
 ) -> Float[Array, 'B T Z c']:
-    """What x must be for one step of d to land where two steps of d/2 land; Dreamer 4 eq. 7, without gradient.
+    """What x must be for one step of d to land where two steps of d/2 land; Dreamer 4 eq. 7,
+    without gradient.
 
-    b' = (f(z, tau, d/2) - z) / (1 - tau), z' = z + b' d/2, b'' = (f(z', tau + d/2, d/2) - z') / (1 - tau - d/2).
-    (1 - tau)^2 |(x - z)/(1 - tau) - (b' + b'')/2|^2 = |x - (z + (1 - tau)(b' + b'')/2)|^2: the target is returned.
-    Frames whose stride already is the finest have no half step: they stay as they are for their neighbours to see, and
-    what is returned for them has no meaning.
+    b' = (f(z, tau, d/2) - z) / (1 - tau), z' = z + b' d/2, b'' = (f(z', tau + d/2, d/2) - z') / (1
+    - tau - d/2). (1 - tau)^2 |(x - z)/(1 - tau) - (b' + b'')/2|^2 = |x - (z + (1 - tau)(b' +
+    b'')/2)|^2: the target is returned. Frames whose stride already is the finest have no half step:
+    they stay as they are for their neighbours to see, and what is returned for them has no meaning.
     """
     finest = k_max.bit_length() - 1
-    half = jnp.minimum(noise.stride + 1, finest)
-    tau = (noise.level / k_max)[..., None, None]
-    d = (2.0**-noise.stride)[..., None, None]
-    b1 = (denoise(z, noise.level, half) - z) / (1 - tau)
-    z_half = jnp.where((noise.stride < finest)[..., None, None], z + b1 * d / 2, z)
-    level_half = jnp.minimum(noise.level + k_max // 2 ** (noise.stride + 1), k_max - 1)
+    half = jnp.minimum(noise.step_exponent + 1, finest)
+    tau = (noise.signal_level / k_max)[..., None, None]
+    d = (2.0**-noise.step_exponent)[..., None, None]
+    b1 = (denoise(z, noise.signal_level, half) - z) / (1 - tau)
+    z_half = jnp.where((noise.step_exponent < finest)[..., None, None], z + b1 * d / 2, z)
+    signal_half = jnp.minimum(
+        noise.signal_level + k_max // 2 ** (noise.step_exponent + 1), k_max - 1
+    )
     rest = jnp.maximum(1 - tau - d / 2, 1 / k_max)  # the bound acts on meaningless frames only
-    b2 = (denoise(z_half, level_half, half) - z_half) / rest
+    b2 = (denoise(z_half, signal_half, half) - z_half) / rest
     return jax.lax.stop_gradient(z + (1 - tau) * (b1 + b2) / 2)
 
 
 def ramp(tau: Float[Array, '*B'], floor: float = 0.1) -> Float[Array, '*B']:
-    """w(tau) = 0.9 tau + 0.1; Dreamer 4 eq. 8. A floor of 1 weighs all signal levels alike (not from the paper)."""
+    """w(tau) = 0.9 tau + 0.1; Dreamer 4 eq. 8. A floor of 1 weighs all signal levels alike (not
+    from the paper).
+    """
     return (1 - floor) * tau + floor
 
 
 def shortcut_loss(
-    predicted: Float[Array, 'B T Z c'], target: Float[Array, 'B T Z c'], noise: Noise, k_max: int, floor: float = 0.1
+    predicted: Float[Array, 'B T Z c'],
+    target: Float[Array, 'B T Z c'],
+    noise: SignalStep,
+    k_max: int,
+    floor: float = 0.1,
 ) -> Float[Array, 'B T']:
-    """Ramp-weighted squared error, mean over a frame's numbers; `target` is z1 at d_min, else `bootstrap_target`."""
-    return ramp(noise.level / k_max, floor) * jnp.square(predicted - target).mean((-2, -1))
+    """Ramp-weighted squared error, mean over a frame's numbers; `target` is z1 at d_min, else
+    `bootstrap_target`.
+    """
+    return ramp(noise.signal_level / k_max, floor) * jnp.square(predicted - target).mean((-2, -1))

@@ -1,4 +1,5 @@
-"""Keeping posterior and prior together: the KL terms of PlaNet and Dreamer V1-V3, and latent overshooting.
+"""Keeping posterior and prior together: the KL terms of PlaNet and Dreamer V1-V3, and latent
+overshooting.
 
 The four agents differ in where the free nats go, which decides when the gradient stops:
 
@@ -64,7 +65,10 @@ class BalancedKL:
     def __call__(self, post: Latent, prior: Latent) -> dict[str, Float[Array, 'B T']]:
         floor = floor_of_mean if self.free_avg else jnp.maximum
         to_prior, to_post = post_kl(post, prior)
-        return dict(kl=self.balance * floor(to_prior, self.free) + (1 - self.balance) * floor(to_post, self.free))
+        return dict(
+            kl=self.balance * floor(to_prior, self.free)
+            + (1 - self.balance) * floor(to_post, self.free)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +95,20 @@ def floor_of_mean(x: Float[Array, 'B T'], free: float) -> Float[Array, 'B T']:
     return jnp.where(x.mean() > free, x, free)
 
 
-Imagine = Callable[[PyTree, Array, PRNGKeyArray], tuple[PyTree, Any]]  # (state [N], action [N, A], key) -> (state, law)
+Imagine = Callable[
+    [PyTree, Array, PRNGKeyArray], tuple[PyTree, Any]
+]  # (state [N], action [N, A], key) -> (state, law)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentOvershooting:
-    """Open-loop priors d = 1..distance further steps ahead against sg(posterior); PlaNet eq. 7 but for one step.
+    """Open-loop priors d = 1..distance further steps ahead against sg(posterior); PlaNet eq. 7 but
+    for one step.
 
-    Each element is max(0, KL - free), as the one-step term of PlaNet; averaged over all (start, d) that stay inside
-    the window and inside one episode. The released code computes that mask without using it, and drops the
-    largest distance, so its `overshooting_distance` is one more than `distance`. Off in the released experiments.
+    Each element is max(0, KL - free), as the one-step term of PlaNet; averaged over all (start, d)
+    that stay inside the window and inside one episode. The released code computes that mask without
+    using it, and drops the largest distance, so its `overshooting_distance` is one more than
+    `distance`. Off in the released experiments.
     """
 
     distance: int = 5
@@ -115,18 +123,29 @@ class LatentOvershooting:
         is_first: Bool[Array, 'B T'],
         key: PRNGKeyArray,
     ) -> dict[str, Float[Array, 'B T']]:
-        """state, post: of each step, after it was observed. -> one term [B, T], by the step the rollout starts at."""
+        """state, post: of each step, after it was observed.
+
+        -> one term [B, T], by the step the rollout starts at.
+        """
         before = jax.tree.map(lambda x: state_before(x, is_first), state)
         action = jnp.where(is_first[..., None], 0.0, prev_action)
         prior = open_loop(imagine, before, action, key, self.distance)
         target, valid = ahead(post, self.distance), inside(is_first, self.distance)
-        excess = jnp.maximum(sg(target).kl(prior) - self.free, 0.0)[1:]  # distance 0 is the ordinary KL
+        excess = jnp.maximum(sg(target).kl(prior) - self.free, 0.0)[
+            1:
+        ]  # distance 0 is the ordinary KL
         weight = valid[1:].astype(jnp.float32)
-        return dict(overshooting=(excess * weight).sum(0) * weight[0].size / jnp.maximum(weight.sum(), 1.0))
+        return dict(
+            overshooting=(excess * weight).sum(0) * weight[0].size / jnp.maximum(weight.sum(), 1.0)
+        )
 
 
-def state_before(x: Float[Array, 'B T ...'], is_first: Bool[Array, 'B T']) -> Float[Array, 'B T ...']:
-    """The state that each step started from: that of the step before, zeros where an episode or the window begins."""
+def state_before(
+    x: Float[Array, 'B T ...'], is_first: Bool[Array, 'B T']
+) -> Float[Array, 'B T ...']:
+    """The state that each step started from: that of the step before, zeros where an episode or the
+    window begins.
+    """
     x = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :-1]], 1)
     return jnp.where(is_first.reshape(is_first.shape + (1,) * (x.ndim - 2)), 0.0, x)
 
@@ -138,10 +157,11 @@ def open_loop(
     key: PRNGKeyArray,
     distance: int,
 ) -> Any:
-    """Roll out from every step at once. -> laws [distance + 1, B, T, ...]; row d, column s is the prior of step s + d.
+    """Roll out from every step at once. -> laws [distance + 1, B, T, ...]; row d, column s is the
+    prior of step s + d.
 
-    before: the state that step s starts from, so row 0 is the ordinary prior. What reaches beyond the window means
-    nothing.
+    before: the state that step s starts from, so row 0 is the ordinary prior. What reaches beyond
+    the window means nothing.
     """
     b, t, _ = action.shape
     flat = lambda x: x.reshape(b * t, *x.shape[2:])
@@ -151,12 +171,16 @@ def open_loop(
         action, key = x
         return imagine(state, action, key)
 
-    _, prior = jax.lax.scan(step, jax.tree.map(flat, before), (actions, jax.random.split(key, distance + 1)))
+    _, prior = jax.lax.scan(
+        step, jax.tree.map(flat, before), (actions, jax.random.split(key, distance + 1))
+    )
     return jax.tree.map(lambda x: x.reshape(distance + 1, b, t, *x.shape[2:]), prior)
 
 
 def ahead(tree: Any, distance: int) -> Any:
-    """Leaves [B, T, ...] -> [distance + 1, B, T, ...]: row d, column s holds step s + d, the last step beyond it."""
+    """Leaves [B, T, ...] -> [distance + 1, B, T, ...]: row d, column s holds step s + d, the last
+    step beyond it.
+    """
 
     def leaf(x):
         step = jnp.arange(x.shape[1]) + jnp.arange(distance + 1)[:, None]

@@ -14,12 +14,16 @@ from reverie.types import Step
 
 
 class Contexts:
-    """number -> Step [1, length]; the same number always gives the same window. Reads a record or two, keeps none."""
+    """number -> Step [1, length]; the same number always gives the same window. Reads a record or
+    two, keeps none.
+    """
 
     def __init__(self, episodes: Episodes, length: int):
         self.episodes, self.length = episodes, length
         self._records = [shard['records'] for shard in episodes.manifest['shards']]
-        self._step = jax.jit(lambda window: to_batch(window, jnp.zeros(1, bool), episodes.schema).step)
+        self._step = jax.jit(
+            lambda window: to_batch(window, jnp.zeros(1, bool), episodes.schema).step
+        )
 
     @functools.cached_property
     def _last(self) -> int:
@@ -36,7 +40,9 @@ class Contexts:
                 i, shard = i - self._records[shard], shard + 1
             path = self.episodes.shards[shard]
             with open_shard(path) as reader:
-                records.append(decode(reader.read([i])[0], self.episodes.schema, f'{path} record {i}'))
+                records.append(
+                    decode(reader.read([i])[0], self.episodes.schema, f'{path} record {i}')
+                )
             frames, index = frames + len(records[-1].reward), index + 1
         return concatenate(records)
 
@@ -44,6 +50,8 @@ class Contexts:
         rng = np.random.default_rng([number, 0xC0])
         stream = self._stream(int(rng.integers(self._last)))
         last = len(stream.reward) - 1
-        end = int(rng.integers(self.length - 1, max(last, self.length)))  # not at the episode's own end, if it can be
+        end = int(
+            rng.integers(self.length - 1, max(last, self.length))
+        )  # not at the episode's own end, if it can be
         cut = lambda x: x[end - self.length + 1 : end + 1][None]
         return self._step(Stream(*map(cut, stream)))

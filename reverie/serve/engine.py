@@ -1,7 +1,7 @@
 """The clockwork behind the server: which players move when, in two threads around one `Session`.
 
-One thread gives the device work and never waits for its results; the other waits for finished frames and puts them
-into the players' mailboxes. At most `AHEAD` frames are on their way at once.
+One thread gives the device work and never waits for its results; the other waits for finished
+frames and puts them into the players' mailboxes. At most `AHEAD` frames are on their way at once.
 """
 
 import collections
@@ -20,9 +20,9 @@ import numpy as np
 
 from reverie.evaluation.video import psnr
 from reverie.serve import keys, messages
+from reverie.serve.frame import Frame, View
 from reverie.serve.messages import Act, Order, Set
-from reverie.serve.moves import Frame, World
-from reverie.serve.players import Mailbox, Player, Taped
+from reverie.serve.players import Client, Mailbox, RecordedFrame
 from reverie.serve.recording import Saver
 from reverie.serve.session import Session
 from reverie.types import UserError
@@ -33,37 +33,53 @@ PAUSE_AFTER_END_S = 0.5
 
 
 class Engine:
-    """Plays one `Session` for up to `session.slots` players. `start` it, `join` and `leave`, and `stop` it at the end.
+    """Plays one `Session` for up to `session.slots` players. `start` it, `join` and `leave`, and
+    `stop` it at the end.
 
-    pace: frames per second of a new player. symbolic: pictures are grids of symbols, shown in colours.
-    saver: writes recordings. on_failure: called once, from a thread, if the device or the session fails.
+    pace: frames per second of a new player. symbolic: pictures are grids of symbols, shown in
+    colours.
+    saver: writes recordings. on_failure: called once, from a thread, if the device or the session
+    fails.
     """
 
     def __init__(
-        self, session: Session, *, pace: float = 20.0, symbolic: bool = False, saver: Saver | None = None,
+        self,
+        session: Session,
+        *,
+        pace: float = 20.0,
+        symbolic: bool = False,
+        saver: Saver | None = None,
         on_failure: Callable[[BaseException], None] = lambda error: None,
-    ):  # fmt: skip
+    ):
         self.session, self.pace, self.symbolic, self.saver = session, pace, symbolic, saver
         self.on_failure = on_failure
-        self._rest = keys.vector(session.agent.spec.actions, keys.rest(session.agent.spec.actions) or 0)
-        self.players: dict[int, Player] = {}
-        self.shown: collections.deque[float] = collections.deque(maxlen=200)  # when frames were finished
+        self._rest = keys.vector(
+            session.agent.spec.actions, keys.rest(session.agent.spec.actions) or 0
+        )
+        self.players: dict[int, Client] = {}
+        self.shown: collections.deque[float] = collections.deque(
+            maxlen=200
+        )  # when frames were finished
         self.made = 0
         self._lock, self._numbers = threading.Lock(), itertools.count(1)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(AHEAD)
         self._compiler = concurrent.futures.ThreadPoolExecutor(1, 'compile')
-        self._programs: collections.deque[tuple[World, int, bool]] = collections.deque()  # to compile
+        self._programs: collections.deque[tuple[View, int, bool]] = (
+            collections.deque()
+        )  # to compile
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._run, self._read)]
         self._stopped = False
 
     def start(self) -> None:
-        """Players may join. The other worlds are compiled meanwhile, so that a switch need not wait for it."""
+        """Players may join. The other worlds are compiled meanwhile, so that a switch need not wait
+        for it.
+        """
         for thread in self._threads:
             thread.start()
-        for world in self.session.worlds:
-            self._want(world, self.session.steps)
+        for view in self.session.views:
+            self._want(view, self.session.steps)
 
     def stop(self) -> None:
         """Ends both threads; frames on their way are dropped."""
@@ -76,27 +92,32 @@ class Engine:
 
     # ---------------------------------------------------------------- from the server's thread
 
-    def join(self, mailbox: Mailbox) -> Player | None:
+    def join(self, mailbox: Mailbox) -> Client | None:
         """A player with a place of its own, or None if all are taken."""
         with self._lock:
             slot = next((i for i in range(self.session.slots) if i not in self.players), None)
             if slot is None:
                 return None
-            player = Player(
-                slot, mailbox, self.session.agent.spec.actions.size, self._rest, self.pace, self.session.steps
+            player = Client(
+                slot,
+                mailbox,
+                self.session.agent.spec.actions.size,
+                self._rest,
+                self.pace,
+                self.session.steps,
             )
             player.source = 'data' if 'data' in self.session.sources else 'game'
             self.players[slot] = player
         self._inbox.put(functools.partial(self._begin, player, next(self._numbers)))
         return player
 
-    def leave(self, player: Player) -> None:
+    def leave(self, player: Client) -> None:
         """The place is free at once."""
         with self._lock:
             if self.players.get(player.slot) is player:
                 del self.players[player.slot]
 
-    def order(self, player: Player, order: Order) -> None:
+    def order(self, player: Client, order: Order) -> None:
         self._inbox.put(functools.partial(self._obey, player, order))
 
     def fps(self) -> float:
@@ -104,7 +125,7 @@ class Engine:
         now = time.monotonic()
         return float(sum(now - t < 1.0 for t in list(self.shown)))
 
-    # ---------------------------------------------------------------- the thread that gives the device work
+    # ---------------------------------------------------------------- the thread that gives the dev
 
     def _run(self) -> None:
         try:
@@ -134,7 +155,7 @@ class Engine:
         except queue.Empty:
             return
 
-    def _present(self) -> list[Player]:
+    def _present(self) -> list[Client]:
         with self._lock:
             return list(self.players.values())
 
@@ -152,28 +173,38 @@ class Engine:
     def _advance(self, now: float) -> None:
         """One frame for everybody who is due, together where they are in the same world.
 
-        Who is due within half a frame comes along, so that players of one pace share every pass from then on.
+        Who is due within half a frame comes along, so that players of one pace share every pass
+        from then on.
         """
-        groups: dict[tuple[Any, int], list[Player]] = {}
+        groups: dict[tuple[Any, int], list[Client]] = {}
         present = self._present()
         for player in present:
             if player.over_at is not None and now >= player.over_at and not player.paused:
                 self._begin(player, next(self._numbers))
             elif player.wants_frame(now) and player.epoch:
-                groups.setdefault((player.world, player.steps), []).append(player)
+                groups.setdefault((player.view, player.steps), []).append(player)
         for player in present:
-            group = groups.get((player.world, player.steps), [])
-            if group and player not in group and player.epoch and player.wants_frame(now + 0.5 / player.pace):
+            group = groups.get((player.view, player.steps), [])
+            if (
+                group
+                and player not in group
+                and player.epoch
+                and player.wants_frame(now + 0.5 / player.pace)
+            ):
                 group.append(player)
-        for (world, steps), players in groups.items():
+        for (view, steps), players in groups.items():
             n, size = self.session.slots, self.session.agent.spec.actions.size
-            action, by_agent, rows = np.zeros((n, size), np.float32), np.zeros(n, bool), np.zeros(n, bool)
+            action, by_agent, rows = (
+                np.zeros((n, size), np.float32),
+                np.zeros(n, bool),
+                np.zeros(n, bool),
+            )
             for player in players:
                 action[player.slot], rows[player.slot] = player.next_action(), True
                 by_agent[player.slot] = player.by_agent
-                player.moved(now)
+                player.count_frame(now)
             self._room.acquire()
-            frame = self.session.frame(action, by_agent, rows, world, steps)
+            frame = self.session.frame(action, by_agent, rows, view, steps)
             self._send(frame, [(p, p.slot, self._header(p)) for p in players])
         self._pass_on()
 
@@ -181,31 +212,31 @@ class Engine:
         """What the session has to say."""
         for slot, text in self.session.notices():
             if slot in self.players:
-                self.players[slot].tell(type='notice', text=text)
+                self.players[slot].notify(type='notice', text=text)
 
-    def _header(self, player: Player) -> dict[str, Any]:
+    def _header(self, player: Client) -> dict[str, Any]:
         """What is known of a frame when it is ordered."""
         return {'t': player.t, 'epoch': player.epoch, 'id': player.id, **player.state()}
 
-    def _send(self, frame: Frame, to: list[tuple[Player, int, dict[str, Any]]]) -> None:
+    def _send(self, frame: Frame, to: list[tuple[Client, int, dict[str, Any]]]) -> None:
         self._outbox.put(functools.partial(self._show, frame, to))
 
-    def _begin(self, player: Player, number: int) -> None:
+    def _begin(self, player: Client, number: int) -> None:
         """A new episode from the start `number`."""
         if self.players.get(player.slot) is not player:
             return
         player.number, player.epoch, player.t = number, player.epoch + 1, 0
         player.over_at, player.due = None, time.monotonic() + 1 / player.pace
-        player.settle()
+        player.drop_queued()
         self._room.acquire()
-        frame = self.session.start(player.slot, number, player.source, player.world == 'real')
+        frame = self.session.start(player.slot, number, player.source, player.view == 'real')
         self._send(frame, [(player, 0, self._header(player))])
 
-    def _over(self, player: Player, epoch: int) -> None:
+    def _over(self, player: Client, epoch: int) -> None:
         if player.epoch == epoch and player.over_at is None:
             player.over_at = time.monotonic() + PAUSE_AFTER_END_S
 
-    def _obey(self, player: Player, order: Order) -> None:
+    def _obey(self, player: Client, order: Order) -> None:
         if self.players.get(player.slot) is not player:
             return
         if isinstance(order, Act):
@@ -221,41 +252,47 @@ class Engine:
         elif self.saver is not None:
             # by the thread that writes the tape
             self._outbox.put(
-                functools.partial(self.saver.save, order.what, player, self.symbolic, self.session.agent.spec)
+                functools.partial(
+                    self.saver.save, order.what, player, self.symbolic, self.session.agent.spec
+                )
             )
         if not isinstance(order, Act):
-            player.tell(type='state', **player.state())
+            player.notify(type='state', **player.state())
 
-    def _set(self, player: Player, order: Set) -> None:
-        world, steps = self._after(player, order)
-        if not self.session.ready(world, steps) and order.field in ('world', 'steps', 'by_agent'):
-            player.tell(type='notice', text='compiling, a moment …')
+    def _set(self, player: Client, order: Set) -> None:
+        view, steps = self._after(player, order)
+        if not self.session.ready(view, steps) and order.field in ('view', 'steps', 'by_agent'):
+            player.notify(type='notice', text='compiling, a moment …')
             player.wanted = order  # of several changes the last one counts
-            self._want(world, steps, at_once=True)
+            self._want(view, steps, at_once=True)
             return
         setattr(player, order.field, order.value)
         player.due = min(player.due, time.monotonic() + 1 / player.pace)
-        if order.field == 'world':
+        if order.field == 'view':
             number = player.number
-            if world != 'dream' and player.source != 'game':  # a recording cannot be played on: both need a game
+            if (
+                view != 'dream' and player.source != 'game'
+            ):  # a recording cannot be played on: both need a game
                 player.source, number = 'game', next(self._numbers)
             self._begin(player, number)
         elif order.field == 'source':
-            if order.value == 'data' and player.world != 'dream':
-                player.world = 'dream'
+            if order.value == 'data' and player.view != 'dream':
+                player.view = 'dream'
             self._begin(player, next(self._numbers))
 
-    def _after(self, player: Player, order: Set) -> tuple[World, int]:
+    def _after(self, player: Client, order: Set) -> tuple[View, int]:
         """The world and K that an order leads to."""
         return (
-            order.value if order.field == 'world' else player.world,
+            order.value if order.field == 'view' else player.view,
             order.value if order.field == 'steps' else player.steps,
         )
 
-    def _want(self, world: World, steps: int, at_once: bool = False) -> None:
-        """Have the programs of a world compiled, a person's first; `at_once`: before all others that wait."""
+    def _want(self, view: View, steps: int, at_once: bool = False) -> None:
+        """Have the programs of a world compiled, a person's first; `at_once`: before all others
+        that wait.
+        """
         for plays in (True, False) if at_once else (False, True):
-            program = (world, steps, plays)
+            program = (view, steps, plays)
             self._programs.appendleft(program) if at_once else self._programs.append(program)
             self._compiler.submit(self._compile)
 
@@ -274,7 +311,7 @@ class Engine:
                 player.wanted = None
                 self._obey(player, order)
 
-    # ---------------------------------------------------------------- the thread that waits for frames
+    # ---------------------------------------------------------------- the thread that waits for fra
 
     def _read(self) -> None:
         try:
@@ -283,7 +320,7 @@ class Engine:
         except BaseException as error:
             self._fail(error)
 
-    def _show(self, frame: Frame, to: list[tuple[Player, int, dict[str, Any]]]) -> None:
+    def _show(self, frame: Frame, to: list[tuple[Client, int, dict[str, Any]]]) -> None:
         host = jax.device_get(frame)
         self._room.release()
         for player, row, header in to:
@@ -294,28 +331,35 @@ class Engine:
             one = jax.tree.map(lambda x, row=row: x[row], host)
             player.mailbox.put(self._message(player, one, header))
 
-    def _message(self, player: Player, one: Any, header: dict[str, Any]) -> bytes:
+    def _message(self, player: Client, one: Any, header: dict[str, Any]) -> bytes:
         """Account for a frame of one player and put it into words.
 
-        In a late world the heads speak of the frame before; where they end the episode, that one stays on the screen.
+        In a late world the heads speak of the frame before; where they end the episode, that one
+        stays on the screen.
         """
-        late = header['t'] > 0 and self.session.late(header['world'])
-        last = bool(one.is_last) and not (late and header['t'] == 1)  # a start is never the end
+        heads_lag = header['t'] > 0 and self.session.heads_lag(header['view'])
+        last = bool(one.is_last) and not (
+            heads_lag and header['t'] == 1
+        )  # a start is never the end
         over = last or (one.real_last is not None and bool(one.real_last))
         image, spoken = one.image, float(one.reward)
-        reward = player.amend(spoken, last) if late else spoken
-        if late:
+        reward = player.attach_reward(spoken, last) if heads_lag else spoken
+        if heads_lag:
             player.score += reward or 0.0
             if last and one.real is None:
-                image, header['t'] = player.tape[-1].image, header['t'] - 1
+                image, header['t'] = player.recorded[-1].image, header['t'] - 1
             else:
-                player.record(Taped(image, one.action, None, False, False, False))
+                player.record(RecordedFrame(image, one.action, None, False, False, False))
         else:
             first = header['t'] == 0 or player.fresh
             player.score = 0.0 if first else player.score + spoken
-            player.record(Taped(image, one.action, reward, first, over, over and float(one.cont) < 0.5))
+            player.record(
+                RecordedFrame(
+                    image, one.action, reward, first, over, over and float(one.cont) < 0.5
+                )
+            )
         player.fresh = over
-        if over and header['world'] != 'real':
+        if over and header['view'] != 'real':
             player.ended = header['epoch']
             self._inbox.put(functools.partial(self._over, player, header['epoch']))
         header |= {

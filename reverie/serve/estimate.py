@@ -6,7 +6,8 @@ from typing import Any
 
 
 def flops(jaxpr: Any, branch: Callable[..., float] = max) -> float:
-    """Floating-point operations of the matrix products and convolutions in a jaxpr; scans count in full.
+    """Floating-point operations of the matrix products and convolutions in a jaxpr; scans count in
+    full.
 
     branch: which branch of a condition counts, `max` or `min`.
     """
@@ -17,12 +18,20 @@ def _of(eqn: Any, branch: Callable[..., float]) -> float:
     name, params = eqn.primitive.name, eqn.params
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
-        return 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        return (
+            2.0
+            * eqn.outvars[0].aval.size
+            * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        )
     if name == 'conv_general_dilated':
         kernel = eqn.invars[1].aval
         outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
         return 2.0 * eqn.outvars[0].aval.size * kernel.size / outputs
     if name == 'cond':
         return branch(flops(b, branch) for b in params['branches'])
-    inner = [p for p in params.values() if hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')]
+    inner = [
+        p
+        for p in params.values()
+        if hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')
+    ]
     return (params['length'] if name == 'scan' else 1) * sum((flops(x, branch) for x in inner), 0.0)

@@ -32,26 +32,37 @@ class Shape(NamedTuple):
     registers: int = 30
 
 
-def _transformer(width: int, layers: int, heads: int, kv_heads: int, **more: Any) -> TransformerConfig:
+def _transformer(
+    width: int, layers: int, heads: int, kv_heads: int, **more: Any
+) -> TransformerConfig:
     return TransformerConfig(width, layers, heads, kv_heads, **{'context': 192, **more})
 
 
-# The paper gives 1.6B + 0.4B, 256 spatial tokens, a context of 192 frames and K = 4, but no widths or depths; those,
-# the registers (so that a frame has 288 tokens) and the smaller shapes are not from the paper.
+# The paper gives 1.6B + 0.4B, 256 spatial tokens, a context of 192 frames and K = 4, but no widths
+# or depths; those, the registers (so that a frame has 288 tokens) and the smaller shapes are not
+# from the paper.
 MODELS = {
     'dreamer4-2b': Shape(_transformer(1920, 30, 30, 3), _transformer(1024, 12, 16, 16)),
     'dreamer4-600m': Shape(_transformer(1280, 20, 20, 2), _transformer(768, 8, 12, 12)),
     'dreamer4-200m': Shape(
-        _transformer(768, 16, 12, 2, context=96), _transformer(512, 8, 8, 8, context=96), (256, 256), latents=256,
+        _transformer(768, 16, 12, 2, context=96),
+        _transformer(512, 8, 8, 8, context=96),
+        (256, 256),
+        latents=256,
     ),
     'dreamer4-tiny': Shape(
         _transformer(64, 4, 4, 2, context=16, head_dim=16, dtype='float32'),
-        _transformer(32, 4, 2, 2, context=16, head_dim=16, dtype='float32'), (64, 64), latents=16, registers=2,
+        _transformer(32, 4, 2, 2, context=16, head_dim=16, dtype='float32'),
+        (64, 64),
+        latents=16,
+        registers=2,
     ),
-}  # fmt: skip
+}
 
 
-def agent_of(name: str, steps: int = 4, softcap: float | None = None, kernel: Kernel = 'xla') -> Dreamer4:
+def agent_of(
+    name: str, steps: int = 4, softcap: float | None = None, kernel: Kernel = 'xla'
+) -> Dreamer4:
     """The agent of a shape, without weights. Raises UserError for an unknown one.
 
     softcap: of the attention's logits, the default's if None. kernel: of attention.
@@ -63,46 +74,72 @@ def agent_of(name: str, steps: int = 4, softcap: float | None = None, kernel: Ke
     changed = lambda t: dataclasses.replace(t, **changes)
     spec = EnvSpec(name, (*shape.resolution, 3), ActionSpace('discrete', ACTIONS))
     config = Dreamer4Config(
-        tokenizer=TokenizerConfig(shape.patch, shape.latents, shape.bottleneck, transformer=changed(shape.tokenizer)),
-        dynamics=DynamicsConfig(2, shape.registers, sampling_steps=steps, transformer=changed(shape.dynamics)),
+        tokenizer=TokenizerConfig(
+            shape.patch, shape.latents, shape.bottleneck, transformer=changed(shape.tokenizer)
+        ),
+        dynamics=DynamicsConfig(
+            2, shape.registers, sampling_steps=steps, transformer=changed(shape.dynamics)
+        ),
     )
     return Dreamer4(config, spec)
 
 
 def random_weights(agent: Dreamer4) -> Params:
-    """Small random numbers, made on the device one array at a time, in the types that inference uses."""
+    """Small random numbers, made on the device one array at a time, in the types that inference
+    uses.
+    """
     outline = jax.eval_shape(lambda key: agent.for_inference(agent.init(key)), jax.random.key(0))
-    draw = jax.jit(lambda key, like: 0.02 * jax.random.normal(key, like, jnp.float32), static_argnums=1)
+    draw = jax.jit(
+        lambda key, like: 0.02 * jax.random.normal(key, like, jnp.float32), static_argnums=1
+    )
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(outline))))
     return jax.tree.map(lambda x: draw(next(keys), x.shape).astype(x.dtype), outline)
 
 
 def blank(agent: Dreamer4) -> Step:
-    """A recording of one black frame to begin from: what a frame costs does not depend on how full the context is."""
+    """A recording of one black frame to begin from: what a frame costs does not depend on how full
+    the context is.
+    """
     assert isinstance(agent.spec.obs_shape, tuple)
     yes, no = jnp.ones((1, 1), bool), jnp.zeros((1, 1), bool)
-    obs, action = jnp.zeros((1, 1, *agent.spec.obs_shape)), jnp.zeros((1, 1, agent.spec.actions.size))
+    obs, action = (
+        jnp.zeros((1, 1, *agent.spec.obs_shape)),
+        jnp.zeros((1, 1, agent.spec.actions.size)),
+    )
     return Step(obs, action, jnp.zeros((1, 1)), yes, no, no)
 
 
 def measure(
-    name: str, command: str, *, players: int = 1, frames: int = 200, steps: int = 4, softcap: float | None = None,
+    name: str,
+    command: str,
+    *,
+    players: int = 1,
+    frames: int = 200,
+    steps: int = 4,
+    softcap: float | None = None,
     kernel: Kernel = 'xla',
-) -> dict[str, Any]:  # fmt: skip
-    """The speed record of a shape: a person's frames for each of `players`, as they are played and fetched by a server.
+) -> dict[str, Any]:
+    """The speed record of a shape: a person's frames for each of `players`, as they are played and
+    fetched by a server.
 
-    A frame is ordered before the one before it has been fetched; what is timed is the time between two frames.
+    A frame is ordered before the one before it has been fetched; what is timed is the time between
+    two frames.
     """
     if players < 1 or frames < 2:
         raise UserError(f'--players {players} --frames {frames}: expected at least 1 and 2')
     agent = agent_of(name, steps, softcap, kernel)
-    session = Session(agent, random_weights(agent), contexts=lambda number: blank(agent), slots=players)
+    session = Session(
+        agent, random_weights(agent), contexts=lambda number: blank(agent), slots=players
+    )
     for slot in range(players):
         session.start(slot, 0, 'data')
     started = time.perf_counter()
     session.compile()
     compile_s = time.perf_counter() - started
-    action, yes = np.tile(np.eye(ACTIONS, dtype=np.float32)[0], (players, 1)), np.ones(players, bool)
+    action, yes = (
+        np.tile(np.eye(ACTIONS, dtype=np.float32)[0], (players, 1)),
+        np.ones(players, bool),
+    )
     arrivals: list[float] = []
     waiting = session.frame(action, ~yes, yes)
     for _ in range(frames + 2):
@@ -114,14 +151,29 @@ def measure(
     ms, params = 1e3 * np.diff(arrivals)[-frames:], session.params
     shape, memory = MODELS[name], jax.devices()[0].memory_stats() or {}
     return {
-        'name': f'{name}, {players} players' if players > 1 else name, 'command': command, **provenance(),
-        'params': {'all': count(params)} | {name: count(params[name]) for name in ('dynamics', 'encoder', 'decoder')},
+        'name': f'{name}, {players} players' if players > 1 else name,
+        'command': command,
+        **provenance(),
+        'params': {'all': count(params)}
+        | {name: count(params[name]) for name in ('dynamics', 'encoder', 'decoder')},
         'shape': {
-            'resolution': list(shape.resolution), 'tokens': 2 + shape.latents // 2 + shape.registers,
-            'context': shape.dynamics.context, 'K': steps, 'batch': players, 'dtype': shape.dynamics.dtype,
-            'softcap': agent.cfg.dynamics.transformer.softcap, 'kernel': chosen(kernel, shape.dynamics.dtype),
+            'resolution': list(shape.resolution),
+            'tokens': 2 + shape.latents // 2 + shape.registers,
+            'context': shape.dynamics.context,
+            'K': steps,
+            'batch': players,
+            'dtype': shape.dynamics.dtype,
+            'softcap': agent.cfg.dynamics.transformer.softcap,
+            'kernel': chosen(kernel, shape.dynamics.dtype),
         },
-        'ms': {'p50': float(np.median(ms)), 'p95': float(np.percentile(ms, 95)), 'min': float(ms.min())},
-        'fps': players * 1e3 / float(ms.mean()), 'fps_each': 1e3 / float(ms.mean()), 'includes_decode': True,
-        'peak_bytes': memory.get('peak_bytes_in_use'), 'compile_seconds': compile_s,
-    }  # fmt: skip
+        'ms': {
+            'p50': float(np.median(ms)),
+            'p95': float(np.percentile(ms, 95)),
+            'min': float(ms.min()),
+        },
+        'fps': players * 1e3 / float(ms.mean()),
+        'fps_each': 1e3 / float(ms.mean()),
+        'includes_decode': True,
+        'peak_bytes': memory.get('peak_bytes_in_use'),
+        'compile_seconds': compile_s,
+    }

@@ -1,4 +1,6 @@
-"""Who may talk to the server: Host, Origin and token of a request, and how fast a page may send orders."""
+"""Who may talk to the server: Host, Origin and token of a request, and how fast a page may send
+orders.
+"""
 
 import dataclasses
 import hmac
@@ -32,7 +34,9 @@ def split_host(header: str) -> tuple[str, int | None] | None:
 
 
 def is_address(name: str) -> bool:
-    """A literal IP address: it names this machine whatever a name server says, so it cannot be rebound."""
+    """A literal IP address: it names this machine whatever a name server says, so it cannot be
+    rebound.
+    """
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -42,7 +46,10 @@ def is_address(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """host, port: where the server listens. token: part of the URL. names: further host names to answer to."""
+    """host, port: where the server listens.
+
+    token: part of the URL. names: further host names to answer to.
+    """
 
     host: str
     port: int
@@ -62,7 +69,10 @@ class Guard:
         return name in (*LOOPBACK, self.host) or (self.host not in LOOPBACK and is_address(name))
 
     def refusal(self, headers: Mapping[str, str], token: str | None) -> str | None:
-        """Why a request is refused, or None. A page of another site gives itself away by Origin or Host."""
+        """Why a request is refused, or None.
+
+        A page of another site gives itself away by Origin or Host.
+        """
         if not self.knows(headers.get('host', '')):
             return 'unknown host'
         origin = headers.get('origin')

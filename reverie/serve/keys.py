@@ -6,16 +6,32 @@ from typing import Any
 
 from reverie.types import ActionSpace
 
-ARROWS = {'left': ('ArrowLeft', 'a'), 'right': ('ArrowRight', 'd'), 'up': ('ArrowUp', 'w'), 'down': ('ArrowDown', 's')}
+ARROWS = {
+    'left': ('ArrowLeft', 'a'),
+    'right': ('ArrowRight', 'd'),
+    'up': ('ArrowUp', 'w'),
+    'down': ('ArrowDown', 's'),
+}
 NOOP = ('noop', 'no-op', 'none', 'nothing', 'idle')
-FREE = 'xcvefqzyuiophjklnt1234567890'  # what the page itself does not use: Tab Space . m r b g [ ] - =, and wasd
+# what the page itself does not use: Tab Space . m r b g [ ] - =, and wasd
+FREE = 'xcvefqzyuiophjklnt1234567890'
 WORDS = {'fire': ('x', 'Enter'), 'do': ('x', 'Enter'), 'jump': ('x', 'Enter')}
-AXES = (('ArrowLeft', 'ArrowRight'), ('ArrowDown', 'ArrowUp'), ('a', 'd'), ('s', 'w'), ('j', 'l'), ('k', 'i'))
+AXES = (
+    ('ArrowLeft', 'ArrowRight'),
+    ('ArrowDown', 'ArrowUp'),
+    ('a', 'd'),
+    ('s', 'w'),
+    ('j', 'l'),
+    ('k', 'i'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """chords: each a set of keys held together. action: its number, or its vector for continuous spaces."""
+    """chords: each a set of keys held together.
+
+    action: its number, or its vector for continuous spaces.
+    """
 
     label: str
     chords: tuple[tuple[str, ...], ...]
@@ -38,7 +54,9 @@ def parts(meaning: str) -> tuple[str, ...]:
 
 
 def bindings(space: ActionSpace) -> tuple[Binding, ...]:
-    """Keys for every action; each chord stands for one action only. Continuous dimensions get a pair of keys."""
+    """Keys for every action; each chord stands for one action only. Continuous dimensions get a
+    pair of keys.
+    """
     if space.kind == 'continuous':
         return _axes(space)
     free, taken, found = iter(FREE), set(), []
@@ -46,7 +64,9 @@ def bindings(space: ActionSpace) -> tuple[Binding, ...]:
         label = space.meanings[i] if i < len(space.meanings) else str(i)
         words = parts(label)
         keys = [ARROWS.get(w) or WORDS[w] for w in words]
-        chords = tuple(c for c in itertools.product(*keys) if frozenset(c) not in taken) if keys else ()
+        chords = (
+            tuple(c for c in itertools.product(*keys) if frozenset(c) not in taken) if keys else ()
+        )
         if label.lower() in NOOP:
             chords = ()
         elif not chords:
@@ -69,7 +89,9 @@ def _axes(space: ActionSpace) -> tuple[Binding, ...]:
 
 
 def rest(space: ActionSpace) -> int | tuple[float, ...] | None:
-    """What happens while no key is held: nothing, where there is such an action; None: the last one goes on."""
+    """What happens while no key is held: nothing, where there is such an action; None: the last one
+    goes on.
+    """
     if space.kind == 'continuous':
         return (0.0,) * space.size
     return next((i for i, meaning in enumerate(space.meanings) if meaning.lower() in NOOP), None)
@@ -77,4 +99,8 @@ def rest(space: ActionSpace) -> int | tuple[float, ...] | None:
 
 def vector(space: ActionSpace, action: int | tuple[float, ...]) -> tuple[float, ...]:
     """An action as the numbers [A] that models take."""
-    return action if isinstance(action, tuple) else tuple(float(i == action) for i in range(space.size))
+    return (
+        action
+        if isinstance(action, tuple)
+        else tuple(float(i == action) for i in range(space.size))
+    )

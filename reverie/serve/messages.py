@@ -1,7 +1,8 @@
-"""What goes over the socket: orders of a page, checked before anything acts on them, and frames for it.
+"""What goes over the socket: orders of a page, checked before anything acts on them, and frames for
+it.
 
-An order is a small JSON object {"type": ...}. A frame is binary: the length of a JSON header (4 bytes, big-endian), the
-header, then the pictures it lists.
+An order is a small JSON object {"type": ...}. A frame is binary: the length of a JSON header (4
+bytes, big-endian), the header, then the pictures it lists.
 """
 
 import dataclasses
@@ -22,13 +23,15 @@ RAW_BYTES = 1 << 16  # pictures up to this size travel as they are, larger ones 
 PACES = (0.5, 120.0)  # frames per second a page may ask for
 
 
-class Malformed(ValueError):
+class MalformedMessageError(ValueError):
     """An order that is not one of ours, in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """From now on this action; `id` counts the page's orders and comes back with the first frame that obeys."""
+    """From now on this action; `id` counts the page's orders and comes back with the first frame
+    that obeys.
+    """
 
     action: tuple[float, ...]  # one-hot if discrete
     id: int
@@ -38,13 +41,16 @@ class Act:
 class Set:
     """A change of how one plays."""
 
-    field: Literal['world', 'by_agent', 'paused', 'steps', 'pace', 'source']
+    field: Literal['view', 'by_agent', 'paused', 'steps', 'pace', 'source']
     value: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Do:
-    """step: one frame while paused. reset: begin anew. again: the same beginning. gif, mp4, episode: save."""
+    """step: one frame while paused.
+
+    reset: begin anew. again: the same beginning. gif, mp4, episode: save.
+    """
 
     what: Literal['step', 'reset', 'again', 'gif', 'mp4', 'episode']
 
@@ -54,52 +60,63 @@ WHAT = ('step', 'reset', 'again', 'gif', 'mp4', 'episode')
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise Malformed(f'{text} is not a number here')
+    raise MalformedMessageError(f'{text} is not a number here')
 
 
 def _number(value: Any, low: float, high: float, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Malformed(f'{what}: expected a number')
+        raise MalformedMessageError(f'{what}: expected a number')
     if not low <= value <= high:
-        raise Malformed(f'{what}: expected {low:g} to {high:g}')
+        raise MalformedMessageError(f'{what}: expected {low:g} to {high:g}')
     return float(value)
 
 
 def _whole(value: Any, low: int, high: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise Malformed(f'{what}: expected a whole number from {low} to {high}')
+        raise MalformedMessageError(f'{what}: expected a whole number from {low} to {high}')
     return value
 
 
 def _one_of(value: Any, choices: tuple[Any, ...], what: str) -> Any:
     if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise Malformed(f'{what}: expected one of {", ".join(map(str, choices))}')
+        raise MalformedMessageError(f'{what}: expected one of {", ".join(map(str, choices))}')
     return value
 
 
 def _keys(order: dict[str, Any], *names: str) -> None:
     if set(order) != {'type', *names}:
-        raise Malformed(f'{order["type"]}: expected the fields {", ".join(("type", *names))}')
+        raise MalformedMessageError(
+            f'{order["type"]}: expected the fields {", ".join(("type", *names))}'
+        )
 
 
 def _action(value: Any, space: ActionSpace) -> tuple[float, ...]:
     if space.kind == 'discrete':
         return keys.vector(space, _whole(value, 0, space.size - 1, 'action'))
     if not isinstance(value, list) or len(value) != space.size:
-        raise Malformed(f'action: expected {space.size} numbers')
+        raise MalformedMessageError(f'action: expected {space.size} numbers')
     return tuple(_number(x, -1.0, 1.0, 'action') for x in value)
 
 
-def parse(text: str, space: ActionSpace, worlds: tuple[str, ...], steps: tuple[int, ...], sources: tuple[str, ...]):
+def parse(
+    text: str,
+    space: ActionSpace,
+    views: tuple[str, ...],
+    steps: tuple[int, ...],
+    sources: tuple[str, ...],
+):
     """An order of a page. -> Act, Set or Do; raises Malformed for anything else."""
     try:
         order = json.loads(text, parse_constant=_refuse_constant)
-    except Malformed:
+    except MalformedMessageError:
         raise
-    except (ValueError, RecursionError):  # nested a thousand deep, or a number with thousands of digits
-        raise Malformed('not JSON') from None
+    except (
+        ValueError,
+        RecursionError,
+    ):  # nested a thousand deep, or a number with thousands of digits
+        raise MalformedMessageError('not JSON') from None
     if not isinstance(order, dict) or not isinstance(order.get('type'), str):
-        raise Malformed('expected an object with a type')
+        raise MalformedMessageError('expected an object with a type')
     kind = order['type']
     if kind == 'act':
         _keys(order, 'action', 'id')
@@ -108,24 +125,35 @@ def parse(text: str, space: ActionSpace, worlds: tuple[str, ...], steps: tuple[i
         _keys(order)
         return Do(kind)
     if kind != 'set':
-        raise Malformed('unknown type')
+        raise MalformedMessageError('unknown type')
     _keys(order, 'field', 'value')
     field, value = order['field'], order['value']
     if field == 'pace':
         return Set('pace', _number(value, *PACES, 'pace'))
-    choices = {'world': worlds, 'by_agent': (False, True), 'paused': (False, True), 'steps': steps, 'source': sources}
+    choices = {
+        'view': views,
+        'by_agent': (False, True),
+        'paused': (False, True),
+        'steps': steps,
+        'source': sources,
+    }
     if not isinstance(field, str) or field not in choices:
-        raise Malformed('unknown field')
-    return Set(field, _one_of(value, choices[field], field))  # type: ignore[arg-type]  # a key of `choices`
+        raise MalformedMessageError('unknown field')
+    # a key of `choices`
+    return Set(field, _one_of(value, choices[field], field))  # type: ignore[arg-type]
 
 
 def picture(image: np.ndarray, symbolic: bool) -> tuple[dict[str, Any], bytes]:
-    """One frame as (what the header says of it, bytes): RGB raw or as JPEG, or the numbers of a vector.
+    """One frame as (what the header says of it, bytes): RGB raw or as JPEG, or the numbers of a
+    vector.
 
     image: uint8 [h, w, c], or float32 [n].
     """
     if image.ndim == 1:
-        return {'kind': 'numbers', 'numbers': [round(float(x), 4) for x in np.nan_to_num(image)]}, b''
+        return {
+            'kind': 'numbers',
+            'numbers': [round(float(x), 4) for x in np.nan_to_num(image)],
+        }, b''
     rgb = rgb_of(image, symbolic)
     size = {'h': rgb.shape[0], 'w': rgb.shape[1]}
     if rgb.nbytes <= RAW_BYTES:
@@ -138,7 +166,9 @@ def picture(image: np.ndarray, symbolic: bool) -> tuple[dict[str, Any], bytes]:
 
 
 def rgb_of(image: np.ndarray, symbolic: bool) -> np.ndarray:
-    """uint8 [*n, h, w, c] -> RGB; grids of symbols get a colour for each channel, as in the reports."""
+    """uint8 [*n, h, w, c] -> RGB; grids of symbols get a colour for each channel, as in the
+    reports.
+    """
     channels = image.shape[-1]
     if not symbolic and channels in (1, 3):
         return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:-1], 3)))
@@ -147,7 +177,10 @@ def rgb_of(image: np.ndarray, symbolic: bool) -> np.ndarray:
 
 def pack(header: dict[str, Any], pictures: list[tuple[dict[str, Any], bytes]]) -> bytes:
     """A frame as one binary message. Numbers that are not finite become null."""
-    header = {name: (None if isinstance(x, float) and not math.isfinite(x) else x) for name, x in header.items()}
+    header = {
+        name: (None if isinstance(x, float) and not math.isfinite(x) else x)
+        for name, x in header.items()
+    }
     header['pictures'] = [{**what, 'bytes': len(data)} for what, data in pictures]
     text = json.dumps(header, allow_nan=False, separators=(',', ':')).encode()
     return b''.join([struct.pack('>I', len(text)), text, *(data for _, data in pictures)])

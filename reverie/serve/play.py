@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from reverie.agents import presets
+from reverie.commands.doctor import matmul_tflops
+from reverie.commands.experiment import Experiment, Hosted, Recorded, describe, load, played
 from reverie.envs.host import HostVector
 from reverie.evaluation.returns import device_name
 from reverie.evaluation.video import PALETTE
 from reverie.nn.core import count
-from reverie.programs.doctor import matmul_tflops
-from reverie.programs.experiment import Experiment, Hosted, Recorded, describe, load, played
 from reverie.serve import keys
 from reverie.serve.contexts import Contexts
 from reverie.serve.engine import Engine
@@ -35,7 +35,7 @@ CONTEXT = 8  # frames before a start
 
 
 @dataclasses.dataclass
-class Cast:
+class PlaySetup:
     """Who is played where. params: a function, so that the expensive part can wait."""
 
     title: str
@@ -47,18 +47,22 @@ class Cast:
     facts: dict[str, Any]
 
 
-def cast(name: str, env_name: str | None, options: dict[str, Any], seed: int) -> Cast:
+def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed: int) -> PlaySetup:
     """A run folder, or a preset with random weights. Raises UserError if it is neither."""
     folder = pathlib.Path(name)
     if name in presets.PRESETS and not (folder / 'config.json').exists():
         return _of_preset(name, env_name, options, seed)
     if not folder.exists():
-        raise UserError(f'{name!r} is neither a run folder nor a preset; presets are {", ".join(presets.PRESETS)}')
+        raise UserError(
+            f'{name!r} is neither a run folder nor a preset; presets are {", ".join(presets.PRESETS)}'
+        )
     if env_name or options:
         raise UserError('--env and --env-options go with a preset; a run has its own environment')
     experiment = describe(folder)
     if not 0 <= seed < experiment.seeds:
-        raise UserError(f'--seed {seed}: expected 0 to {experiment.seeds - 1}, the seeds of the run')
+        raise UserError(
+            f'--seed {seed}: expected 0 to {experiment.seeds - 1}, the seeds of the run'
+        )
     agent = experiment.agent
 
     def params() -> Params:
@@ -69,10 +73,10 @@ def cast(name: str, env_name: str | None, options: dict[str, Any], seed: int) ->
     contexts = Contexts(experiment.episodes, CONTEXT) if isinstance(experiment, Recorded) else None
     facts = {'source': 'play', 'run': folder.name, 'env': {'name': experiment.env_name}}
     title = f'{experiment.preset} on {experiment.env_name}'
-    return Cast(title, agent, experiment, params, contexts, folder / 'plays', facts)
+    return PlaySetup(title, agent, experiment, params, contexts, folder / 'plays', facts)
 
 
-def _of_preset(name: str, env_name: str | None, options: dict[str, Any], seed: int) -> Cast:
+def _of_preset(name: str, env_name: str | None, options: dict[str, Any], seed: int) -> PlaySetup:
     config = presets.get(name)
     env_name = env_name or ('control/pendulum' if name.startswith('planet') else 'minatar/breakout')
     experiment = played(env_name)(name, config, env_name, options=options)
@@ -80,23 +84,29 @@ def _of_preset(name: str, env_name: str | None, options: dict[str, Any], seed: i
     facts = {'source': 'play', 'preset': name, 'env': {'name': env_name, 'options': options}}
     folder = pathlib.Path('runs') / 'plays' / name
     title = f'{name} on {env_name}, random weights'
-    return Cast(title, agent, experiment, lambda: agent.init(jax.random.key(seed)), None, folder, facts)
+    return PlaySetup(
+        title, agent, experiment, lambda: agent.init(jax.random.key(seed)), None, folder, facts
+    )
 
 
-def open_session(who: Cast, players: int, seed: int) -> Session:
+def open_session(setup: PlaySetup, players: int, seed: int) -> Session:
     """Without weights yet."""
-    shapes = jax.eval_shape(who.agent.init, jax.random.key(0))
+    shapes = jax.eval_shape(setup.agent.init, jax.random.key(0))
     how: dict[str, Any] = dict(slots=players, context=CONTEXT, seed=seed)
-    experiment = who.experiment
+    experiment = setup.experiment
     if not isinstance(experiment, Hosted):
-        return Session(who.agent, shapes, experiment.env, who.contexts, **how)
-    make = lambda slot: HostVector(experiment.env_name, 1, seed=3 * 10**6 + slot, **experiment.options)
-    return HostSession(who.agent, shapes, make, **how)
+        return Session(setup.agent, shapes, experiment.env, setup.contexts, **how)
+    make = lambda slot: HostVector(
+        experiment.env_name, 1, seed=3 * 10**6 + slot, **experiment.options
+    )
+    return HostSession(setup.agent, shapes, make, **how)
 
 
 def check_params(agent: Playable, params: Params, where: str) -> None:
     """Raises UserError naming the first array that does not fit the agent."""
-    shapes = lambda tree: {jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    shapes = lambda tree: {
+        jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
     given, expected = shapes(params), shapes(jax.eval_shape(agent.init, jax.random.key(0)))
     for name in sorted(given.keys() | expected.keys()):
         if given.get(name) != expected.get(name):
@@ -109,26 +119,49 @@ def check_params(agent: Playable, params: Params, where: str) -> None:
 def hello(session: Session, title: str, symbolic: bool) -> dict[str, Any]:
     """What a page is told of the agent and the environment."""
     spec = session.agent.spec
-    channels = [{'name': name, 'colour': PALETTE[i % len(PALETTE)].tolist()} for i, name in enumerate(spec.channels)]
+    channels = [
+        {'name': name, 'colour': PALETTE[i % len(PALETTE)].tolist()}
+        for i, name in enumerate(spec.channels)
+    ]
     return {
-        'title': title, 'env': spec.name, 'kind': spec.actions.kind, 'rest': keys.rest(spec.actions),
-        'bindings': [b.plain() for b in keys.bindings(spec.actions)], 'worlds': session.worlds,
-        'sources': session.sources, 'steps_choices': session.steps_choices,
+        'title': title,
+        'env': spec.name,
+        'kind': spec.actions.kind,
+        'rest': keys.rest(spec.actions),
+        'bindings': [b.plain() for b in keys.bindings(spec.actions)],
+        'views': session.views,
+        'sources': session.sources,
+        'steps_choices': session.steps_choices,
         'channels': channels if symbolic else [],
-    }  # fmt: skip
+    }
 
 
 def is_symbolic(spec: Any) -> bool:
     """Whether pictures are grids of symbols rather than grey or colour images."""
     shape = spec.obs_shape
-    return isinstance(shape, tuple) and len(shape) == 3 and (bool(spec.channels) or shape[-1] not in (1, 3))
+    return (
+        isinstance(shape, tuple)
+        and len(shape) == 3
+        and (bool(spec.channels) or shape[-1] not in (1, 3))
+    )
 
 
 def play(
-    name: str, *, env_name: str | None = None, options: dict[str, Any] | None = None, host: str = '127.0.0.1',
-    port: int = 8000, players: int = 2, pace: float = 20.0, seed: int = 0, browser: bool = True,
-    names: tuple[str, ...] = (), steps: int | None = None, token: str | None = None, say: Say = print,
-) -> None:  # fmt: skip
+    name: str,
+    *,
+    env_name: str | None = None,
+    options: dict[str, Any] | None = None,
+    host: str = '127.0.0.1',
+    port: int = 8000,
+    players: int = 2,
+    pace: float = 20.0,
+    seed: int = 0,
+    browser: bool = True,
+    names: tuple[str, ...] = (),
+    steps: int | None = None,
+    token: str | None = None,
+    say: Say = print,
+) -> None:
     """Serve the page until Ctrl-C. Raises UserError for whatever the user can mend."""
     if not 1 <= players <= 64:
         raise UserError(f'--players {players}: expected 1 to 64')
@@ -140,17 +173,19 @@ def play(
         begin = time.perf_counter()
         stage = lambda i, text: say(f'[{i}/5 {time.perf_counter() - begin:5.1f} s] {text}')
         stage(1, f'device: {device_name()}')
-        who = cast(name, env_name, options or {}, seed)
+        setup = resolve_play(name, env_name, options or {}, seed)
         if steps is not None:
-            choices = getattr(who.agent, 'sampling_steps', ())
+            choices = getattr(setup.agent, 'sampling_steps', ())
             if steps not in choices:
                 raise UserError(
-                    f'--steps {steps}: expected one of {choices}' if choices else f'--steps: {name} has none'
+                    f'--steps {steps}: expected one of {choices}'
+                    if choices
+                    else f'--steps: {name} has none'
                 )
-            who.agent = who.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
-        session = left.enter_context(contextlib.closing(open_session(who, players, seed)))
-        stage(2, f'{who.title}: {expectation(session)}')
-        session.load(who.params())
+            setup.agent = setup.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
+        session = left.enter_context(contextlib.closing(open_session(setup, players, seed)))
+        stage(2, f'{setup.title}: {expectation(session)}')
+        session.load(setup.params())
         stage(3, f'weights: {count(session.params):,} numbers')
         fps = warm(session)
         stage(
@@ -159,8 +194,10 @@ def play(
         )
         port = sock.getsockname()[1]
         guard = Guard(host, port, token or new_token(), tuple(n.lower() for n in names))
-        symbolic = is_symbolic(who.agent.spec)
-        engine = Engine(session, pace=pace, symbolic=symbolic, saver=Saver(who.folder, who.facts))
+        symbolic = is_symbolic(setup.agent.spec)
+        engine = Engine(
+            session, pace=pace, symbolic=symbolic, saver=Saver(setup.folder, setup.facts)
+        )
         at = host if host not in ('0.0.0.0', '::') else '127.0.0.1'
         url = f'http://{f"[{at}]" if ":" in at else at}:{port}/?token={guard.token}'
 
@@ -169,11 +206,13 @@ def play(
             if browser:
                 webbrowser.open(url)
 
-        serve(App(engine, guard, hello(session, who.title, symbolic)), sock, ready)
+        serve(App(engine, guard, hello(session, setup.title, symbolic)), sock, ready)
 
 
 def keep_programs() -> None:
-    """What was compiled once is found again the next time, unless the user keeps such a cache elsewhere."""
+    """What was compiled once is found again the next time, unless the user keeps such a cache
+    elsewhere.
+    """
     if getattr(jax.config, 'jax_compilation_cache_dir', None) is None:
         home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
         jax.config.update('jax_compilation_cache_dir', str(home / 'reverie' / 'programs'))

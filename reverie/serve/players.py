@@ -1,4 +1,6 @@
-"""One player as the host sees it: what was ordered, what was shown, and the mailbox between threads and the socket."""
+"""One player as the host sees it: what was ordered, what was shown, and the mailbox between threads
+and the socket.
+"""
 
 import asyncio
 import collections
@@ -10,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from reverie.serve.frame import View
 from reverie.serve.messages import Set
-from reverie.serve.moves import World
-from reverie.serve.session import Source
+from reverie.serve.session import StartFrom
 
-TAPE_FRAMES, TAPE_BYTES = 2000, 64 << 20  # of the episode that may be saved
+RECORDED_FRAMES, RECORDED_BYTES = 2000, 64 << 20  # of the episode that may be saved
 
 
 class Mailbox:
-    """Between the threads that make frames and the coroutine that sends them: the newest frame, and short notices.
+    """Between the threads that make frames and the coroutine that sends them: the newest frame, and
+    short notices.
 
     A frame that was not fetched before the next one came is dropped, never queued.
     """
@@ -55,7 +58,7 @@ class Mailbox:
 
 
 @dataclasses.dataclass
-class Taped:
+class RecordedFrame:
     """One frame as it will be saved."""
 
     image: np.ndarray
@@ -66,13 +69,24 @@ class Taped:
     is_terminal: bool
 
 
-class Player:
-    """The orders of one page, and how far it has come. Only the engine's threads touch it after `Engine.join`."""
+class Client:
+    """The orders of one page, and how far it has come.
 
-    def __init__(self, slot: int, mailbox: Mailbox, actions: int, rest: tuple[float, ...], pace: float, steps: int):
+    Only the engine's threads touch it after `Engine.join`.
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        mailbox: Mailbox,
+        actions: int,
+        rest: tuple[float, ...],
+        pace: float,
+        steps: int,
+    ):
         self.slot, self.mailbox = slot, mailbox
-        self.world: World = 'dream'
-        self.source: Source = 'game'
+        self.view: View = 'dream'
+        self.source: StartFrom = 'game'
         self.by_agent, self.paused, self.steps, self.pace = False, False, steps, pace
         self.number = self.epoch = 0  # of the start; of how often the player has begun
         self.t = 0  # frames since the start
@@ -84,11 +98,13 @@ class Player:
         self.ended = -1  # epoch that is over: its later frames are not shown
         self.wanted: Set | None = None  # a change that waits for its program to be compiled
         self.score, self.fresh = 0.0, True  # fresh: the next reward belongs to a new episode
-        self.tape: collections.deque[Taped] = collections.deque()
+        self.recorded: collections.deque[RecordedFrame] = collections.deque()
         self._room = 0
 
     def act(self, action: tuple[float, ...], number: int) -> None:
-        """Every action is taken for at least one frame, so that a short press is not lost; only a few may wait."""
+        """Every action is taken for at least one frame, so that a short press is not lost; only a
+        few may wait.
+        """
         self.waiting.append((action, number))
 
     def next_action(self) -> tuple[float, ...]:
@@ -96,7 +112,7 @@ class Player:
             self.held, self.id = self.waiting.popleft()
         return self.held
 
-    def settle(self) -> None:
+    def drop_queued(self) -> None:
         """Before a new episode: only what is held now counts."""
         if self.waiting:
             self.held, self.id = self.waiting.pop()
@@ -107,35 +123,47 @@ class Player:
             return False
         return self.single > 0 if self.paused else now >= self.due - 0.001
 
-    def moved(self, now: float) -> None:
+    def count_frame(self, now: float) -> None:
         """One frame is on its way."""
         self.t += 1
         self.single = max(0, self.single - 1)
         self.due = max(self.due + 1 / self.pace, now)
 
-    def record(self, taped: Taped) -> None:
-        """Keep a frame for saving: those of the running episode, up to a bound, the oldest go first."""
-        if taped.is_first or not self.tape:
-            self.tape.clear()
-            self._room = max(2, min(TAPE_FRAMES, TAPE_BYTES // max(1, taped.image.nbytes)))
-        self.tape.append(taped)
-        if len(self.tape) > self._room:
-            self.tape.popleft()
+    def record(self, frame: RecordedFrame) -> None:
+        """Keep a frame for saving: those of the running episode, up to a bound, the oldest go
+        first.
+        """
+        if frame.is_first or not self.recorded:
+            self.recorded.clear()
+            self._room = max(2, min(RECORDED_FRAMES, RECORDED_BYTES // max(1, frame.image.nbytes)))
+        self.recorded.append(frame)
+        if len(self.recorded) > self._room:
+            self.recorded.popleft()
 
-    def amend(self, reward: float, is_last: bool) -> float | None:
-        """What is said only now of the newest recorded frame. -> its reward, None if that of a start, long known."""
-        newest = self.tape[-1]
+    def attach_reward(self, reward: float, is_last: bool) -> float | None:
+        """What is said only now of the newest recorded frame.
+
+        -> its reward, None if that of a start, long known.
+        """
+        newest = self.recorded[-1]
         if newest.reward is not None:
             return None
-        self.tape[-1] = dataclasses.replace(newest, reward=reward, is_last=is_last, is_terminal=is_last)
+        self.recorded[-1] = dataclasses.replace(
+            newest, reward=reward, is_last=is_last, is_terminal=is_last
+        )
         return reward
 
     def state(self) -> dict[str, Any]:
         """What a page shows of the settings."""
         return {
-            'world': self.world, 'by_agent': self.by_agent, 'paused': self.paused, 'steps': self.steps,
-            'pace': self.pace, 'source': self.source, 'start': self.number,
-        }  # fmt: skip
+            'view': self.view,
+            'by_agent': self.by_agent,
+            'paused': self.paused,
+            'steps': self.steps,
+            'pace': self.pace,
+            'source': self.source,
+            'start': self.number,
+        }
 
-    def tell(self, **notice: Any) -> None:
+    def notify(self, **notice: Any) -> None:
         self.mailbox.put(json.dumps(notice))

@@ -14,7 +14,7 @@ import numpy as np
 
 from reverie.evaluation.video import enlarge
 from reverie.serve.messages import rgb_of
-from reverie.serve.players import Player, Taped
+from reverie.serve.players import Client, RecordedFrame
 from reverie.types import EnvSpec, Step, UserError
 
 log = logging.getLogger(__name__)
@@ -22,11 +22,11 @@ SIDE = 320  # pixels that the shorter side of a saved picture has at least
 MOST = 200  # files one server writes
 
 
-def frames_of(tape: list[Taped], symbolic: bool) -> np.ndarray:
+def frames_of(tape: list[RecordedFrame], symbolic: bool) -> np.ndarray:
     """RGB [T, h, w, 3], enlarged by a whole factor. Raises UserError if there are no pictures."""
     if tape[0].image.ndim != 3:
         raise UserError('this environment has no pictures to save; save the episode instead')
-    rgb = rgb_of(np.stack([taped.image for taped in tape]), symbolic)
+    rgb = rgb_of(np.stack([frame.image for frame in tape]), symbolic)
     return enlarge(rgb, max(1, math.ceil(SIDE / min(rgb.shape[1:3]))))
 
 
@@ -46,24 +46,47 @@ def mp4(frames: np.ndarray, fps: float, path: pathlib.Path) -> None:
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise UserError("MP4 needs the package imageio-ffmpeg: pip install 'reverie[video]'") from None
+        raise UserError(
+            "MP4 needs the package imageio-ffmpeg: pip install 'reverie[video]'"
+        ) from None
     _, h, w, _ = frames.shape
     frames = frames[:, : h - h % 2, : w - w % 2]  # H.264 has colours for every other pixel
     size = f'{frames.shape[2]}x{frames.shape[1]}'
     command = [
-        imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt', 'rgb24',
-        '-s', size, '-r', str(fps), '-i', '-', '-c:v', 'libx264', '-pix_fmt', 'yuv420p', '-crf', '14', str(path),
-    ]  # fmt: skip
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        '-y',
+        '-loglevel',
+        'error',
+        '-f',
+        'rawvideo',
+        '-pix_fmt',
+        'rgb24',
+        '-s',
+        size,
+        '-r',
+        str(fps),
+        '-i',
+        '-',
+        '-c:v',
+        'libx264',
+        '-pix_fmt',
+        'yuv420p',
+        '-crf',
+        '14',
+        str(path),
+    ]
     done = subprocess.run(command, input=frames.tobytes(), capture_output=True, timeout=300)
     if done.returncode:
         raise UserError(f'ffmpeg failed: {done.stderr.decode(errors="replace").strip()[-200:]}')
 
 
-def episode(tape: list[Taped], kind: str, spec: EnvSpec, path: pathlib.Path, facts: dict[str, Any]) -> None:
+def episode(
+    tape: list[RecordedFrame], kind: str, spec: EnvSpec, path: pathlib.Path, facts: dict[str, Any]
+) -> None:
     """The frames as one episode of a native dataset; pictures as float32 in [0, 1]."""
     from reverie.data.writing import Writer
 
-    stack = lambda name: np.stack([np.asarray(getattr(taped, name)) for taped in tape])
+    stack = lambda name: np.stack([np.asarray(getattr(frame, name)) for frame in tape])
     image = stack('image')
     obs = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
     first, last = np.arange(len(tape)) == 0, np.arange(len(tape)) == len(tape) - 1
@@ -83,7 +106,9 @@ def episode(tape: list[Taped], kind: str, spec: EnvSpec, path: pathlib.Path, fac
 
 
 class Saver:
-    """Writes recordings into `folder`, one after another, away from the threads that play; knows its files by id."""
+    """Writes recordings into `folder`, one after another, away from the threads that play; knows
+    its files by id.
+    """
 
     def __init__(self, folder: pathlib.Path, facts: dict[str, Any]):
         self.folder, self.facts = folder, facts
@@ -92,27 +117,42 @@ class Saver:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, 'save')
         self._busy = False
 
-    def save(self, what: str, player: Player, symbolic: bool, spec: EnvSpec) -> None:
-        """Begins to save the player's episode so far, and tells the page when it is done or why it is not."""
-        tape = [taped for taped in player.tape if what != 'episode' or taped.reward is not None]
+    def save(self, what: str, player: Client, symbolic: bool, spec: EnvSpec) -> None:
+        """Begins to save the player's episode so far, and tells the page when it is done or why it
+        is not.
+        """
+        tape = [frame for frame in player.recorded if what != 'episode' or frame.reward is not None]
         if self._busy or len(self.files) >= MOST or len(tape) < 2:
-            why = 'another recording is being saved' if self._busy else f'{MOST} recordings were saved already'
-            player.tell(type='notice', text=why if len(tape) >= 2 else 'nothing to save yet')
+            why = (
+                'another recording is being saved'
+                if self._busy
+                else f'{MOST} recordings were saved already'
+            )
+            player.notify(type='notice', text=why if len(tape) >= 2 else 'nothing to save yet')
             return
         self._busy = True
-        pace, kind = player.pace, player.world
+        pace, kind = player.pace, player.view
         self._pool.submit(self._save, what, tape, pace, kind, player, symbolic, spec)
 
     def _save(
-        self, what: str, tape: list[Taped], pace: float, kind: str, player: Player, symbolic: bool, spec: EnvSpec
+        self,
+        what: str,
+        tape: list[RecordedFrame],
+        pace: float,
+        kind: str,
+        player: Client,
+        symbolic: bool,
+        spec: EnvSpec,
     ) -> None:
         name = f'{time.strftime("%Y%m%d-%H%M%S")}-{next(self._numbers)}'
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / (name if what == 'episode' else f'{name}.{what}')
             if what == 'episode':
-                episode(tape, kind, spec, path, {**self.facts, 'world': kind})
-                player.tell(type='saved', what=what, text=f'{len(tape)} frames in {path}', id=None)
+                episode(tape, kind, spec, path, {**self.facts, 'view': kind})
+                player.notify(
+                    type='saved', what=what, text=f'{len(tape)} frames in {path}', id=None
+                )
                 return
             frames = frames_of(tape, symbolic)
             if what == 'gif':
@@ -120,11 +160,13 @@ class Saver:
             else:
                 mp4(frames, pace, path)
             self.files[path.name] = path
-            player.tell(type='saved', what=what, text=f'{len(tape)} frames in {path}', id=path.name)
+            player.notify(
+                type='saved', what=what, text=f'{len(tape)} frames in {path}', id=path.name
+            )
         except (UserError, OSError, subprocess.TimeoutExpired) as error:
-            player.tell(type='notice', text=f'not saved: {error}')
+            player.notify(type='notice', text=f'not saved: {error}')
         except Exception as error:
             log.exception('saving %s', what)
-            player.tell(type='notice', text=f'not saved: {type(error).__name__}')
+            player.notify(type='notice', text=f'not saved: {type(error).__name__}')
         finally:
             self._busy = False

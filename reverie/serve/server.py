@@ -1,4 +1,6 @@
-"""The page, its socket and the saved files over HTTP; everything that reaches the engine has passed the guard."""
+"""The page, its socket and the saved files over HTTP; everything that reaches the engine has passed
+the guard.
+"""
 
 import asyncio
 import base64
@@ -21,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from reverie.serve import messages
 from reverie.serve.engine import Engine
 from reverie.serve.guard import Bucket, Guard
-from reverie.serve.players import Mailbox, Player
+from reverie.serve.players import Client, Mailbox
 from reverie.types import UserError
 
 RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once
@@ -36,7 +38,9 @@ def page() -> str:
 
 
 def policy(html: str) -> str:
-    """Content-Security-Policy: the page's own script and style, known by their hashes, and nothing from elsewhere."""
+    """Content-Security-Policy: the page's own script and style, known by their hashes, and nothing
+    from elsewhere.
+    """
     hashed = lambda tag: ' '.join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for text in re.findall(rf'<{tag}>(.*?)</{tag}>', html, re.DOTALL)
@@ -48,14 +52,19 @@ def policy(html: str) -> str:
 
 
 class Guarded:
-    """Refuses what the guard refuses, with 403, before any route sees it; adds headers to every answer."""
+    """Refuses what the guard refuses, with 403, before any route sees it; adds headers to every
+    answer.
+    """
 
     def __init__(self, app: ASGIApp, guard: Guard, csp: str):
         self.app, self.guard = app, guard
         self.headers = [
-            (b'content-security-policy', csp.encode()), (b'x-content-type-options', b'nosniff'),
-            (b'referrer-policy', b'no-referrer'), (b'cache-control', b'no-store'), (b'x-frame-options', b'DENY'),
-        ]  # fmt: skip
+            (b'content-security-policy', csp.encode()),
+            (b'x-content-type-options', b'nosniff'),
+            (b'referrer-policy', b'no-referrer'),
+            (b'cache-control', b'no-store'),
+            (b'x-frame-options', b'DENY'),
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope['type'] not in ('http', 'websocket'):
@@ -68,7 +77,9 @@ class Guarded:
         elif scope['type'] == 'http':
             await PlainTextResponse(refusal, 403)(scope, receive, self._with_headers(send))
         else:
-            await WebSocket(scope, receive, send).send_denial_response(PlainTextResponse(refusal, 403))
+            await WebSocket(scope, receive, send).send_denial_response(
+                PlainTextResponse(refusal, 403)
+            )
 
     def _with_headers(self, send: Send) -> Send:
         async def wrapped(message: Any) -> None:
@@ -86,9 +97,11 @@ class App:
         self.engine, self.hello = engine, hello
         self.html = page()
         routes = [
-            Route('/', self.index), Route('/status', self.status), Route('/saved/{name}', self.saved),
+            Route('/', self.index),
+            Route('/status', self.status),
+            Route('/saved/{name}', self.saved),
             WebSocketRoute('/play', self.play),
-        ]  # fmt: skip
+        ]
         self.asgi: ASGIApp = Guarded(Starlette(routes=routes), guard, policy(self.html))
 
     async def index(self, request: Request) -> Response:
@@ -97,7 +110,12 @@ class App:
     async def status(self, request: Request) -> Response:
         engine = self.engine
         return JSONResponse(
-            {'players': len(engine.players), 'places': engine.session.slots, 'frames': engine.made, 'fps': engine.fps()}
+            {
+                'players': len(engine.players),
+                'places': engine.session.slots,
+                'frames': engine.made,
+                'fps': engine.fps(),
+            }
         )
 
     async def saved(self, request: Request) -> Response:
@@ -116,7 +134,10 @@ class App:
         if player is None:
             await ws.close(FULL, f'all {self.engine.session.slots} places are taken')
             return
-        tasks = [asyncio.create_task(self._send(ws, mailbox, player)), asyncio.create_task(self._receive(ws, player))]
+        tasks = [
+            asyncio.create_task(self._send(ws, mailbox, player)),
+            asyncio.create_task(self._receive(ws, player)),
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -124,11 +145,14 @@ class App:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if ws.application_state is WebSocketState.CONNECTED and ws.client_state is WebSocketState.CONNECTED:
+        if (
+            ws.application_state is WebSocketState.CONNECTED
+            and ws.client_state is WebSocketState.CONNECTED
+        ):
             with contextlib.suppress(RuntimeError):  # it went away in the meantime
                 await ws.close(SLOW, 'no frame was taken for too long')
 
-    async def _send(self, ws: WebSocket, mailbox: Mailbox, player: Player) -> None:
+    async def _send(self, ws: WebSocket, mailbox: Mailbox, player: Client) -> None:
         await ws.send_json({**self.hello, 'type': 'hello', 'place': player.slot, **player.state()})
         while True:
             item = await mailbox.get()
@@ -138,7 +162,7 @@ class App:
             except (TimeoutError, WebSocketDisconnect, RuntimeError):
                 return
 
-    async def _receive(self, ws: WebSocket, player: Player) -> None:
+    async def _receive(self, ws: WebSocket, player: Client) -> None:
         session, bucket = self.engine.session, Bucket(RATE, BURST)
         space = session.agent.spec.actions
         while True:
@@ -153,15 +177,20 @@ class App:
                 await ws.close(MALFORMED, 'too many orders')
                 return
             try:
-                order = messages.parse(text, space, session.worlds, session.steps_choices, session.sources)
-            except messages.Malformed as error:
+                order = messages.parse(
+                    text, space, session.views, session.steps_choices, session.sources
+                )
+            except messages.MalformedMessageError as error:
                 await ws.close(MALFORMED, str(error)[:100])
                 return
             self.engine.order(player, order)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; taken before anything slow starts. Raises UserError if the port is in use."""
+    """A listening socket; taken before anything slow starts.
+
+    Raises UserError if the port is in use.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family[0], socket.SOCK_STREAM)
@@ -176,10 +205,20 @@ def bind(host: str, port: int) -> socket.socket:
 
 def make_server(app: App) -> uvicorn.Server:
     config = uvicorn.Config(
-        app.asgi, log_level='warning', access_log=False, lifespan='off', ws='websockets-sansio',
-        ws_max_size=messages.MAX_BYTES, ws_per_message_deflate=False, ws_ping_interval=5.0, ws_ping_timeout=5.0,
-        limit_concurrency=CONNECTIONS, timeout_keep_alive=5, timeout_graceful_shutdown=2, server_header=False,
-    )  # fmt: skip
+        app.asgi,
+        log_level='warning',
+        access_log=False,
+        lifespan='off',
+        ws='websockets-sansio',
+        ws_max_size=messages.MAX_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=5.0,
+        ws_ping_timeout=5.0,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+        server_header=False,
+    )
     return uvicorn.Server(config)
 
 

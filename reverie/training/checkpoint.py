@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: Orbax arrays, JSON meta, and a SHA-256 of every file.
 
-A step folder is written under a temporary name and renamed last, so a kill at any moment leaves the older ones as they
-were. Orbax alone reads flipped bits without complaint; the manifest catches them.
+A step folder is written under a temporary name and renamed last, so a kill at any moment leaves the
+older ones as they were. Orbax alone reads flipped bits without complaint; the manifest catches
+them.
 
     checkpoints/000001200/
       params/        every parameter group, leading axis [seeds]; all that evaluation needs
@@ -37,7 +38,10 @@ Target = Callable[[Meta], tuple[PyTree, PyTree]]
 
 
 def warn(line: str) -> None:
-    """One line on standard error. A log file on a full disk, or a closed pipe, must not end a run."""
+    """One line on standard error.
+
+    A log file on a full disk, or a closed pipe, must not end a run.
+    """
     with contextlib.suppress(OSError):
         print(f'reverie: {line}', file=sys.stderr, flush=True)
 
@@ -56,7 +60,9 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
     """Nested dicts -> {dotted path: leaf}."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree}
-    parts = [flatten(value, f'{prefix}.{name}' if prefix else str(name)) for name, value in tree.items()]
+    parts = [
+        flatten(value, f'{prefix}.{name}' if prefix else str(name)) for name, value in tree.items()
+    ]
     return {name: value for part in parts for name, value in part.items()}
 
 
@@ -79,7 +85,8 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in folder.rglob('*') if p.is_file() and p.name != MANIFEST)
 
 
-# Arrays are stored under their number: names with dots, slashes or integer keys then survive on every Orbax version.
+# Arrays are stored under their number: names with dots, slashes or integer keys then survive on
+# every Orbax version.
 def _numbered(leaves: list[Any]) -> dict[str, Any]:
     return {f'{i:05d}': x for i, x in enumerate(leaves)}
 
@@ -87,7 +94,10 @@ def _numbered(leaves: list[Any]) -> dict[str, Any]:
 def describe(tree: PyTree) -> list[dict[str, Any]]:
     """Path, shape and dtype of each array, as meta.json has them."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
-    return [dict(path=[key_name(k) for k in path], shape=list(x.shape), dtype=str(x.dtype)) for path, x in paths]
+    return [
+        dict(path=[key_name(k) for k in path], shape=list(x.shape), dtype=str(x.dtype))
+        for path, x in paths
+    ]
 
 
 def key_name(entry: Any) -> str | int:
@@ -100,7 +110,9 @@ def key_name(entry: Any) -> str | int:
 
 
 def _write_arrays(path: pathlib.Path, tree: PyTree) -> None:
-    ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(path.absolute(), _numbered(jax.tree.leaves(tree)))
+    ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(
+        path.absolute(), _numbered(jax.tree.leaves(tree))
+    )
 
 
 def _read_arrays(path: pathlib.Path, target: PyTree) -> PyTree:
@@ -117,8 +129,13 @@ def versions() -> dict[str, Any]:
     return dict(format=FORMAT, reverie=__version__, jax=jax.__version__, orbax=ocp.__version__)
 
 
-def save(folder: pathlib.Path, number: int, params: Params, train: PyTree | None, meta: Meta) -> pathlib.Path:
-    """Write checkpoint `number` (gradient steps) into `folder`. Raises what the disk raises; leaves no half step."""
+def save(
+    folder: pathlib.Path, number: int, params: Params, train: PyTree | None, meta: Meta
+) -> pathlib.Path:
+    """Write checkpoint `number` (gradient steps) into `folder`.
+
+    Raises what the disk raises; leaves no half step.
+    """
     final = folder / f'{number:09d}'
     temporary = folder / f'tmp-{number:09d}'
     shutil.rmtree(temporary, ignore_errors=True)
@@ -129,7 +146,10 @@ def save(folder: pathlib.Path, number: int, params: Params, train: PyTree | None
             _write_arrays(temporary / 'train', train)
         arrays = dict(params=describe(params), train=None if train is None else describe(train))
         write_json(temporary / 'meta.json', {**meta, 'versions': versions(), 'arrays': arrays})
-        write_json(temporary / MANIFEST, {p.relative_to(temporary).as_posix(): digest(p) for p in _files(temporary)})
+        write_json(
+            temporary / MANIFEST,
+            {p.relative_to(temporary).as_posix(): digest(p) for p in _files(temporary)},
+        )
         for path in _files(temporary):
             _sync(path)
         doomed = folder / f'tmp-old-{number:09d}'
@@ -145,7 +165,10 @@ def save(folder: pathlib.Path, number: int, params: Params, train: PyTree | None
 
 
 def remove(path: pathlib.Path) -> None:
-    """Delete a step folder. Renamed first, so that a kill half-way leaves nothing that looks corrupt."""
+    """Delete a step folder.
+
+    Renamed first, so that a kill half-way leaves nothing that looks corrupt.
+    """
     if path.exists():
         doomed = path.with_name(f'tmp-delete-{path.name}')
         shutil.rmtree(doomed, ignore_errors=True)
@@ -155,7 +178,9 @@ def remove(path: pathlib.Path) -> None:
 
 def steps(folder: pathlib.Path) -> list[pathlib.Path]:
     """Complete step folders, oldest first, ordered by gradient step and not by clock."""
-    return sorted((p for p in folder.glob('*') if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+    return sorted(
+        (p for p in folder.glob('*') if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name)
+    )
 
 
 def clean(folder: pathlib.Path) -> None:
@@ -165,7 +190,9 @@ def clean(folder: pathlib.Path) -> None:
 
 
 def fault_of(step: pathlib.Path) -> str | None:
-    """What is wrong with a step folder, or None: every file present, none added, every checksum right."""
+    """What is wrong with a step folder, or None: every file present, none added, every checksum
+    right.
+    """
     try:
         manifest = json.loads((step / MANIFEST).read_text())
         if not isinstance(manifest, dict) or 'meta.json' not in manifest:
@@ -173,17 +200,29 @@ def fault_of(step: pathlib.Path) -> str | None:
         found = {p.relative_to(step).as_posix(): p for p in _files(step)}
         if set(manifest) != set(found):
             return f'files missing {sorted(set(manifest) - set(found))}, unknown {sorted(set(found) - set(manifest))}'
-        return next((f'checksum of {name}' for name, path in found.items() if digest(path) != manifest[name]), None)
+        return next(
+            (
+                f'checksum of {name}'
+                for name, path in found.items()
+                if digest(path) != manifest[name]
+            ),
+            None,
+        )
     except (OSError, ValueError) as error:
         return f'{MANIFEST}: {error}'
 
 
 def meta_of(step: pathlib.Path) -> Meta:
-    """meta.json of a step folder. Raises UserError if its format is not the one that this version reads."""
+    """meta.json of a step folder.
+
+    Raises UserError if its format is not the one that this version reads.
+    """
     meta = json.loads((step / 'meta.json').read_text())
     written = meta.get('versions', {}).get('format')
     if written != FORMAT:
-        raise UserError(f'{step} has checkpoint format {written}; this version reads format {FORMAT}')
+        raise UserError(
+            f'{step} has checkpoint format {written}; this version reads format {FORMAT}'
+        )
     return meta
 
 
@@ -195,7 +234,9 @@ def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
             return step, meta_of(step)
         aside = step.with_name(f'corrupt-{step.name}-{time.time_ns()}')
         os.rename(step, aside)
-        warn(f'checkpoint {step} is damaged ({fault}); moved to {aside.name}, going back to the one before')
+        warn(
+            f'checkpoint {step} is damaged ({fault}); moved to {aside.name}, going back to the one before'
+        )
     damaged = sorted(p.name for p in folder.glob('corrupt-*'))
     if damaged:
         raise UserError(
@@ -214,11 +255,14 @@ def _check(step: pathlib.Path, saved: list[dict[str, Any]], target: PyTree) -> N
         raise UserError(f'{step} holds {len(saved)} arrays, but {len(expected)} are expected')
 
 
-def restore_latest(folder: pathlib.Path, target: Target) -> tuple[Params, PyTree | None, Meta] | None:
+def restore_latest(
+    folder: pathlib.Path, target: Target
+) -> tuple[Params, PyTree | None, Meta] | None:
     """The newest sound checkpoint as (params, train, meta), or None if there never was one.
 
-    target: meta -> the shapes, dtypes and shardings to restore to; the second entry is not read at the end of a phase.
-    Raises UserError if every checkpoint is damaged, or if the arrays are not those of `target`.
+    target: meta -> the shapes, dtypes and shardings to restore to; the second entry is not read at
+    the end of a phase. Raises UserError if every checkpoint is damaged, or if the arrays are not
+    those of `target`.
     """
     found = _newest_sound(folder)
     if found is None:
@@ -231,29 +275,41 @@ def restore_latest(folder: pathlib.Path, target: Target) -> tuple[Params, PyTree
 
 
 def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tuple[Params, Meta]:
-    """Parameters [seeds, ...] and meta of the newest sound checkpoint of a run folder, onto one device.
+    """Parameters [seeds, ...] and meta of the newest sound checkpoint of a run folder, onto one
+    device.
 
-    Needs no agent and no optimiser. In the middle of a phase with `ema_decay` these are the last weights, not the mean.
-    Raises UserError if the folder holds no checkpoint, or one whose meta is not true.
+    Needs no agent and no optimiser. In the middle of a phase with `ema_decay` these are the last
+    weights, not the mean. Raises UserError if the folder holds no checkpoint, or one whose meta is
+    not true.
     """
     found = _newest_sound(pathlib.Path(folder) / 'checkpoints')
     if found is None:
-        raise UserError(f'no checkpoint in {folder}; expected a run folder written by `reverie train`')
+        raise UserError(
+            f'no checkpoint in {folder}; expected a run folder written by `reverie train`'
+        )
     step, meta = found
     return read(step, meta, device), meta
 
 
 def read(step: pathlib.Path, meta: Meta, device: jax.Device | None = None) -> Params:
-    """Parameters [seeds, ...] of a step folder whose checksums are right. Raises UserError if its meta is not true."""
+    """Parameters [seeds, ...] of a step folder whose checksums are right.
+
+    Raises UserError if its meta is not true.
+    """
     try:
         return _read_arrays(step / 'params', _described(meta, device or jax.devices()[0]))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         what = f'{type(error).__name__}: {str(error).splitlines()[0][:120]}'
-        raise UserError(f'{step}: meta.json does not describe the arrays that are there ({what})') from error
+        raise UserError(
+            f'{step}: meta.json does not describe the arrays that are there ({what})'
+        ) from error
 
 
 def read_train(step: pathlib.Path, meta: Meta, target: PyTree) -> PyTree:
-    """The train state of a step folder. Raises UserError if its arrays are not those of `target`."""
+    """The train state of a step folder.
+
+    Raises UserError if its arrays are not those of `target`.
+    """
     _check(step, meta['arrays']['train'], target)
     return _read_arrays(step / 'train', target)
 
@@ -265,16 +321,19 @@ def _described(meta: Meta, device: jax.Device) -> Params:
         node = target
         for key in leaf['path'][:-1]:
             node = node.setdefault(key, {})
-        node[leaf['path'][-1]] = jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype'], sharding=sharding)
+        node[leaf['path'][-1]] = jax.ShapeDtypeStruct(
+            leaf['shape'], leaf['dtype'], sharding=sharding
+        )
     return target
 
 
 @dataclasses.dataclass
-class Keeper:
+class CheckpointManager:
     """Saves steps into a folder and keeps the newest; counts failures in a row.
 
     max_to_keep: newest steps to keep. keep_phase_ends: also keep the last step of every phase.
-    max_failures: failed saves in a row after which training stops with exit code 74 (sysexits: input/output error).
+    max_failures: failed saves in a row after which training stops with exit code 74 (sysexits:
+    input/output error).
     """
 
     folder: pathlib.Path
@@ -283,8 +342,11 @@ class Keeper:
     max_failures: int = 3
     failures: int = 0
 
-    def save(self, number: int, params: Params, train: PyTree | None, meta: Meta, last: bool = False) -> bool:
-        """Save and prune. A failure is reported and survived; with `last`, it is retried at once instead.
+    def save(
+        self, number: int, params: Params, train: PyTree | None, meta: Meta, last: bool = False
+    ) -> bool:
+        """Save and prune. A failure is reported and survived; with `last`, it is retried at once
+        instead.
 
         Raises SystemExit(74) after `max_failures` in a row.
         """
@@ -293,13 +355,17 @@ class Keeper:
                 save(self.folder, number, params, train, meta)
                 self.failures = 0
                 break
-            except Exception as error:  # whatever the disk, Orbax or TensorStore raise: training is worth more
+            except (
+                Exception
+            ) as error:  # whatever the disk, Orbax or TensorStore raise: training is worth more
                 self.failures += 1
                 line = ' '.join(str(error).split())
                 line = line if len(line) < 300 else f'{line[:120]} ... {line[-170:]}'
                 warn(f'SAVING FAILED ({self.failures} in a row) at gradient step {number}: {line}')
             if self.failures >= self.max_failures:
-                warn(f'giving up after {self.failures} failed saves; free space in {self.folder}, run the same command')
+                warn(
+                    f'giving up after {self.failures} failed saves; free space in {self.folder}, run the same command'
+                )
                 raise SystemExit(74)
             if not last:
                 return False

@@ -1,4 +1,5 @@
-"""When an update goes wrong: what its loss was given is left in a file, and memory that is short is said in time.
+"""When an update goes wrong: what its loss was given is left in a file, and memory that is short is
+said in time.
 
 faults/model-000000021-seed0.npz
   step/obs, step/reward, ..   the batch, one array for each leaf
@@ -19,43 +20,56 @@ import numpy as np
 from jaxtyping import Array
 
 from reverie.training.checkpoint import key_name, warn
-from reverie.training.update import Evidence
-from reverie.types import MemoryShort, Phase
+from reverie.training.update import SkippedUpdate
+from reverie.types import OutOfMemoryError, Phase
 
 FOLDER = 'faults'
 KEPT = 3  # files; also how many skips of a phase are reported one by one
 
 
-def values_of(trace: Mapping[str, Array], seed: int, update: int) -> dict[str, float]:
+def values_of(history: Mapping[str, Array], seed: int, update: int) -> dict[str, float]:
     """Losses and norms of one update of a call; trace: {name: [seeds, updates]}."""
-    return {name: float(np.asarray(x)[seed, update]) for name, x in trace.items()}
+    return {name: float(np.asarray(x)[seed, update]) for name, x in history.items()}
 
 
 def words(values: Mapping[str, float]) -> str:
     """Every loss, or if all of them are finite every norm, that is not: 'loss/flow is NaN'."""
     bad = {name: x for name, x in values.items() if not np.isfinite(x)}
     losses = {name: x for name, x in bad.items() if name.startswith('loss/')}
-    said = ', '.join(f'{name} is {"NaN" if np.isnan(x) else x}' for name, x in (losses or bad).items())
+    said = ', '.join(
+        f'{name} is {"NaN" if np.isnan(x) else x}' for name, x in (losses or bad).items()
+    )
     return said or 'the weighted loss, or what it leaves behind, is not finite'
 
 
-def dump(folder: pathlib.Path, phase: Phase, evidence: Evidence, seed: int, values: Mapping[str, float]) -> str:
-    """Write one seed's evidence for `np.load`; older files than the newest `KEPT` go. -> words that say where it is.
+def dump(
+    folder: pathlib.Path,
+    phase: Phase,
+    skipped: SkippedUpdate,
+    seed: int,
+    values: Mapping[str, float],
+) -> str:
+    """Write one seed's evidence for `np.load`; older files than the newest `KEPT` go. -> words that
+    say where it is.
 
-    bfloat16, which NumPy's format does not know, is written as float32. A disk that takes no more is survived.
+    bfloat16, which NumPy's format does not know, is written as float32. A disk that takes no more
+    is survived.
     """
-    evidence = jax.device_get(evidence)
-    leaves = jax.tree_util.tree_leaves_with_path(evidence.batch)
+    skipped = jax.device_get(skipped)
+    leaves = jax.tree_util.tree_leaves_with_path(skipped.batch)
     arrays = {'/'.join(str(key_name(k)) for k in path): np.asarray(x) for path, x in leaves}
-    arrays = {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()}
-    arrays |= {'key': np.asarray(evidence.key), 'update': np.asarray(evidence.update)}
+    arrays = {
+        name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()
+    }
+    arrays |= {'key': np.asarray(skipped.key), 'update': np.asarray(skipped.update)}
     arrays |= {f'value/{name}': np.asarray(x, np.float32) for name, x in values.items()}
-    path = folder / FOLDER / f'{phase.name}-{int(evidence.update):09d}-seed{seed}.npz'
+    path = folder / FOLDER / f'{phase.name}-{int(skipped.update):09d}-seed{seed}.npz'
     temporary = path.with_name(f'.{path.name}.tmp')
     try:
         path.parent.mkdir(exist_ok=True)
         with open(temporary, 'wb') as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for allow_pickle
+            # NumPy's stub takes them for allow_pickle
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         os.replace(temporary, path)
         for old in sorted(path.parent.glob('*.npz'), key=lambda p: p.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
@@ -66,41 +80,47 @@ def dump(folder: pathlib.Path, phase: Phase, evidence: Evidence, seed: int, valu
     return f'its batch and key are in {path}'
 
 
-class Watch:
+class SkipMonitor:
     """Reports the skipped updates of one phase, and says when it has to stop.
 
-    folder: of the run. max_streak: skipped updates in a row, of any seed, after which training stops.
+    folder: of the run. max_streak: skipped updates in a row, of any seed, after which training
+    stops.
     """
 
     def __init__(self, folder: pathlib.Path, phase: Phase, max_streak: int):
         self.folder, self.phase, self.max_streak = folder, phase, max_streak
         self.reported, self.where = 0, dict[int, str]()  # by seed: the file of the streak it is in
 
-    def look(self, before: int, streak: np.ndarray, trace: Mapping[str, Array], evidence: Evidence) -> str | None:
+    def look(
+        self, before: int, streak: np.ndarray, history: Mapping[str, Array], skipped: SkippedUpdate
+    ) -> str | None:
         """Of a call: -> one line why training must stop, or None.
 
-        before: updates of the phase before the call. streak: [seeds, updates]. evidence: [seeds, ...].
+        before: updates of the phase before the call. streak: [seeds, updates]. evidence: [seeds,
+        ...].
         """
         for seed in np.flatnonzero(streak.any(1)).tolist():
             if streak[seed, 0] <= 1:  # a new streak begins in this call
                 self.where.pop(seed, None)
             fatal = streak[seed].max() >= self.max_streak
             if seed not in self.where and (fatal or self.reported < KEPT):
-                mine = jax.tree.map(lambda x, i=seed: x[i], evidence)
+                mine = jax.tree.map(lambda x, i=seed: x[i], skipped)
                 first = int(mine.update) - before
-                values = values_of(trace, seed, first)
+                values = values_of(history, seed, first)
                 self.where[seed] = dump(self.folder, self.phase, mine, seed, values)
                 self.reported += 1
                 if not fatal:
                     at = f'phase {self.phase.name} step {before + first + 1}: {words(values)} (seed {seed})'
                     warn(f'{at}; the update is skipped, {self.where[seed]}')
-        return self.verdict(before, streak, trace) if streak.max() >= self.max_streak else None
+        return self.verdict(before, streak, history) if streak.max() >= self.max_streak else None
 
-    def verdict(self, before: int, streak: np.ndarray, trace: Mapping[str, Array]) -> str:
-        """Why training stops: the phase, the step, the seed and every loss or norm that was not finite there."""
+    def verdict(self, before: int, streak: np.ndarray, history: Mapping[str, Array]) -> str:
+        """Why training stops: the phase, the step, the seed and every loss or norm that was not
+        finite there.
+        """
         seed, update = np.argwhere(streak >= self.max_streak)[0].tolist()
         return (
-            f'phase {self.phase.name} step {before + update + 1}: {words(values_of(trace, seed, update))} '
+            f'phase {self.phase.name} step {before + update + 1}: {words(values_of(history, seed, update))} '
             f'(seed {seed}, {streak[seed, update]} updates in a row were skipped); of the first of them, '
             f'{self.where[seed]}; the last checkpoint is untouched'
         )
@@ -111,13 +131,13 @@ def advice(phase: Phase, seeds: int) -> str:
 
 
 def check_fits(phase: Phase, seeds: int, compiled: Any, available: int | None) -> None:
-    """Raises MemoryShort if a compiled update takes more beyond its arguments than is free."""
+    """Raises OutOfMemoryError if a compiled update takes more beyond its arguments than is free."""
     sizes = compiled.memory_analysis()
     if sizes is None or available is None:
         return
     needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     if needed > available:
-        raise MemoryShort(
+        raise OutOfMemoryError(
             f'phase {phase.name}: its updates take {needed / 1e9:.3g} GB beside weights, optimiser and data, but '
             f'{available / 1e9:.3g} GB are free; {advice(phase, seeds)}'
         )
@@ -125,11 +145,13 @@ def check_fits(phase: Phase, seeds: int, compiled: Any, available: int | None) -
 
 @contextlib.contextmanager
 def short_memory(phase: Phase, seeds: int) -> Iterator[None]:
-    """Turns an allocation that failed on the device into MemoryShort."""
+    """Turns an allocation that failed on the device into OutOfMemoryError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         what = ' '.join(str(error).split('\n')[0].split())[:200]
-        raise MemoryShort(f'phase {phase.name}: out of memory ({what}); {advice(phase, seeds)}') from error
+        raise OutOfMemoryError(
+            f'phase {phase.name}: out of memory ({what}); {advice(phase, seeds)}'
+        ) from error

@@ -1,7 +1,8 @@
 """Where metrics go.
 
-A record is a flat dict. With one seed `loss/flow` is a float; with several it is their mean and `loss/flow/seeds` the
-list. Every record carries phase, step (in the phase), gradient_steps and env_frames (in all), and seconds.
+A record is a flat dict. With one seed `loss/flow` is a float; with several it is their mean and
+`loss/flow/seeds` the list. Every record carries phase, step (in the phase), gradient_steps and
+env_frames (in all), and seconds.
 """
 
 import contextlib
@@ -52,7 +53,10 @@ def _plain(value: Any) -> Any:
 
 
 class Jsonl:
-    """One JSON object per line, appended and flushed. A full disk costs lines, with one warning, never the run."""
+    """One JSON object per line, appended and flushed.
+
+    A full disk costs lines, with one warning, never the run.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.path, self.warned = path, False
@@ -71,10 +75,14 @@ class Jsonl:
         """Nothing is kept open between lines."""
 
     def drop_after(self, gradient_steps: int) -> None:
-        """Remove lines later than a resumed step, and a torn last line, so that a curve has no point twice."""
+        """Remove lines later than a resumed step, and a torn last line, so that a curve has no
+        point twice.
+        """
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _at_most(line, gradient_steps)]
+        kept = [
+            line for line in self.path.read_text().splitlines() if _at_most(line, gradient_steps)
+        ]
         temporary = self.path.with_name(f'.{self.path.name}.tmp')
         temporary.write_text(''.join(f'{line}\n' for line in kept))
         os.replace(temporary, self.path)
@@ -102,12 +110,20 @@ def duration(seconds: float | int) -> str:
 
 
 class Terminal:
-    """Live progress: phase, step, losses, speed, time left. Without a terminal, a plain line every `every_s` seconds.
+    """Live progress: phase, step, losses, speed, time left. Without a terminal, a plain line every
+    `every_s` seconds.
 
-    The time left in all assumes that later phases process frames as fast as this one; it is a guess, hence the '~'.
+    The time left in all assumes that later phases process frames as fast as this one; it is a
+    guess, hence the '~'.
     """
 
-    def __init__(self, phases: Sequence[Phase], every_s: float = 10.0, file: Any = None, live: bool | None = None):
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        every_s: float = 10.0,
+        file: Any = None,
+        live: bool | None = None,
+    ):
         self.phases, self.every_s, self.file = phases, every_s, file or sys.stdout
         self.index = {phase.name: i for i, phase in enumerate(phases)}
         self.live = self.file.isatty() if live is None else live
@@ -122,7 +138,9 @@ class Terminal:
             return math.inf, math.inf
         in_phase = (phase.steps - record['step']) / record['time/updates_per_s']
         frames = sum(p.steps * p.batch * p.length for p in self.phases[i + 1 :])
-        return in_phase, in_phase + frames / (record['time/updates_per_s'] * phase.batch * phase.length)
+        return in_phase, in_phase + frames / (
+            record['time/updates_per_s'] * phase.batch * phase.length
+        )
 
     def line(self, record: Record) -> str:
         """What both the live and the plain output say."""
@@ -136,7 +154,11 @@ class Terminal:
             losses += f'  score {record["score/return"]:.4g}'
         in_phase, in_all = self.left(record)
         skipped = record.get('opt/skipped', 0)
-        speed = f'{record["time/frames_per_s"]:.3g} frames/s' if 'time/frames_per_s' in record else 'first call'
+        speed = (
+            f'{record["time/frames_per_s"]:.3g} frames/s'
+            if 'time/frames_per_s' in record
+            else 'first call'
+        )
         return (
             f'{self.index[phase.name] + 1}/{len(self.phases)} {phase.name}  {record["step"]}/{phase.steps}  {losses}  '
             f'{speed}  left {duration(in_phase)}, in all ~{duration(in_all)}'
@@ -149,7 +171,12 @@ class Terminal:
             return
         name, at = self.last
         done = record['step'] >= self.phases[self.index[record['phase']]].steps
-        if name != record['phase'] or done or 'score/return' in record or time.monotonic() - at >= self.every_s:
+        if (
+            name != record['phase']
+            or done
+            or 'score/return' in record
+            or time.monotonic() - at >= self.every_s
+        ):
             with contextlib.suppress(OSError):  # a closed pipe or a full disk must not end a run
                 print(self.line(record), file=self.file, flush=True)
             self.last = (record['phase'], time.monotonic())
@@ -170,7 +197,9 @@ class Terminal:
         phase = self.phases[self.index[record['phase']]]
         if phase.name not in self.tasks:
             self.tasks[phase.name] = self.progress.add_task('', total=phase.steps)
-        self.progress.update(self.tasks[phase.name], completed=record['step'], description=self.line(record))
+        self.progress.update(
+            self.tasks[phase.name], completed=record['step'], description=self.line(record)
+        )
 
     def close(self) -> None:
         if self.progress is not None:
@@ -185,7 +214,9 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise UserError("TensorBoard was asked for; install it with: pip install 'reverie[tensorboard]'") from error
+            raise UserError(
+                "TensorBoard was asked for; install it with: pip install 'reverie[tensorboard]'"
+            ) from error
         self.open = lambda step: SummaryWriter(str(folder), purge_step=step)
         self.writer: Any = None
 
@@ -206,21 +237,33 @@ class TensorBoard:
 class WandB:
     """Weights & Biases; needs neither account nor network when WANDB_MODE=offline.
 
-    The W&B run begins with the first record, so that a refused run folder leaves none there; its id is kept in the
-    folder, so that what continues goes on in it. Raises UserError at once if it is not installed, or not logged in.
+    The W&B run begins with the first record, so that a refused run folder leaves none there; its id
+    is kept in the folder, so that what continues goes on in it. Raises UserError at once if it is
+    not installed, or not logged in.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], project: str, name: str | None = None, config: Any = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        project: str,
+        name: str | None = None,
+        config: Any = None,
+    ):
         try:
             import wandb
         except ImportError as error:
-            raise UserError("Weights & Biases was asked for; install it with: pip install 'reverie[wandb]'") from error
+            raise UserError(
+                "Weights & Biases was asked for; install it with: pip install 'reverie[wandb]'"
+            ) from error
         self.folder, self.error = pathlib.Path(folder), wandb.errors.Error
         self.run: Any = None
-        self.open = functools.partial(wandb.init, project=project, name=name, config=config, dir=str(folder))
+        self.open = functools.partial(
+            wandb.init, project=project, name=name, config=config, dir=str(folder)
+        )
         if wandb.setup().settings.mode == 'online':
             with self._named():
-                wandb.login()  # asks for a key or complains now, not when the first updates are done
+                # asks for a key or complains now, not when the first updates are done
+                wandb.login()
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -228,7 +271,9 @@ class WandB:
             yield
         except self.error as error:
             what = ' '.join(str(error).split())[:200]
-            raise UserError(f'Weights & Biases: {what}; log in, or set WANDB_MODE=offline and sync later') from error
+            raise UserError(
+                f'Weights & Biases: {what}; log in, or set WANDB_MODE=offline and sync later'
+            ) from error
 
     def write(self, record: Record) -> None:
         if self.run is None:
@@ -237,7 +282,11 @@ class WandB:
                 known.write_text(uuid.uuid4().hex[:12])
             with self._named():
                 self.run = self.open(id=known.read_text(), resume='allow')
-        values = {**scalars(record), 'env_frames': record['env_frames'], 'seconds': record['seconds']}
+        values = {
+            **scalars(record),
+            'env_frames': record['env_frames'],
+            'seconds': record['seconds'],
+        }
         self.run.log(values, step=record['gradient_steps'])
 
     def close(self) -> None:

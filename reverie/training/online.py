@@ -1,8 +1,10 @@
-"""A source that plays while it trains: `Online`, for environments on the device (`online_host` has the host's).
+"""A source that plays while it trains: `Online`, for environments on the device (`online_host` has
+the host's).
 
-It keeps streams of steps in a ring (`data.replay`) and play as many frames per update as the train ratio says:
-frames = batch * length / ratio, in whole vector steps. An explorer acts; what it remembers of a step (say, its latent
-state) may be kept in the ring, handed to the loss as `Batch.context`, and be replaced by what the loss returns.
+It keeps streams of steps in a ring (`data.replay`) and play as many frames per update as the train
+ratio says: frames = batch * length / ratio, in whole vector steps. An explorer acts; what it
+remembers of a step (say, its latent state) may be kept in the ring, handed to the loss as
+`Batch.context`, and be replaced by what the loss returns.
 """
 
 import dataclasses
@@ -20,7 +22,18 @@ from reverie.data import replay
 from reverie.data.replay import Layout, Ring, Stored
 from reverie.envs.device import Vector
 from reverie.training.state import available_bytes, own_buffers
-from reverie.types import ActionSpace, Batch, Env, Explorer, Mean, Metrics, Params, State, Step, UserError
+from reverie.types import (
+    ActionSpace,
+    Batch,
+    Env,
+    Explorer,
+    Mean,
+    Metrics,
+    Params,
+    State,
+    Step,
+    UserError,
+)
 
 
 def vector_steps(ratio: float | int, batch: int, length: int, envs: int) -> int:
@@ -44,7 +57,7 @@ def check_memory(what: str, needed: int, available: int | None) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Play:
+class CollectConfig:
     """How much is played and kept, for one seed.
 
     envs: environments side by side.
@@ -52,7 +65,8 @@ class Play:
     ratio: train ratio, replayed steps per frame played.
     prefill: frames played before the first update; at least what makes one window.
     random_prefill: the prefill is uniformly random instead of the explorer's.
-    online: each new window is trained on once as soon as it is complete (the online queue of DreamerV3).
+    online: each new window is trained on once as soon as it is complete (the online queue of
+    DreamerV3).
     context: steps before a window whose memories come with it, if the explorer has memories.
     """
 
@@ -66,7 +80,9 @@ class Play:
 
     def __post_init__(self):
         if self.envs < 1 or self.prefill < 0:
-            raise UserError(f'{self.envs} environments and prefill {self.prefill}; expected at least 1 and 0')
+            raise UserError(
+                f'{self.envs} environments and prefill {self.prefill}; expected at least 1 and 0'
+            )
 
     @property
     def slots(self) -> int:
@@ -88,7 +104,9 @@ class Play:
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
         """Frames played after `updates`, the prefill included."""
-        steps = self.prefill_steps(length) + updates * vector_steps(self.ratio, batch, length, self.envs)
+        steps = self.prefill_steps(length) + updates * vector_steps(
+            self.ratio, batch, length, self.envs
+        )
         return steps * self.envs
 
 
@@ -99,46 +117,51 @@ def random_actions(actions: ActionSpace, key: PRNGKeyArray, n: int) -> Array:
     return jax.random.uniform(key, (n, actions.size), minval=-1.0, maxval=1.0)
 
 
-class Scores(NamedTuple):
+class EpisodeTally(NamedTuple):
     """Of the episode that each environment is in."""
 
     ret: Float[Any, ' N']
     length: Int[Any, ' N']  # steps after the reset
 
 
-def score(scores: Scores, step: Step, xp: Any = jnp) -> tuple[Scores, Metrics]:
+def score(scores: EpisodeTally, step: Step, xp: Any = jnp) -> tuple[EpisodeTally, Metrics]:
     """A step [N] arrived: -> (scores, sums over the episodes that ended with it)."""
     ret = xp.where(step.is_first, 0, scores.ret + step.reward).astype(np.float32)
     length = xp.where(step.is_first, 0, scores.length + 1).astype(np.int32)
     ended = step.is_last.sum().astype(np.float32)
     total = lambda x: xp.where(step.is_last, x, 0).sum().astype(np.float32)
-    return Scores(ret, length), {'env/return': Mean(total(ret), ended), 'env/length': Mean(total(length), ended)}
+    return EpisodeTally(ret, length), {
+        'env/return': Mean(total(ret), ended),
+        'env/length': Mean(total(length), ended),
+    }
 
 
-class Playing(NamedTuple):
+class OnlineState(NamedTuple):
     """`live` of one seed: everything that changes while it plays."""
 
     env: PyTree
     step: Step  # [N] arrived, not yet acted on, not yet in the ring
     actor: State
-    scores: Scores
+    scores: EpisodeTally
     ring: Ring
 
 
 @dataclasses.dataclass(frozen=True)
 class Online:
-    """Environments and replay on the device: collecting and learning are one program, vmapped over seeds.
+    """Environments and replay on the device: collecting and learning are one program, vmapped over
+    seeds.
 
     env: one pure-JAX environment; play.envs copies run.
     explorer: acts with the agent's parameters.
     play: how much is played and kept, by each seed.
-    dataset: where the replay of all seeds is left as a native dataset at the end of training, if anywhere.
+    dataset: where the replay of all seeds is left as a native dataset at the end of training, if
+    anywhere.
     facts: what its manifest says of where it comes from.
     """
 
     env: Env
     explorer: Explorer
-    play: Play
+    play: CollectConfig
     dataset: str | os.PathLike | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -164,31 +187,34 @@ class Online:
         what = f'replay of {self.play.capacity} steps of {each} bytes for {seeds} seeds'
         check_memory(what, needed, available_bytes(jax.devices()[0]))
 
-    def _start(self, params: Params, key: PRNGKeyArray, batch: int, slots: int) -> Playing:
+    def _start(self, params: Params, key: PRNGKeyArray, batch: int, slots: int) -> OnlineState:
         """Traced: environments reset, nothing in the ring."""
         n = self.play.envs
         env, step = self.vector.reset(key)
         actor = self.explorer.initial(params, n)
         stored = replay.to_stored(step, self.explorer.memory(actor), self.actions)
-        scores = Scores(jnp.zeros(n), jnp.zeros(n, jnp.int32))
-        return Playing(env, step, actor, scores, replay.empty(stored, slots, batch))
+        scores = EpisodeTally(jnp.zeros(n), jnp.zeros(n, jnp.int32))
+        return OnlineState(env, step, actor, scores, replay.empty(stored, slots, batch))
 
     def _first_stored(self, params: Params, key: PRNGKeyArray) -> Stored:
         return jax.tree.map(lambda x: x[:, 0], self._start(params, key, 1, 1).ring.data)
 
-    def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> Playing:
+    def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> OnlineState:
         """Traced: the prefill is played. Every leaf has its own buffer."""
         self.play.check(batch, length)
         reset_key, key = jax.random.split(key)
         live = self._start(params, reset_key, batch, self.play.slots)
-        live, _ = self._collect(live, params, key, self.play.prefill_steps(length), self.play.random_prefill)
-        # The ring was written to, so its buffers are its own; copied like the rest, it would take its memory twice.
+        live, _ = self._collect(
+            live, params, key, self.play.prefill_steps(length), self.play.random_prefill
+        )
+        # The ring was written to, so its buffers are its own; copied like the rest, it would take
+        # its memory twice.
         rest: Any = own_buffers(live._asdict() | {'ring': live.ring._asdict() | {'data': None}})
-        return Playing(**rest | {'ring': Ring(**rest['ring'] | {'data': live.ring.data})})
+        return OnlineState(**rest | {'ring': Ring(**rest['ring'] | {'data': live.ring.data})})
 
     def next(
-        self, live: Playing, params: Params, key: PRNGKeyArray, batch: int, length: int
-    ) -> tuple[Playing, Batch, Metrics]:
+        self, live: OnlineState, params: Params, key: PRNGKeyArray, batch: int, length: int
+    ) -> tuple[OnlineState, Batch, Metrics]:
         """Traced: plays, writes, and draws a batch."""
         play_key, draw_key = jax.random.split(key)
         steps = vector_steps(self.play.ratio, batch, length, self.play.envs)
@@ -197,20 +223,20 @@ class Online:
         rows, context = replay.windows(ring, length, self.play.context)
         return live._replace(ring=ring), replay.to_batch(rows, context, self.layout), metrics
 
-    def absorb(self, live: Playing, memory: PyTree, ok: Bool[Array, '']) -> Playing:
+    def absorb(self, live: OnlineState, memory: PyTree, ok: Bool[Array, '']) -> OnlineState:
         """Traced: new memories [B, T, ...] of the last batch into the ring.
 
-        In place if they depend on the batch's context, as latent states do; else XLA may read the context after the
-        write, for which it copies the stored memories at each update.
+        In place if they depend on the batch's context, as latent states do; else XLA may read the
+        context after the write, for which it copies the stored memories at each update.
         """
         return live._replace(ring=replay.absorb(live.ring, memory, ok))
 
     def _collect(
-        self, live: Playing, params: Params, key: PRNGKeyArray, steps: int, random: bool
-    ) -> tuple[Playing, Metrics]:
+        self, live: OnlineState, params: Params, key: PRNGKeyArray, steps: int, random: bool
+    ) -> tuple[OnlineState, Metrics]:
         """Plays and writes `steps` vector steps -> (live, sums over the episodes that ended)."""
 
-        def frame(live: Playing, key: PRNGKeyArray) -> tuple[Playing, Metrics]:
+        def frame(live: OnlineState, key: PRNGKeyArray) -> tuple[OnlineState, Metrics]:
             act_key, env_key = jax.random.split(key)
             actor = live.actor
             if random:
@@ -221,7 +247,7 @@ class Online:
             ring = replay.write(live.ring, stored)
             env, step = self.vector.step(live.env, action, env_key)
             scores, ended = score(live.scores, step)
-            return Playing(env, step, actor, scores, ring), ended
+            return OnlineState(env, step, actor, scores, ring), ended
 
         live, ended = jax.lax.scan(frame, live, jax.random.split(key, steps))
         return live, jax.tree.map(lambda x: x.sum(0), ended)
@@ -230,13 +256,17 @@ class Online:
         """Frames that one seed has played after `updates`, the prefill included."""
         return self.play.env_frames(updates, batch, length)
 
-    def finish(self, live: Playing) -> None:
+    def finish(self, live: OnlineState) -> None:
         """Leaves the replay behind as a dataset, if asked to."""
         if self.dataset is None:
             return
         data, counts = jax.device_get((live.ring.data._replace(memory=()), live.ring.written))
-        rings = [(jax.tree.map(lambda x, i=i: x[i], data), int(count)) for i, count in enumerate(counts)]
-        replay.export(self.dataset, rings, self.layout, self.env.spec, dict(self.facts), overwrite=True)
+        rings = [
+            (jax.tree.map(lambda x, i=i: x[i], data), int(count)) for i, count in enumerate(counts)
+        ]
+        replay.export(
+            self.dataset, rings, self.layout, self.env.spec, dict(self.facts), overwrite=True
+        )
 
     def get_state(self) -> dict[str, Any]:
         """What must be the same when a run continues; all that changes is in `live`."""
@@ -249,6 +279,8 @@ class Online:
 
 def check_same(saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises UserError naming what differs between the source of a saved run and this one."""
-    differing = [f'{k}: saved {saved.get(k)!r}, given {x!r}' for k, x in given.items() if saved.get(k) != x]
+    differing = [
+        f'{k}: saved {saved.get(k)!r}, given {x!r}' for k, x in given.items() if saved.get(k) != x
+    ]
     if differing:
         raise UserError(f'the run was made with another source; {"; ".join(differing)}')

@@ -1,4 +1,6 @@
-"""A source that plays while it trains, for environments on the host: `OnlineHost`. See `online` for what it does."""
+"""A source that plays while it trains, for environments on the host: `OnlineHost`. See `online` for
+what it does.
+"""
 
 import dataclasses
 import os
@@ -10,17 +12,26 @@ import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from reverie.data import replay
-from reverie.data.replay import HostRing, Layout, Rows
-from reverie.training.online import Play, Scores, check_memory, check_same, score, vector_steps
+from reverie.data.replay import DrawnRows, HostRing, Layout
+from reverie.training.online import (
+    CollectConfig,
+    EpisodeTally,
+    check_memory,
+    check_same,
+    score,
+    vector_steps,
+)
 from reverie.training.state import available_bytes
 from reverie.types import Batch, EnvSpec, Explorer, Mean, Metrics, Params, State, Step, UserError
 
 
 @runtime_checkable
 class HostEnvs(Protocol):
-    """N environments on the host with auto-reset in the arrival convention, e.g. `envs.host.HostVector`.
+    """N environments on the host with auto-reset in the arrival convention, e.g.
+    `envs.host.HostVector`.
 
-    If there are `send(action)` and `receive() -> Step`, the two halves of `step`, the environments move meanwhile.
+    If there are `send(action)` and `receive() -> Step`, the two halves of `step`, the environments
+    move meanwhile.
     """
 
     @property
@@ -41,17 +52,19 @@ def none_ended() -> Metrics:
     return {'env/return': none, 'env/length': none}
 
 
-class Player:
+class HostCollector:
     """One seed's environments, replay and explorer on the host."""
 
-    def __init__(self, vector: HostEnvs, play: Play, memory: PyTree, seed: int):
+    def __init__(self, vector: HostEnvs, play: CollectConfig, memory: PyTree, seed: int):
         self.vector: Any = vector
         self.play, self.seed = play, seed
         self.rng, self.acted = np.random.default_rng(seed), 0
         self.actions = vector.spec.actions
         self.step = vector.reset()
         if self.step.reward.shape[0] != play.envs:
-            raise UserError(f'{self.step.reward.shape[0]} environments are there, expected the {play.envs} of play')
+            raise UserError(
+                f'{self.step.reward.shape[0]} environments are there, expected the {play.envs} of play'
+            )
         self.layout = Layout.of(self.step, self.actions)
         self.blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), memory)
         self.like = replay.to_stored(self.step, self.blank, self.actions, np)
@@ -61,7 +74,7 @@ class Player:
         self.ring = HostRing(self.like, self.play.slots)
         self.step, self.due, self.actor = self.vector.reset(), False, None
         n = self.play.envs
-        self.scores = Scores(np.zeros(n, np.float32), np.zeros(n, np.int32))
+        self.scores = EpisodeTally(np.zeros(n, np.float32), np.zeros(n, np.int32))
         self.ended = none_ended()
 
     def advance(self, action: np.ndarray, memory: PyTree) -> None:
@@ -101,17 +114,20 @@ class Player:
 class OnlineHost:
     """Environments and replay on the host, whose play overlaps with training.
 
-    While the device works on one call of updates, `load` plays and draws the next call's batches. So the explorer acts
-    with the weights from before the call that is being worked on, and memories come back two calls later: always, not
-    as timing has it, so that a seed determines a run. Where the device does one thing at a time (a GPU), acting waits
-    for training unless it has a device of its own.
+    While the device works on one call of updates, `load` plays and draws the next call's batches.
+    So the explorer acts with the weights from before the call that is being worked on, and memories
+    come back two calls later: always, not as timing has it, so that a seed determines a run. Where
+    the device does one thing at a time (a GPU), acting waits for training unless it has a device of
+    its own.
 
     vectors: the environments of each seed.
     explorer: acts with the agent's parameters.
     play: how much is played and kept, by each seed.
-    seed: of actions and draws; seed i of the run uses seed + i. The vectors have seeds of their own.
+    seed: of actions and draws; seed i of the run uses seed + i. The vectors have seeds of their
+    own.
     acting: device to act on, e.g. jax.devices('cpu')[0] beside a GPU; the default one if None.
-    dataset: where the replay of all seeds is left as a native dataset at the end of training, if anywhere.
+    dataset: where the replay of all seeds is left as a native dataset at the end of training, if
+    anywhere.
     facts: what its manifest says of where it comes from.
     """
 
@@ -119,7 +135,7 @@ class OnlineHost:
         self,
         vectors: Sequence[HostEnvs],
         explorer: Explorer,
-        play: Play,
+        play: CollectConfig,
         seed: int = 0,
         acting: jax.Device | None = None,
         dataset: str | os.PathLike | None = None,
@@ -128,13 +144,17 @@ class OnlineHost:
         self.vectors, self.explorer, self.play, self.seed = tuple(vectors), explorer, play, seed
         self.acting, self.dataset, self.facts = acting, dataset, dict(facts or {})
         self.data: dict[str, Any] = {}
-        self.players: list[Player] = []
+        self.players: list[HostCollector] = []
         self.weights: list[Params] = []
         self._begin()
         self._act = jax.jit(self._acted)
-        self._take = jax.jit(lambda params, i: jax.tree.map(lambda x: x[i], params), static_argnums=1)
+        self._take = jax.jit(
+            lambda params, i: jax.tree.map(lambda x: x[i], params), static_argnums=1
+        )
 
-    def _acted(self, params: Params, actor: State, step: Step, chance: Array) -> tuple[State, Array, PyTree]:
+    def _acted(
+        self, params: Params, actor: State, step: Step, chance: Array
+    ) -> tuple[State, Array, PyTree]:
         key = jax.random.fold_in(jax.random.key(chance[0]), chance[1])
         actor, action = self.explorer.act(params, actor, step, key, False)
         return actor, action, self.explorer.memory(actor)
@@ -143,11 +163,18 @@ class OnlineHost:
         """Raises UserError if ratio, capacity, memory or seeds do not fit; `params` may be shapes."""
         self.play.check(batch, length)
         if seeds != len(self.vectors):
-            raise UserError(f'{len(self.vectors)} vectors of environments for {seeds} seeds, expected one for each')
+            raise UserError(
+                f'{len(self.vectors)} vectors of environments for {seeds} seeds, expected one for each'
+            )
         if not self.players:
             n = self.play.envs
-            memory = jax.eval_shape(lambda p: self.explorer.memory(self.explorer.initial(p, n)), params)
-            self.players = [Player(v, self.play, memory, self.seed + i) for i, v in enumerate(self.vectors)]
+            memory = jax.eval_shape(
+                lambda p: self.explorer.memory(self.explorer.initial(p, n)), params
+            )
+            self.players = [
+                HostCollector(v, self.play, memory, self.seed + i)
+                for i, v in enumerate(self.vectors)
+            ]
         each = replay.bytes_per_step(self.players[0].like)
         what = f'replay of {self.play.capacity} steps of {each} bytes for {seeds} seeds'
         check_memory(what, each * self.play.envs * self.play.slots * seeds, available_bytes())
@@ -156,7 +183,7 @@ class OnlineHost:
     def _begin(self) -> None:
         """As at the start of a phase."""
         self.over, self.loads = False, 0
-        self.asked: dict[int, list[list[Rows]]] = {}  # by load: [updates][seeds]
+        self.asked: dict[int, list[list[DrawnRows]]] = {}  # by load: [updates][seeds]
         self.answers: list[tuple[PyTree, np.ndarray]] = []  # of the oldest in `asked` on
         for player in self.players:
             player.begin()
@@ -169,8 +196,12 @@ class OnlineHost:
         if self.acting is not None:
             self.weights = jax.device_put(self.weights, self.acting)
 
-    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> dict[str, Any]:
-        """Plays, and draws the next `updates` batches: NumPy arrays in stored form, [updates, seeds, B, ...]."""
+    def load(
+        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> dict[str, Any]:
+        """Plays, and draws the next `updates` batches: NumPy arrays in stored form, [updates,
+        seeds, B, ...].
+        """
         self._take_answers()
         steps = vector_steps(self.play.ratio, batch, length, self.play.envs)
         rows, found = [], []
@@ -183,8 +214,10 @@ class OnlineHost:
         stacked = jax.tree.map(lambda *x: np.stack(x).reshape(updates, seeds, *x[0].shape), *found)
         return {'rows': stacked[0], 'context': stacked[1]}
 
-    def _draw(self, seed: int, steps: int, batch: int, length: int) -> Rows:
-        """Play `steps` vector steps of one seed, after the prefill if nothing was played yet, and choose rows."""
+    def _draw(self, seed: int, steps: int, batch: int, length: int) -> DrawnRows:
+        """Play `steps` vector steps of one seed, after the prefill if nothing was played yet, and
+        choose rows.
+        """
         player, prefill = self.players[seed], self.play.prefill_steps(length)
         if not player.ring.written:
             if self.play.random_prefill:
@@ -209,17 +242,27 @@ class OnlineHost:
             player.advance(action, memory)
 
     def sample(
-        self, data: PyTree, loaded: PyTree, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+        self,
+        data: PyTree,
+        loaded: PyTree,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
     ) -> Batch:
         """Traced: one update's share of `load` as a Batch."""
         return replay.to_batch(loaded['rows'], loaded['context'], self.players[0].layout)
 
     def absorb(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
-        """Memories [seeds, updates, B, T, ...] of the oldest `load` not answered yet; kept where `ok`."""
+        """Memories [seeds, updates, B, T, ...] of the oldest `load` not answered yet; kept where
+        `ok`.
+        """
         self.answers.append((memory, ok))
 
     def _take_answers(self) -> None:
-        """Memories of the load before the last one, not of a later one: a checkpoint may bring those early."""
+        """Memories of the load before the last one, not of a later one: a checkpoint may bring
+        those early.
+        """
         while self.answers and min(self.asked) <= self.loads - 2:
             (memory, ok), rows = self.answers.pop(0), self.asked.pop(min(self.asked))
             for u, of_seeds in enumerate(rows):
@@ -227,7 +270,9 @@ class OnlineHost:
                     if ok[i, u]:
                         new = jax.tree.map(lambda x, i=i, u=u: x[i, u], memory)
                         self.players[i].ring.absorb(drawn, new)
-        for load in [load for load in self.asked if load < self.loads - 2]:  # the loss gives no memories
+        for load in [
+            load for load in self.asked if load < self.loads - 2
+        ]:  # the loss gives no memories
             del self.asked[load]
 
     def metrics(self) -> dict[str, Mean]:
@@ -246,7 +291,10 @@ class OnlineHost:
         return [player.ring.arrays() for player in self.players]
 
     def set_arrays(self, arrays: list[dict[str, Any]]) -> None:
-        """The replay of a checkpoint. Environments begin anew, so the episodes that were open end there."""
+        """The replay of a checkpoint.
+
+        Environments begin anew, so the episodes that were open end there.
+        """
         for player, saved in zip(self.players, arrays, strict=True):
             player.begin()
             player.ring.set_arrays(saved)
@@ -256,7 +304,14 @@ class OnlineHost:
         """Leaves the replay behind as a dataset, if asked to."""
         if self.dataset is not None:
             rings = [(player.ring.data, player.ring.written) for player in self.players]
-            replay.export(self.dataset, rings, self.players[0].layout, self.vectors[0].spec, self.facts, overwrite=True)
+            replay.export(
+                self.dataset,
+                rings,
+                self.players[0].layout,
+                self.vectors[0].spec,
+                self.facts,
+                overwrite=True,
+            )
         self.over = True
 
     def get_state(self) -> dict[str, Any]:
@@ -266,7 +321,12 @@ class OnlineHost:
 
     def _same(self) -> dict[str, Any]:
         env = self.vectors[0].spec.name
-        return {'source': 'online_host', 'env': env, 'seed': self.seed, **dataclasses.asdict(self.play)}
+        return {
+            'source': 'online_host',
+            'env': env,
+            'seed': self.seed,
+            **dataclasses.asdict(self.play),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Raises UserError naming what differs from the saved run."""

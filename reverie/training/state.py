@@ -20,7 +20,9 @@ class TrainState(NamedTuple):
 
     params: Params  # every group, trained or not
     opt_state: PyTree  # of the trained groups only
-    rms: dict[str, Float[Array, '']]  # running mean of the square of each loss, before bias correction
+    rms: dict[
+        str, Float[Array, '']
+    ]  # running mean of the square of each loss, before bias correction
     ema: Params | None  # running mean of the trained groups' weights
     step: Int[Array, '']  # updates of this phase, skipped ones included
     skipped: Int[Array, '']  # updates of this phase left out because something was not finite
@@ -29,13 +31,18 @@ class TrainState(NamedTuple):
 
 
 def create(params: Params, phase: Phase) -> TrainState:
-    """The state at the start of `phase`, for one seed. Raises UserError if the phase trains an unknown group."""
+    """The state at the start of `phase`, for one seed.
+
+    Raises UserError if the phase trains an unknown group.
+    """
     trained = trained_groups(params, phase)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         params=params,
         opt_state=phase.optimiser.init(trained),
-        rms={name: jnp.zeros((), jnp.float32) for name in phase.scales} if phase.rms_decay is not None else {},
+        rms={name: jnp.zeros((), jnp.float32) for name in phase.scales}
+        if phase.rms_decay is not None
+        else {},
         ema=trained if phase.ema_decay is not None else None,
         step=zero,
         skipped=zero,
@@ -47,17 +54,24 @@ def trained_groups(params: Params, phase: Phase) -> Params:
     """The parameter groups that `phase` trains."""
     unknown = sorted(set(phase.trains) - set(params))
     if unknown:
-        raise UserError(f'phase {phase.name} trains {unknown}, but the agent has the groups {sorted(params)}')
+        raise UserError(
+            f'phase {phase.name} trains {unknown}, but the agent has the groups {sorted(params)}'
+        )
     return {group: params[group] for group in phase.trains}
 
 
 def own_buffers(tree: PyTree) -> PyTree:
-    """A copy in which no two leaves share a buffer: a buffer can be donated only once. For use in jit too."""
+    """A copy in which no two leaves share a buffer: a buffer can be donated only once. For use in
+    jit too.
+    """
     return jax.tree.map(jnp.copy, tree)
 
 
 def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `ok` else `old`, leaf by leaf. A select, not a branch: under vmap each seed decides for itself."""
+    """`new` where `ok` else `old`, leaf by leaf.
+
+    A select, not a branch: under vmap each seed decides for itself.
+    """
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
 
@@ -65,31 +79,44 @@ def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
 def finite(tree: PyTree) -> Bool[Array, '']:
     """Whether every floating-point number of `tree` is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
+    return (
+        jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
+    )
 
 
 def count(params: Params) -> dict[str, int]:
     """Number of parameters per group."""
-    return {group: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for group, tree in params.items()}
+    return {
+        group: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+        for group, tree in params.items()
+    }
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
     """The one mesh of a run, axes (data, fsdp). Raises UserError if there are too few devices.
 
-    Axis types are pinned to Auto: with JAX's default (Explicit), ordinary data-parallel gradients are ambiguous.
+    Axis types are pinned to Auto: with JAX's default (Explicit), ordinary data-parallel gradients
+    are ambiguous.
     """
     devices = jax.devices() if devices is None else devices
     if data * fsdp > len(devices):
-        raise UserError(f'mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices, but there are {len(devices)}')
+        raise UserError(
+            f'mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices, but there are {len(devices)}'
+        )
     return jax.make_mesh(
-        (data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * fsdp]
+        (data, fsdp),
+        ('data', 'fsdp'),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices[: data * fsdp],
     )
 
 
 def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
     """Rows spread over every device. Raises UserError if `rows` does not divide."""
     if rows % mesh.size:
-        raise UserError(f'a batch of {rows} rows does not divide over the mesh {dict(mesh.shape)} of {mesh.size}')
+        raise UserError(
+            f'a batch of {rows} rows does not divide over the mesh {dict(mesh.shape)} of {mesh.size}'
+        )
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
@@ -99,9 +126,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def param_sharding(mesh: Mesh, tree: PyTree, leading: int = 1) -> PyTree:
-    """Each leaf split over `fsdp` along its largest divisible axis, after `leading` axes that stay whole.
+    """Each leaf split over `fsdp` along its largest divisible axis, after `leading` axes that stay
+    whole.
 
-    One rule for parameters, optimiser state and weight means alike, so no module carries annotations.
+    One rule for parameters, optimiser state and weight means alike, so no module carries
+    annotations.
     """
     ways = mesh.shape['fsdp']
 
@@ -122,18 +151,34 @@ def train_sharding(mesh: Mesh, train: TrainState) -> TrainState:
 
 
 def available_bytes(device: jax.Device | None = None) -> int | None:
-    """Memory left on an accelerator, or of the host (None, or a CPU device); None where nobody says."""
+    """Memory left on an accelerator, or of the host (None, or a CPU device); None where nobody
+    says.
+    """
     if device is not None and device.platform != 'cpu':
         stats = device.memory_stats() or {}
-        return stats['bytes_limit'] - stats.get('bytes_in_use', 0) if 'bytes_limit' in stats else None
+        return (
+            stats['bytes_limit'] - stats.get('bytes_in_use', 0) if 'bytes_limit' in stats else None
+        )
     free = []
     meminfo = pathlib.Path('/proc/meminfo')
     if meminfo.exists():
-        free += [int(line.split()[1]) << 10 for line in meminfo.read_text().splitlines() if 'MemAvailable' in line]
+        free += [
+            int(line.split()[1]) << 10
+            for line in meminfo.read_text().splitlines()
+            if 'MemAvailable' in line
+        ]
     limit, used, parts = (CGROUP / f'memory.{name}' for name in ('max', 'current', 'stat'))
-    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():  # a container's own limit
-        cached = [int(line.split()[1]) for line in parts.read_text().splitlines() if line.startswith('inactive_file ')]
-        free.append(int(limit.read_text()) - int(used.read_text()) + sum(cached))  # the cache of files is given up
+    if (
+        limit.exists() and used.exists() and limit.read_text().strip().isdigit()
+    ):  # a container's own limit
+        cached = [
+            int(line.split()[1])
+            for line in parts.read_text().splitlines()
+            if line.startswith('inactive_file ')
+        ]
+        free.append(
+            int(limit.read_text()) - int(used.read_text()) + sum(cached)
+        )  # the cache of files is given up
     return min(free, default=None)
 
 

@@ -10,39 +10,79 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
-from reverie.training.state import TrainState, batch_sharding, finite, global_norm, select, trained_groups
-from reverie.types import Batch, HostLive, Live, Losses, Mean, Metrics, Outcome, Params, Phase, Source, UserError, sg
+from reverie.training.state import (
+    TrainState,
+    batch_sharding,
+    finite,
+    global_norm,
+    select,
+    trained_groups,
+)
+from reverie.types import (
+    Batch,
+    HostLive,
+    Live,
+    Losses,
+    Mean,
+    Metrics,
+    Outcome,
+    Params,
+    Phase,
+    Source,
+    UserError,
+    sg,
+)
 
 
 def check_losses(phase: Phase, losses: Losses) -> None:
-    """Raise UserError unless the terms are those of `phase.scales`, each [B, T] ([B, H] if imagined)."""
-    missing, extra = sorted(set(phase.scales) - set(losses)), sorted(set(losses) - set(phase.scales))
+    """Raise UserError unless the terms are those of `phase.scales`, each [B, T] ([B, H] if
+    imagined).
+    """
+    missing, extra = (
+        sorted(set(phase.scales) - set(losses)),
+        sorted(set(losses) - set(phase.scales)),
+    )
     if missing or extra:
-        raise UserError(f'phase {phase.name}: losses and scales differ; missing losses {missing}, extra {extra}')
-    wrong = {name: x.shape for name, x in losses.items() if x.ndim != 2 or x.shape[0] != phase.batch}
+        raise UserError(
+            f'phase {phase.name}: losses and scales differ; missing losses {missing}, extra {extra}'
+        )
+    wrong = {
+        name: x.shape for name, x in losses.items() if x.ndim != 2 or x.shape[0] != phase.batch
+    }
     if wrong:
-        raise UserError(f'phase {phase.name}: every loss must have shape [B={phase.batch}, T], got {wrong}')
+        raise UserError(
+            f'phase {phase.name}: every loss must have shape [B={phase.batch}, T], got {wrong}'
+        )
 
 
 def normalise(
-    means: dict[str, Float[Array, '']], square: dict[str, Float[Array, '']], decay: float, applied: Int[Array, '']
+    means: dict[str, Float[Array, '']],
+    square: dict[str, Float[Array, '']],
+    decay: float,
+    applied: Int[Array, ''],
 ) -> tuple[dict[str, Float[Array, '']], dict[str, Float[Array, '']]]:
-    """L / RMS(L) per term; Dreamer 4, section 3.2. -> (normalised terms, new running means of squares).
+    """L / RMS(L) per term; Dreamer 4, section 3.2. -> (normalised terms, new running means of
+    squares).
 
-    The paper leaves the start open: as in Adam, the mean is divided by 1 - decay^t, so the first update sees +-1.
-    A term that has been zero so far is left as it is. applied: updates that entered `square` before this one.
+    The paper leaves the start open: as in Adam, the mean is divided by 1 - decay^t, so the first
+    update sees +-1. A term that has been zero so far is left as it is. applied: updates that
+    entered `square` before this one.
     """
     square = {name: decay * square[name] + (1 - decay) * sg(x) ** 2 for name, x in means.items()}
     correction = 1 - decay ** (applied + 1).astype(jnp.float32)
     rms = {name: jnp.sqrt(x / correction) for name, x in square.items()}
-    return {name: x / jnp.where(rms[name] > 1e-8, rms[name], 1.0) for name, x in means.items()}, square
+    return {
+        name: x / jnp.where(rms[name] > 1e-8, rms[name], 1.0) for name, x in means.items()
+    }, square
 
 
 def check_groups(phase: Phase, params: Params, groups: Params) -> None:
     """Raise UserError if a loss replaces groups that are trained, or that the agent does not have."""
     trained, unknown = sorted(set(groups) & set(phase.trains)), sorted(set(groups) - set(params))
     if trained or unknown:
-        raise UserError(f'phase {phase.name}: the loss replaces groups it trains {trained} or does not know {unknown}')
+        raise UserError(
+            f'phase {phase.name}: the loss replaces groups it trains {trained} or does not know {unknown}'
+        )
 
 
 def learn(
@@ -68,12 +108,15 @@ def learn(
     updates, opt_state = phase.optimiser.update(grads, state.opt_state, trained)
     grad_norm, update_norm = global_norm(grads), global_norm(updates)
     # Every mean is checked, not just their sum: a term of scale 0 that is NaN is a fault too.
-    ok = jnp.isfinite(jnp.stack([total, grad_norm, update_norm, *means.values()])).all() & finite(outcome.groups)
+    ok = jnp.isfinite(jnp.stack([total, grad_norm, update_norm, *means.values()])).all() & finite(
+        outcome.groups
+    )
     trained = optax.apply_updates(trained, updates)
     ema = state.ema
     decay = phase.ema_decay
     if ema is not None and decay is not None:
-        # In float32 accumulation the mean starts at the weights themselves, so it needs no bias correction.
+        # In float32 accumulation the mean starts at the weights themselves, so it needs no bias
+        # correction.
         ema = jax.tree.map(lambda m, x: m + (1 - decay) * (x - m), ema, trained)
     params = {**state.params, **trained, **sg(outcome.groups or {})}
     if phase.after is not None:
@@ -95,15 +138,19 @@ def learn(
     return state, metrics, sg(outcome.memory), ok
 
 
-class Evidence(NamedTuple):
-    """What the loss of one update was given: of a call, that of the first update that was skipped. One seed's."""
+class SkippedUpdate(NamedTuple):
+    """What the loss of one update was given: of a call, that of the first update that was skipped.
+    One seed's.
+    """
 
     update: Int[Array, '']  # of the phase, from 0; -1 if none was skipped
     key: Array  # key data of the loss
     batch: Batch
 
 
-def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+def update(
+    phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray
+) -> tuple[TrainState, Metrics]:
     """One gradient step of one seed, see `learn`."""
     return learn(phase, state, batch, key)[:2]
 
@@ -112,14 +159,15 @@ def update(phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray) -> 
 class Program:
     """The compiled update of a phase.
 
-    call: (state, data, loaded, keys [seeds], updates) -> (state, metrics {name: [seeds]}, streak [seeds, updates],
-        trace {name: [seeds, updates]} of the losses and norms, memory [seeds, updates, B, T, ...] for a replay on the
-        host, else None, evidence [seeds, ...] of the first update that was skipped); donates state.
+    call: (state, data, loaded, keys [seeds], updates) -> (state, metrics {name: [seeds]}, streak
+        [seeds, updates], trace {name: [seeds, updates]} of the losses and norms, memory [seeds,
+        updates, B, T, ...] for a replay on the host, else None, evidence [seeds, ...] of the first
+        update that was skipped); donates state.
     traces: one entry per compilation, the number of updates of a call.
     """
 
     call: Any  # a jitted function
-    traces: list[int]
+    compile_log: list[int]
 
 
 def finite_mean(x: Float[Array, ' updates']) -> Float[Array, '']:
@@ -129,66 +177,92 @@ def finite_mean(x: Float[Array, ' updates']) -> Float[Array, '']:
 
 
 def over_updates(metrics: Metrics) -> Metrics:
-    """Of a call: the mean of each metric [updates] over the updates where it is finite; a `Mean` is added up."""
+    """Of a call: the mean of each metric [updates] over the updates where it is finite; a `Mean` is
+    added up.
+    """
     return {
         name: jax.tree.map(lambda x: x.sum(0), x) if isinstance(x, Mean) else finite_mean(x)
         for name, x in metrics.items()
     }
 
 
-def make_program(phase: Phase, source: Source | Live, mesh: Mesh | None = None, shardings: PyTree = None) -> Program:
-    """The program of `phase`. `source.data` is an argument of it: a constant would be folded into the executable.
+def make_program(
+    phase: Phase, source: Source | Live, mesh: Mesh | None = None, shardings: PyTree = None
+) -> Program:
+    """The program of `phase`. `source.data` is an argument of it: a constant would be folded into
+    the executable.
 
-    With a `Live` source, data and loaded are None: collecting, drawing and learning are one program.
+    With a `Live` source, data and loaded are None: collecting, drawing and learning are one
+    program.
     """
     rows = None if mesh is None else batch_sharding(mesh, phase.batch)
-    traces: list[int] = []
+    compile_log: list[int] = []
 
     @functools.partial(jax.jit, inline=True)  # so that its shapes cost no second tracing
-    def draw(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Batch, Metrics]:
+    def draw(
+        state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray
+    ) -> tuple[TrainState, Batch, Metrics]:
         if not isinstance(source, Live):
-            return state, source.sample(data, loaded, key, phase.batch, phase.length, phase.relevant), {}
+            return (
+                state,
+                source.sample(data, loaded, key, phase.batch, phase.length, phase.relevant),
+                {},
+            )
         live, batch, played = source.next(state.live, state.params, key, phase.batch, phase.length)
         return state._replace(live=live), batch, played
 
-    def one_seed(state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int) -> Any:
+    def one_seed(
+        state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int
+    ) -> Any:
         def body(carry, loaded):
-            state, evidence = carry
+            state, skipped = carry
             sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
             state, batch, played = draw(state, data, loaded, sample_key)
             if rows is not None:
                 batch = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
-            given = Evidence(state.step, jax.random.key_data(loss_key), batch)
+            given = SkippedUpdate(state.step, jax.random.key_data(loss_key), batch)
             state, metrics, memory, ok = learn(phase, state, batch, loss_key)
-            evidence = select(ok | (evidence.update >= 0), evidence, given)
+            skipped = select(ok | (skipped.update >= 0), skipped, given)
             if isinstance(source, Live) and memory is not None:
                 state = state._replace(live=source.absorb(state.live, memory, ok))
             memory = memory if isinstance(source, HostLive) else None
-            return (state, evidence), ({**metrics, **played}, state.streak, memory)
+            return (state, skipped), ({**metrics, **played}, state.streak, memory)
 
         like = jax.eval_shape(draw, state, data, jax.tree.map(lambda x: x[0], loaded), key)[1]
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        none = Evidence(jnp.int32(-1), jnp.zeros_like(jax.random.key_data(key)), blank)
-        (state, evidence), (metrics, streak, memory) = jax.lax.scan(body, (state, none), loaded, length=updates)
-        trace = {name: x for name, x in metrics.items() if name.startswith(('loss/', 'opt/'))}
+        none = SkippedUpdate(jnp.int32(-1), jnp.zeros_like(jax.random.key_data(key)), blank)
+        (state, skipped), (metrics, streak, memory) = jax.lax.scan(
+            body, (state, none), loaded, length=updates
+        )
+        history = {name: x for name, x in metrics.items() if name.startswith(('loss/', 'opt/'))}
         metrics = {**over_updates(metrics), 'opt/skipped': state.skipped.astype(jnp.float32)}
-        return state, metrics, streak, trace, memory, evidence
+        return state, metrics, streak, history, memory, skipped
 
-    def call(state: TrainState, data: PyTree, loaded: PyTree, keys: Key[Array, ' seeds'], updates: int) -> Any:
-        traces.append(updates)
-        if keys.shape[0] == 1:  # vmap over one seed turns matmuls and convolutions into batched ones, for nothing
-            squeeze, add = (lambda t: jax.tree.map(lambda x: x[0], t)), (lambda t: jax.tree.map(lambda x: x[None], t))
+    def call(
+        state: TrainState, data: PyTree, loaded: PyTree, keys: Key[Array, ' seeds'], updates: int
+    ) -> Any:
+        compile_log.append(updates)
+        if (
+            keys.shape[0] == 1
+        ):  # vmap over one seed turns matmuls and convolutions into batched ones, for nothing
+            squeeze, add = (
+                (lambda t: jax.tree.map(lambda x: x[0], t)),
+                (lambda t: jax.tree.map(lambda x: x[None], t)),
+            )
             loaded = jax.tree.map(lambda x: x[:, 0], loaded)
             return add(one_seed(squeeze(state), data, loaded, keys[0], updates))
         over_seeds = jax.vmap(lambda s, l, k: one_seed(s, data, l, k, updates), in_axes=(0, 1, 0))
         return over_seeds(state, loaded, keys)
 
     out = None if shardings is None else (shardings, None, None, None, None, None)
-    return Program(jax.jit(call, static_argnames='updates', donate_argnums=0, out_shardings=out), traces)
+    return Program(
+        jax.jit(call, static_argnames='updates', donate_argnums=0, out_shardings=out), compile_log
+    )
 
 
 def call_size(steps: int, wanted: int) -> int:
-    """Updates per call: the largest divisor of `steps` in [wanted / 2, wanted], for one program; else `wanted`.
+    """Updates per call: the largest divisor of `steps` in [wanted / 2, wanted], for one program;
+    else `wanted`.
 
     In the latter case the last call of the phase is shorter and costs a second compilation.
     """

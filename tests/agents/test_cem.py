@@ -57,9 +57,13 @@ def test_one_iteration_equals_a_loop():
     rng = np.random.default_rng(0)
     target, noise = rng.normal(size=(2, 3, 1)), rng.normal(size=(1, 2, 10, 3, 1))
     cem = CEM(horizon=3, iterations=1, candidates=10, top=4)
-    belief = cem.beliefs(Aim(), begin(target), jax.random.key(0), 1, jnp.asarray(noise, jnp.float32))
+    belief = cem.beliefs(
+        Aim(), begin(target), jax.random.key(0), 1, jnp.asarray(noise, jnp.float32)
+    )
     for n in range(2):
         plans = [np.clip(noise[0, n, j], -1, 1) for j in range(10)]
         plans.sort(key=lambda plan: sum((plan[t] - target[n, t]) ** 2 for t in range(3)).item())
         np.testing.assert_allclose(belief.mean[0, n], np.mean(plans[:4], 0), rtol=1e-4)
-        np.testing.assert_allclose(belief.std[0, n], np.sqrt(np.var(plans[:4], 0) + 1e-6), rtol=1e-4)
+        np.testing.assert_allclose(
+            belief.std[0, n], np.sqrt(np.var(plans[:4], 0) + 1e-6), rtol=1e-4
+        )

@@ -1,4 +1,6 @@
-"""The agent's losses: who learns from which row, targets without off-by-one, every phase learns one batch."""
+"""The agent's losses: who learns from which row, targets without off-by-one, every phase learns one
+batch.
+"""
 
 import dataclasses
 
@@ -20,8 +22,12 @@ B, T = 4, 6
 @pytest.fixture(scope='module')
 def agent():
     config = presets.dreamer4_debug()
-    deeper = lambda part: dataclasses.replace(part, transformer=dataclasses.replace(part.transformer, layers=3))
-    config = dataclasses.replace(config, tokenizer=deeper(config.tokenizer), dynamics=deeper(config.dynamics))
+    deeper = lambda part: dataclasses.replace(
+        part, transformer=dataclasses.replace(part.transformer, layers=3)
+    )
+    config = dataclasses.replace(
+        config, tokenizer=deeper(config.tokenizer), dynamics=deeper(config.dynamics)
+    )
     return presets.make(config, SPEC)
 
 
@@ -40,7 +46,9 @@ def batch():
     last = jnp.zeros((B, T), bool).at[2, 2].set(True)
     action = jax.nn.one_hot(jax.random.randint(key, (B, T), 0, 3), 3) * ~first[..., None]
     reward = jax.random.bernoulli(key, 0.4, (B, T)) * ~first * 1.0
-    row = (3 * jnp.arange(B)[:, None] + jnp.arange(T)) % 10  # one lit row, one lit column: few frames, all different
+    row = (
+        3 * jnp.arange(B)[:, None] + jnp.arange(T)
+    ) % 10  # one lit row, one lit column: few frames, all different
     lit = lambda n: jnp.broadcast_to(jnp.arange(10) == n[..., None, None], (B, T, 10, 10))
     obs = jnp.stack([lit(row), lit(7 * row % 10).swapaxes(2, 3)], -1)
     step = Step(obs, action, reward, first, last, last)
@@ -59,14 +67,19 @@ def finetune(agent):
     return jax.jit(jax.grad(total))
 
 
-ONLY = {name: dict(shortcut=0.0, policy=0.0, reward=0.0, cont=0.0) | {name: 1.0} for name in ('shortcut', 'policy')}
+ONLY = {
+    name: dict(shortcut=0.0, policy=0.0, reward=0.0, cont=0.0) | {name: 1.0}
+    for name in ('shortcut', 'policy')
+}
 
 
 def touched(grads) -> bool:
     return any(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(grads))
 
 
-def test_policy_learns_from_relevant_rows_only_and_dynamics_from_the_others_only(finetune, params, batch):
+def test_policy_learns_from_relevant_rows_only_and_dynamics_from_the_others_only(
+    finetune, params, batch
+):
     as_rows = lambda relevant: batch._replace(relevant=jnp.full(B, relevant))
     assert touched(finetune(params, as_rows(True), ONLY['policy']))
     assert not touched(finetune(params, as_rows(False), ONLY['policy']))
@@ -74,14 +87,18 @@ def test_policy_learns_from_relevant_rows_only_and_dynamics_from_the_others_only
     assert not touched(finetune(params, as_rows(True), ONLY['shortcut']))
 
 
-def test_changing_the_actions_of_uniform_rows_leaves_the_policy_loss_of_others_alone(agent, params, batch):
+def test_changing_the_actions_of_uniform_rows_leaves_the_policy_loss_of_others_alone(
+    agent, params, batch
+):
     loss = jax.jit(lambda b: agent.finetune_loss(params, b, jax.random.key(3), jnp.int32(9))[0])
     other = batch._replace(
         step=batch.step._replace(reward=batch.step.reward.at[B // 2 :].add(1.0)),
         has_reward=jnp.arange(B) < B // 2,
     )
     a, b = loss(batch._replace(has_reward=other.has_reward)), loss(other)
-    np.testing.assert_array_equal(a['reward'], b['reward'])  # rows without rewards: their numbers do not matter
+    np.testing.assert_array_equal(
+        a['reward'], b['reward']
+    )  # rows without rewards: their numbers do not matter
     rows = np.asarray(a['policy']).any(1)
     assert rows.sum() == B // 2 and (np.asarray(a['shortcut']).any(1) == ~rows).all()
 
@@ -132,12 +149,15 @@ def test_imagination_moves_policy_and_value_and_nothing_else(agent, params, batc
 def test_a_context_that_has_ended_teaches_nothing(agent, params, batch):
     over = batch.step._replace(is_last=batch.step.is_last.at[:, -1].set(True))
     losses, _ = jax.jit(
-        lambda p: agent.imagination_loss(p, batch._replace(step=over), jax.random.key(3), jnp.int32(0))
+        lambda p: agent.imagination_loss(
+            p, batch._replace(step=over), jax.random.key(3), jnp.int32(0)
+        )
     )(params)
     assert all(not np.asarray(x).any() for x in losses.values())
 
 
-# Losses on one batch of four rows that a working learner passes with room to spare and an idle one never reaches.
+# Losses on one batch of four rows that a working learner passes with room to spare and an idle one
+# never reaches.
 OVERFIT = {
     'tokenizer': {'recon': 0.06},
     'dynamics': {'shortcut': 0.03},
@@ -185,28 +205,34 @@ def test_heads_learn_rewards_and_ends_from_uniform_rows_alone(agent, params, bat
     """Relevant rows are drawn around rewards: what they hold must not reach the heads."""
     half = jnp.arange(B) < B // 2
     batch = batch._replace(relevant=half)
-    loss = jax.jit(lambda batch: agent.finetune_loss(params, batch, jax.random.key(1), jnp.int32(9))[0])
+    loss = jax.jit(
+        lambda batch: agent.finetune_loss(params, batch, jax.random.key(1), jnp.int32(9))[0]
+    )
     step = batch.step
     rewards = lambda rows: step._replace(reward=step.reward + 5.0 * rows[:, None])
     ends = lambda rows: step._replace(is_terminal=step.is_terminal ^ rows[:, None])
     seen = loss(batch)
     for name, change in (('reward', rewards), ('cont', ends)):
-        relevant, uniform = (loss(batch._replace(step=change(rows)))[name].sum() for rows in (half, ~half))
+        relevant, uniform = (
+            loss(batch._replace(step=change(rows)))[name].sum() for rows in (half, ~half)
+        )
         np.testing.assert_allclose(relevant, seen[name].sum(), rtol=1e-6)
         assert abs(float(uniform - seen[name].sum())) > 1.0
 
 
 def test_boolean_grids_are_reconstructed_by_a_cross_entropy_and_decoded_as_probabilities(batch):
     config = presets.dreamer4_debug()
-    config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, pixels='bernoulli'))
+    config = dataclasses.replace(
+        config, tokenizer=dataclasses.replace(config.tokenizer, pixels='bernoulli')
+    )
     agent = Dreamer4(config, SPEC)
     params = agent.init(jax.random.key(0))
     seen = batch._replace(step=batch.step._replace(obs=batch.step.obs > 0.5))
     losses, _ = agent.tokenizer_loss(params, seen, jax.random.key(2), jnp.int32(0))
-    key_mask, key_isolated = jax.random.split(jax.random.key(2))
+    key_mask, key_single = jax.random.split(jax.random.key(2))
     encoder, decoder = (agent.bind[name](params[name]) for name in ('encoder', 'decoder'))
     hidden = draw_mask(key_mask, (B, T), encoder.patches, config.tokenizer.max_mask_rate).hidden
-    is_first = agent._isolate(seen.step.is_first, key_isolated)
+    is_first = agent._single_images(seen.step.is_first, key_single)
     z, _ = encoder(seen.step.obs.astype(jnp.float32), is_first, hidden)
     p, truth = np.asarray(decoder(z, is_first)[0], np.float64), np.asarray(seen.step.obs)
     assert p.min() > 0 and p.max() < 1
@@ -224,7 +250,9 @@ def test_the_dreamed_return_is_the_discounted_sum_of_what_is_still_alive():
     for t in range(5):
         expected += alive * reward[t]
         alive *= 0.9 * cont[t]
-    np.testing.assert_allclose(discounted(jnp.asarray(reward), jnp.asarray(cont), 0.9), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        discounted(jnp.asarray(reward), jnp.asarray(cont), 0.9), expected, rtol=1e-5
+    )
 
 
 def test_a_finetuning_without_uniform_rows_is_refused():

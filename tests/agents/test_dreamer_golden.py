@@ -1,4 +1,6 @@
-"""A whole Dreamer V3, losses, gradients and weights after two updates, against the released code's numbers."""
+"""A whole Dreamer V3, losses, gradients and weights after two updates, against the released code's
+numbers.
+"""
 
 import dataclasses
 
@@ -19,7 +21,9 @@ from reverie.training.update import learn
 from reverie.types import ActionSpace, Batch, EnvSpec, Step
 from tests.golden_numbers import golden, head_from_v3, ours_from_v3
 
-NAMES = dict(rew='reward', con='cont', vector='obs/vector', image='obs/image', repval='replay_value')
+NAMES = dict(
+    rew='reward', con='cont', vector='obs/vector', image='obs/image', repval='replay_value'
+)
 
 
 def build(kind: str, actions: int):
@@ -29,7 +33,12 @@ def build(kind: str, actions: int):
     world = dataclasses.replace(
         old,
         dynamics=dataclasses.replace(
-            old.dynamics, deter=32, hidden=12, latent=CategoricalLatent(4, 4, 0.01), core=BlockGRU(4), style=style
+            old.dynamics,
+            deter=32,
+            hidden=12,
+            latent=CategoricalLatent(4, 4, 0.01),
+            core=BlockGRU(4),
+            style=style,
         ),
         obs=dataclasses.replace(old.obs, conv=PooledConv(2, blocks=4), units=16, style=style),
         reward=HeadConfig(1, 16, style),
@@ -52,7 +61,10 @@ def build(kind: str, actions: int):
 def params_of(flat):
     """Our parameter groups from recorded weights."""
     found = ours_from_v3(flat)
-    found = {{'rssm': 'dynamics', 'actor': 'policy', 'critic': 'value'}.get(k, k): v for k, v in found.items()}
+    found = {
+        {'rssm': 'dynamics', 'actor': 'policy', 'critic': 'value'}.get(k, k): v
+        for k, v in found.items()
+    }
     return jax.tree.map(jnp.asarray, found)
 
 
@@ -75,7 +87,9 @@ def no_chance(monkeypatch):
 
 
 @pytest.mark.parametrize('group, kind', [('full_disc', 'discrete'), ('full_cont', 'continuous')])
-def test_losses_gradients_and_weights_of_two_updates_equal_the_released_code(group, kind, no_chance):
+def test_losses_gradients_and_weights_of_two_updates_equal_the_released_code(
+    group, kind, no_chance
+):
     data = golden(f'v3/{group}/data')
     actions = golden(f'v3/{group}/params')['dyn/dynin2/kernel'].shape[0]
     agent, (phase,) = (a := build(kind, actions)), a.phases
@@ -89,7 +103,10 @@ def test_losses_gradients_and_weights_of_two_updates_equal_the_released_code(gro
     with jax.default_matmul_precision('highest'):
         first = params_of(golden(f'v3/{group}/params'))
         shapes = jax.eval_shape(agent.init, jax.random.key(0))
-        copies = {'slow_value': jax.tree.map(jnp.copy, first['value']), 'scale': agent.cfg.scale.initial()}
+        copies = {
+            'slow_value': jax.tree.map(jnp.copy, first['value']),
+            'scale': agent.cfg.scale.initial(),
+        }
         params = shapes | first | copies
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
         state = create(params, phase)
@@ -99,23 +116,37 @@ def test_losses_gradients_and_weights_of_two_updates_equal_the_released_code(gro
             for name, x in got.items():
                 theirs = next(k for k in (*NAMES, name) if NAMES.get(k, k) == name)
                 x = x if x.shape == want[f'loss/{theirs}'].shape else x.reshape(2, 6, -1).mean(-1)
-                np.testing.assert_allclose(x, want[f'loss/{theirs}'], rtol=2e-3, atol=1e-5, err_msg=f'{i} {name}')
+                np.testing.assert_allclose(
+                    x, want[f'loss/{theirs}'], rtol=2e-3, atol=1e-5, err_msg=f'{i} {name}'
+                )
             assert bool(ok)
             state = after
             total = sum(phase.scales[name] * x.mean() for name, x in got.items())
             np.testing.assert_allclose(total, want['total'], rtol=2e-3)
             np.testing.assert_allclose(metrics['opt/grad_norm'], want['grad_norm'], rtol=2e-3)
-            np.testing.assert_allclose(state.params['scale']['low'], want['retnorm/lo/value'], rtol=2e-3, atol=1e-6)
-            np.testing.assert_allclose(state.params['scale']['high'], want['retnorm/hi/value'], rtol=2e-3, atol=1e-6)
-            slow = jax.tree.map(jnp.asarray, head_from_v3(golden(f'v3/{group}/step{i}/slow'), 'slowval'))
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params['slow_value'], slow)
+            np.testing.assert_allclose(
+                state.params['scale']['low'], want['retnorm/lo/value'], rtol=2e-3, atol=1e-6
+            )
+            np.testing.assert_allclose(
+                state.params['scale']['high'], want['retnorm/hi/value'], rtol=2e-3, atol=1e-6
+            )
+            slow = jax.tree.map(
+                jnp.asarray, head_from_v3(golden(f'v3/{group}/step{i}/slow'), 'slowval')
+            )
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+                state.params['slow_value'],
+                slow,
+            )
             wanted = params_of(golden(f'v3/{group}/step{i}/params'))
             close(wanted, {name: state.params[name] for name in wanted})
             state = state._replace(params=state.params | wanted | {'slow_value': slow})
 
 
 def close(wanted, got):
-    """Equal within 1e-4, but for 2% of a tensor: the sign of an update flips where a gradient is about zero."""
+    """Equal within 1e-4, but for 2% of a tensor: the sign of an update flips where a gradient is
+    about zero.
+    """
 
     def leaf(path, a, b):
         off = np.abs(np.asarray(a) - np.asarray(b)) > 1e-4

@@ -13,7 +13,9 @@ from reverie.agents.ppo import PPO, PPOConfig, gae, ppo_loss, train
 from reverie.envs.device import TimeLimit, Vector, make
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
-SMALL = PPOConfig(env_frames=16_384, envs=16, rollout=16, minibatches=2, width=16, learning_rate=1e-2, snapshots=4)
+SMALL = PPOConfig(
+    env_frames=16_384, envs=16, rollout=16, minibatches=2, width=16, learning_rate=1e-2, snapshots=4
+)
 
 
 class CountState(NamedTuple):
@@ -23,7 +25,9 @@ class CountState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """obs = number of ones played so far, modulo 4, one-hot; the action that equals its parity earns 1."""
+    """obs = number of ones played so far, modulo 4, one-hot; the action that equals its parity
+    earns 1.
+    """
 
     length: int = 6
     spec: EnvSpec = EnvSpec('counter', (4,), ActionSpace('discrete', 2))
@@ -80,7 +84,9 @@ def advantage_by_definition(reward, is_last, is_terminal, value, t, discount, la
 
 
 def episode_marks():
-    """Rows arrive as: 3 steps and death, reset, 2 steps and a time limit, reset, 4 steps of an unfinished episode."""
+    """Rows arrive as: 3 steps and death, reset, 2 steps and a time limit, reset, 4 steps of an
+    unfinished episode.
+    """
     is_last = np.zeros((11, 1), bool)
     is_terminal = np.zeros((11, 1), bool)
     is_last[[2, 5]] = True
@@ -93,10 +99,15 @@ def episode_marks():
 def test_gae_equals_the_loop_through_death_time_limit_and_reset():
     rng = np.random.default_rng(0)
     is_last, is_terminal, valid = episode_marks()
-    reward, value = rng.normal(size=(11, 1)).astype(np.float32), rng.normal(size=(12, 1)).astype(np.float32)
+    reward, value = (
+        rng.normal(size=(11, 1)).astype(np.float32),
+        rng.normal(size=(12, 1)).astype(np.float32),
+    )
     adv = np.asarray(gae(*map(jnp.asarray, (reward, is_last, is_terminal, value)), 0.9, 0.8))
     for t in np.flatnonzero(valid):
-        expected = advantage_by_definition(reward[:, 0], is_last[:, 0], is_terminal[:, 0], value[:, 0], t, 0.9, 0.8)
+        expected = advantage_by_definition(
+            reward[:, 0], is_last[:, 0], is_terminal[:, 0], value[:, 0], t, 0.9, 0.8
+        )
         assert adv[t, 0] == pytest.approx(expected, abs=1e-5)
 
 
@@ -104,14 +115,22 @@ def test_a_truncated_step_bootstraps_from_its_own_value_and_a_terminal_one_does_
     is_last, is_terminal, _ = episode_marks()
     reward = jnp.ones((11, 1))
     marks = jnp.asarray(is_last), jnp.asarray(is_terminal)
-    slope = jax.jacobian(lambda v: gae(reward, *marks, v, 0.9, 0.8)[:, 0])(jnp.zeros((12, 1)))[:, :, 0]
-    assert slope[5, 6] == pytest.approx(0.9)  # time limit: the observation that arrived with it is row 6
+    slope = jax.jacobian(lambda v: gae(reward, *marks, v, 0.9, 0.8)[:, 0])(jnp.zeros((12, 1)))[
+        :, :, 0
+    ]
+    assert slope[5, 6] == pytest.approx(
+        0.9
+    )  # time limit: the observation that arrived with it is row 6
     assert slope[2, 3] == 0.0
-    assert not np.any(slope[:3, 3:]) and not np.any(slope[4:6, 7:])  # nothing leaks in from a later episode
+    assert not np.any(slope[:3, 3:]) and not np.any(
+        slope[4:6, 7:]
+    )  # nothing leaks in from a later episode
 
 
 def test_returns_of_a_played_rollout_equal_their_definition_through_deaths_and_time_limits():
-    """Breakout, where a missed first ball ends an episode at step 6 and the limit ends the others at 15."""
+    """Breakout, where a missed first ball ends an episode at step 6 and the limit ends the others
+    at 15.
+    """
     config = PPOConfig(env_frames=1024, envs=16, rollout=64, width=16, snapshots=1)
     env = make('minatar/breakout', time_limit=15)
     agent, vector = PPO(env.spec, config), Vector(env, config.envs)
@@ -141,7 +160,9 @@ def test_the_pair_across_a_reset_has_no_weight_in_any_loss_term():
     f = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     valid = jnp.array([True, False, True, True, False, True])
     off = jnp.zeros(6, bool)
-    batch = ppo.Transition(f(6, 2), jnp.array([0, 1, 2, 0, 1, 2]), f(6), f(6), valid, f(6), off, off)
+    batch = ppo.Transition(
+        f(6, 2), jnp.array([0, 1, 2, 0, 1, 2]), f(6), f(6), valid, f(6), off, off
+    )
     logits, value, adv, ret = f(6, 3), f(6), f(6), f(6)
     keep = np.flatnonzero(valid)
     kept = jax.tree.map(lambda x: x[keep], (logits, value, batch, adv, ret))
@@ -153,10 +174,20 @@ def test_the_pair_across_a_reset_has_no_weight_in_any_loss_term():
 def test_the_clipped_objective_stops_the_gradient_of_a_ratio_that_went_far_enough():
     off = jnp.zeros(2, bool)
     batch = ppo.Transition(
-        jnp.zeros((2, 1)), jnp.array([0, 0]), jnp.log(jnp.array([0.5, 0.5])), jnp.zeros(2), ~off, jnp.zeros(2), off, off
+        jnp.zeros((2, 1)),
+        jnp.array([0, 0]),
+        jnp.log(jnp.array([0.5, 0.5])),
+        jnp.zeros(2),
+        ~off,
+        jnp.zeros(2),
+        off,
+        off,
     )
-    loss = lambda logits: ppo_loss(logits, jnp.zeros(2), batch, jnp.array([1.0, -1.0]), jnp.zeros(2), SMALL)['policy']
-    # Row 0: good action, already 1.76 times as likely. Row 1: bad action, still 1.76 times as likely.
+    loss = lambda logits: ppo_loss(
+        logits, jnp.zeros(2), batch, jnp.array([1.0, -1.0]), jnp.zeros(2), SMALL
+    )['policy']
+    # Row 0: good action, already 1.76 times as likely. Row 1: bad action, still 1.76 times as
+    # likely.
     slope = jax.grad(loss)(jnp.array([[2.0, 0.0], [2.0, 0.0]]))
     assert not np.any(slope[0])
     assert slope[1, 0] > 0.0
@@ -170,7 +201,9 @@ def test_rollout_pairs_each_action_with_what_arrived_after_it():
     assert np.array_equal(rows.reward, (rows.action == parity) & rows.valid)
     ended = np.arange(16) % 7 == 6  # 6 actions, then one that the reset ignores
     assert np.array_equal(rows.valid, np.broadcast_to(~ended[:, None], (16, 16)))
-    assert np.array_equal(rows.is_terminal, np.broadcast_to((np.arange(16) % 7 == 5)[:, None], (16, 16)))
+    assert np.array_equal(
+        rows.is_terminal, np.broadcast_to((np.arange(16) % 7 == 5)[:, None], (16, 16))
+    )
 
 
 @pytest.mark.parametrize('discount', [0.0, 0.9])
@@ -198,11 +231,15 @@ def test_each_of_several_seeds_begins_as_it_would_alone():
     agent, vector = PPO(Bandit().spec, still), Vector(Bandit(), still.envs)
     for seed in range(3):
         alone = jax.jit(lambda key: ppo.begin(agent, vector, key).params)(keys[seed])
-        jax.tree.map(lambda a, b, seed=seed: np.testing.assert_array_equal(a[seed], b), together, alone)
+        jax.tree.map(
+            lambda a, b, seed=seed: np.testing.assert_array_equal(a[seed], b), together, alone
+        )
 
 
 def test_a_time_limit_does_not_lower_the_value_of_the_last_state():
-    """Reward 1 for ever, cut after 3 steps: worth 1 / (1 - 0.5) = 2 in every state, as if there were no limit."""
+    """Reward 1 for ever, cut after 3 steps: worth 1 / (1 - 0.5) = 2 in every state, as if there
+    were no limit.
+    """
 
     config = dataclasses.replace(SMALL, discount=0.5, env_frames=32_768)
     result = train(TimeLimit(Endless(), 3), config, jax.random.key(0))
@@ -212,14 +249,19 @@ def test_a_time_limit_does_not_lower_the_value_of_the_last_state():
 
 def test_the_value_step_is_clipped_or_not():
     off = jnp.zeros(1, bool)
-    batch = ppo.Transition(jnp.zeros((1, 1)), jnp.array([0]), jnp.zeros(1), jnp.zeros(1), ~off, jnp.zeros(1), off, off)
+    batch = ppo.Transition(
+        jnp.zeros((1, 1)), jnp.array([0]), jnp.zeros(1), jnp.zeros(1), ~off, jnp.zeros(1), off, off
+    )
 
     def slope(value, ret, clip_value):
         config = dataclasses.replace(SMALL, clip_value=clip_value)
-        loss = lambda v: ppo_loss(jnp.zeros((1, 2)), v[None], batch, jnp.zeros(1), ret[None], config)['value']
+        loss = lambda v: ppo_loss(
+            jnp.zeros((1, 2)), v[None], batch, jnp.zeros(1), ret[None], config
+        )['value']
         return jax.grad(loss)(jnp.float32(value)).item()
 
-    # The old value is 0, the return 3. At 0.5 the step is past its clip, where (0.2 - 3)^2 is the larger error.
+    # The old value is 0, the return 3. At 0.5 the step is past its clip, where (0.2 - 3)^2 is the
+    # larger error.
     assert slope(0.5, jnp.float32(3.0), 0.2) == 0.0
     assert slope(0.1, jnp.float32(3.0), 0.2) == pytest.approx(-2.9)
     assert slope(0.5, jnp.float32(3.0), None) == pytest.approx(-2.5)
@@ -234,8 +276,11 @@ def test_the_rate_falls_to_zero_or_stays_and_gradients_are_clipped_together_or_o
         total = config.updates * config.epochs * config.minibatches
         state = tx.init(grads)
         first, state = tx.update(grads, state)
-        # Adam's count is that of the schedule; moments of constant gradients do not change after correction of bias
-        state = jax.tree.map(lambda x: jnp.full_like(x, total) if x.dtype == jnp.int32 else x, state)
+        # Adam's count is that of the schedule; moments of constant gradients do not change after
+        # correction of bias
+        state = jax.tree.map(
+            lambda x: jnp.full_like(x, total) if x.dtype == jnp.int32 else x, state
+        )
         return first, tx.update(grads, state)[0]
 
     adam = lambda g: -0.1 * g / (abs(g) + 1.0)
@@ -261,12 +306,18 @@ def test_separate_networks_share_no_weight_and_lecun_kernels_have_variance_one_o
     assert all(np.any(x) for x in jax.tree.leaves((grads['value_hidden'], grads['value'])))
     kernel = params['hidden'][0]['kernel']
     assert kernel.shape == (400, 64) and np.std(kernel) == pytest.approx(1 / 20, rel=0.05)
-    assert np.std(params['policy']['kernel']) == pytest.approx(1 / 8, rel=0.2)  # no small gain in front of the logits
+    assert np.std(params['policy']['kernel']) == pytest.approx(
+        1 / 8, rel=0.2
+    )  # no small gain in front of the logits
 
 
 def test_a_time_limit_that_counts_as_death_lowers_the_value():
-    """Reward 1, cut after 3 steps, discount 0.5, nothing behind the limit: worth 1, 1.5 and 1.75, seen as one state."""
-    config = dataclasses.replace(SMALL, discount=0.5, env_frames=32_768, bootstrap_truncated=False, lam=1.0)
+    """Reward 1, cut after 3 steps, discount 0.5, nothing behind the limit: worth 1, 1.5 and 1.75,
+    seen as one state.
+    """
+    config = dataclasses.replace(
+        SMALL, discount=0.5, env_frames=32_768, bootstrap_truncated=False, lam=1.0
+    )
     result = train(TimeLimit(Endless(), 3), config, jax.random.key(0))
     _, value = PPO(Endless().spec, config).bind(result.params)(jnp.ones((1, 2)))
     assert value[0] == pytest.approx((1 + 1.5 + 1.75) / 3, abs=0.1)
@@ -275,7 +326,9 @@ def test_a_time_limit_that_counts_as_death_lowers_the_value():
 def test_snapshots_are_the_params_along_the_way_and_end_with_the_last():
     result = train(Counter(), dataclasses.replace(SMALL, env_frames=2048), jax.random.key(3))
     assert result.curve['env_frames'].tolist() == [512, 1024, 1536, 2048]
-    for all_, last in zip(jax.tree.leaves(result.snapshots), jax.tree.leaves(result.params), strict=True):
+    for all_, last in zip(
+        jax.tree.leaves(result.snapshots), jax.tree.leaves(result.params), strict=True
+    ):
         assert all_.shape == (4, *last.shape)
         assert np.array_equal(all_[-1], last)
         assert last.size < 4 or not np.array_equal(all_[0], last)

@@ -1,4 +1,6 @@
-"""What presets are made of: they survive JSON, and the objects that only some of them use are wired in."""
+"""What presets are made of: they survive JSON, and the objects that only some of them use are wired
+in.
+"""
 
 import dataclasses
 import json
@@ -10,9 +12,9 @@ import pytest
 from flax import nnx
 
 from reverie.agents import presets
-from reverie.agents.world import AsEarned, World
+from reverie.agents.world import Identity, World
+from reverie.commands.experiment import restore
 from reverie.models.encoders import ObsConfig
-from reverie.programs.experiment import restore
 from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
 from tests.small import world as shrunk
 
@@ -51,7 +53,9 @@ def test_planet_sees_five_bits_and_noise_below_them():
 
 
 def test_what_the_encoder_and_the_loss_see_is_the_prepared_observation(monkeypatch):
-    """If preparing leaves nothing of an observation, two observations look the same to loss and player."""
+    """If preparing leaves nothing of an observation, two observations look the same to loss and
+    player.
+    """
     monkeypatch.setattr(ObsConfig, 'prepare', lambda self, obs, shapes, key: 0 * obs)
     world = World(shrunk(presets.planet().world), SPEC)
     params = world.init(nnx.Rngs(0))
@@ -69,7 +73,7 @@ def test_what_the_encoder_and_the_loss_see_is_the_prepared_observation(monkeypat
 
 def test_dreamer_v2_learns_the_tanh_of_rewards():
     cfg = shrunk(presets.dreamer_v2().world)
-    plain = dataclasses.replace(cfg, squash=AsEarned())
+    plain = dataclasses.replace(cfg, reward_transform=Identity())
     squashed, unlike = losses(World(cfg, SPEC), 3.0), losses(World(plain, SPEC), 3.0)
     like = losses(World(plain, SPEC), float(np.tanh(3.0)))
     np.testing.assert_allclose(squashed['reward'], like['reward'], rtol=1e-6)
@@ -78,7 +82,7 @@ def test_dreamer_v2_learns_the_tanh_of_rewards():
 
 def test_the_mixture_passes_a_gradient_through_the_model_to_discrete_actions():
     acting = presets.dreamer_v2_mixed().discrete
-    sample = lambda out: acting.law(out).sample(jax.random.key(0))[1]
+    sample = lambda out: acting.dist(out).sample(jax.random.key(0))[1]
     assert acting.objective.through_model
     assert float(jnp.abs(jax.grad(sample)(jnp.zeros(2))).min()) > 0.1
 

@@ -1,4 +1,6 @@
-"""A counter world: the frame shows the episode's number and the sum of its actions, so any shift in time shows."""
+"""A counter world: the frame shows the episode's number and the sum of its actions, so any shift in
+time shows.
+"""
 
 import hashlib
 import json
@@ -19,22 +21,32 @@ BITS = 2 ** np.arange(12)
 
 def reward_of(action, count):
     """What an action earns when it brings the sum to `count`; rarely positive."""
-    return np.where((action == 3) & (count % 5 == 0), 1.0, np.where(action == 0, -0.25, 0.0)).astype(np.float32)
+    return np.where(
+        (action == 3) & (count % 5 == 0), 1.0, np.where(action == 0, -0.25, 0.0)
+    ).astype(np.float32)
 
 
 def episode(number: int, length: int, rng: np.random.Generator, terminal: bool = True) -> Step:
-    """Frame [3, 3, 3] bool: bits 0-11 the sum of actions, bits 12-23 the episode's number, 24-26 ones."""
+    """Frame [3, 3, 3] bool: bits 0-11 the sum of actions, bits 12-23 the episode's number, 24-26
+    ones.
+    """
     action = rng.integers(0, ACTIONS, length)
     action[0] = 0
     count = np.cumsum(action)
-    bits = [(count[:, None] // BITS) % 2, np.tile((number // BITS) % 2, (length, 1)), np.ones((length, 3))]
+    bits = [
+        (count[:, None] // BITS) % 2,
+        np.tile((number // BITS) % 2, (length, 1)),
+        np.ones((length, 3)),
+    ]
     obs = np.concatenate(bits, axis=1).astype(bool).reshape(length, 3, 3, 3)
     one_hot = np.eye(ACTIONS, dtype=np.float32)[action]
     one_hot[0] = 0
     reward = reward_of(action, count)
     reward[0] = 0
     steps = np.arange(length)
-    return Step(obs, one_hot, reward, steps == 0, steps == length - 1, (steps == length - 1) & terminal)
+    return Step(
+        obs, one_hot, reward, steps == 0, steps == length - 1, (steps == length - 1) & terminal
+    )
 
 
 def read_frame(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +69,9 @@ def write(path, steps: list[Step], spec: EnvSpec = SPEC, **options):
 
 
 def forge(path, records: list[bytes], edit=lambda manifest: manifest):
-    """Put these bytes in place of a dataset's records, with hashes and sizes to match, as an attacker would."""
+    """Put these bytes in place of a dataset's records, with hashes and sizes to match, as an
+    attacker would.
+    """
     shard = path / 'shard-00000.array_record'
     writer = ArrayRecordWriter(str(shard), 'group_size:1')
     for record in records:

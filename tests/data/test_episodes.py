@@ -28,9 +28,15 @@ def test_reading_gives_back_what_was_written(dataset, steps):
     for i, (record, step) in enumerate(zip(records, steps, strict=True)):
         assert record.kind == ('random', 'ppo')[i % 2] and record.complete
         np.testing.assert_array_equal(unpack(record.obs, data.schema), step.obs)
-        np.testing.assert_array_equal(np.eye(5)[record.action] * (record.action >= 0)[:, None], step.prev_action)
+        np.testing.assert_array_equal(
+            np.eye(5)[record.action] * (record.action >= 0)[:, None], step.prev_action
+        )
         np.testing.assert_array_equal(record.reward, step.reward)
-        for bit, flag in ((FIRST, step.is_first), (LAST, step.is_last), (TERMINAL, step.is_terminal)):
+        for bit, flag in (
+            (FIRST, step.is_first),
+            (LAST, step.is_last),
+            (TERMINAL, step.is_terminal),
+        ):
             np.testing.assert_array_equal((record.flags & bit) > 0, flag)
 
 
@@ -44,7 +50,13 @@ def test_statistics_equal_numpy_over_complete_episodes_per_kind(tmp_path, world,
         returns = [s.reward.sum() for s in done]
         assert (found['episodes'], found['frames']) == (len(part), sum(len(s.reward) for s in part))
         assert found['complete'] == len(done) == found['returns']['count']
-        expected = (np.mean(returns), np.std(returns), np.min(returns), np.max(returns), np.median(returns))
+        expected = (
+            np.mean(returns),
+            np.std(returns),
+            np.min(returns),
+            np.max(returns),
+            np.median(returns),
+        )
         given = [found['returns'][name] for name in ('mean', 'std', 'min', 'max', 'median')]
         np.testing.assert_allclose(given, expected, rtol=1e-6)
     assert counts['rewarded_steps'] == sum((s.reward > 0).sum() for s in steps)
@@ -136,7 +148,9 @@ def test_truncated_missing_and_empty_shards_are_refused_on_opening(dataset, tmp_
     shard = Episodes(path).shards[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=f'{shard.name}: shard has {len(whole) // 2} bytes, expected {len(whole)}'):
+    with pytest.raises(
+        UserError, match=f'{shard.name}: shard has {len(whole) // 2} bytes, expected {len(whole)}'
+    ):
         Episodes(path)
     shard.write_bytes(bytes(len(whole)))  # the right size and nothing inside
     with pytest.raises(UserError, match=r'0 readable records, expected \d+'):
@@ -163,7 +177,9 @@ def test_a_lost_shard_is_left_out_and_its_share_is_said(dataset, tmp_path, damag
     (line,) = caplog.messages
     assert shard.name in line and f'{last - first} of 40 episodes ({share:.2%}) are damaged' in line
     numbers = [int(world.read_frame(unpack(r.obs, data.schema))[1][0]) for r in data.records()]
-    assert numbers == [i for i in range(40) if i not in data.lost] == [i for i, _ in data.numbered()]
+    assert (
+        numbers == [i for i in range(40) if i not in data.lost] == [i for i, _ in data.numbered()]
+    )
     with pytest.raises(UserError, match=rf'{shard.name}: .*are damaged, expected at most 1\.00%'):
         Episodes(path, max_lost=0.01)
 
@@ -172,7 +188,9 @@ def test_a_flipped_bit_costs_its_episode_and_no_other(dataset, tmp_path, world, 
     path, rng = copy(dataset, tmp_path), np.random.default_rng(0)
     shard, costs = Episodes(path).shards[0], []
     whole = shard.read_bytes()
-    for position in rng.choice(np.flatnonzero(bytearray(whole)), 24).tolist():  # the rest is padding
+    for position in rng.choice(
+        np.flatnonzero(bytearray(whole)), 24
+    ).tolist():  # the rest is padding
         broken = bytearray(whole)
         broken[position] ^= 1 << int(rng.integers(8))
         shard.write_bytes(broken)
@@ -219,7 +237,10 @@ def test_nothing_and_not_a_dataset_are_refused(tmp_path, world):
         (dict(prev_action=np.array([-1, 2, 260])), 'action 260, expected 0 to 4'),
         (dict(prev_action=np.array([-1, 2, -1])), 'actions from -1 to 2, expected 0 to 4'),
         (dict(prev_action=np.zeros((3, 6))), '6 actions, the dataset has 5'),
-        (dict(obs=np.zeros((3, 3, 3, 2), bool)), r'bool\[3, 3, 2\], the dataset holds bool\[3, 3, 3\]'),
+        (
+            dict(obs=np.zeros((3, 3, 3, 2), bool)),
+            r'bool\[3, 3, 2\], the dataset holds bool\[3, 3, 3\]',
+        ),
         (dict(reward=np.zeros(2, np.float32)), 'reward of shape'),
     ],
 )
@@ -301,7 +322,10 @@ def test_hostile_records_are_user_errors_naming_the_record(tmp_path, world):
         (lambda m: m | {'obs': m['obs'] | {'dtype': 'object'}}, 'observations are object'),
         (lambda m: m | {'obs': m['obs'] | {'shape': [-3]}}, 'expected positive sizes'),
         (lambda m: {k: v for k, v in m.items() if k != 'actions'}, "KeyError at 'actions'"),
-        (lambda m: m | {'shards': [m['shards'][0] | {'file': '../other'}]}, 'shard outside the dataset'),
+        (
+            lambda m: m | {'shards': [m['shards'][0] | {'file': '../other'}]},
+            'shard outside the dataset',
+        ),
         (lambda m: m | {'counts': m['counts'] | {'frames': 1}}, 'frames: 3, expected 1'),
         (lambda m: m | {'counts': m['counts'] | {'rewarded_steps': -1}}, 'rewarded_steps'),
     ],
@@ -329,7 +353,9 @@ def test_an_existing_target_is_refused_and_stays_untouched(tmp_path, world, step
         Writer(tmp_path / 'precious', world.SPEC, overwrite=True)
 
 
-def test_a_disk_that_takes_no_more_leaves_no_dataset_and_says_so_as_the_system_does(tmp_path, world, steps):
+def test_a_disk_that_takes_no_more_leaves_no_dataset_and_says_so_as_the_system_does(
+    tmp_path, world, steps
+):
     """The kernel refuses every write beyond 8 kB; `reverie` ends with 74 then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
@@ -355,7 +381,9 @@ with Writer(sys.argv[1], EnvSpec('x', (2,), ActionSpace('discrete', 9)), shard_b
 """
 
 
-def test_a_killed_writer_leaves_no_dataset_and_the_next_one_clears_its_debris(tmp_path, world, steps):
+def test_a_killed_writer_leaves_no_dataset_and_the_next_one_clears_its_debris(
+    tmp_path, world, steps
+):
     path = tmp_path / 'd'
     done = subprocess.run([sys.executable, '-c', KILLED, str(path)], capture_output=True)
     assert done.returncode == -9, done.stderr

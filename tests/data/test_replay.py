@@ -15,7 +15,9 @@ DISCRETE, CONTINUOUS = ActionSpace('discrete', 3), ActionSpace('continuous', 2)
 
 
 def play(time: int, actions=DISCRETE, envs=N) -> Step:
-    """A vector step, NumPy: observations tell environment and time; environment i has episodes of i + 3 steps."""
+    """A vector step, NumPy: observations tell environment and time; environment i has episodes of i
+    + 3 steps.
+    """
     env = np.arange(envs)
     at = time % (env + 3)
     first = at == 0
@@ -32,7 +34,10 @@ def play(time: int, actions=DISCRETE, envs=N) -> Step:
 
 
 def memory(time: int, envs=N):
-    return {'h': (100 * np.arange(envs) + time).astype(np.float32)[:, None], 'n': np.full(envs, time, np.int16)}
+    return {
+        'h': (100 * np.arange(envs) + time).astype(np.float32)[:, None],
+        'n': np.full(envs, time, np.int16),
+    }
 
 
 def stored(time: int, actions=DISCRETE):
@@ -46,7 +51,11 @@ def _written(ring, steps):
 
 def device_ring(steps: int, batch=B):
     ring = replay.empty(stored(0), L, batch)
-    return _written(ring, jax.tree.map(lambda *x: jnp.stack(x), *map(stored, range(steps)))) if steps else ring
+    return (
+        _written(ring, jax.tree.map(lambda *x: jnp.stack(x), *map(stored, range(steps))))
+        if steps
+        else ring
+    )
 
 
 def host_ring(steps: int) -> HostRing:
@@ -57,15 +66,23 @@ def host_ring(steps: int) -> HostRing:
 
 
 def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def expected(env, start, steps, context):
-    """(Step [B, T], memories of the steps before [B, context], zeros where not held) from the play itself."""
+    """(Step [B, T], memories of the steps before [B, context], zeros where not held) from the play
+    itself.
+    """
     one = lambda e, t: jax.tree.map(lambda x: x[e], play(t))
     rows = [[one(e, t) for t in range(s, s + T)] for e, s in zip(env, start, strict=True)]
-    earlier = lambda e, t: jax.tree.map(lambda x: 0 * x[e] if t < max(steps - L, 0) else x[e], memory(t))
-    before = [[earlier(e, t) for t in range(s - context, s)] for e, s in zip(env, start, strict=True)]
+    earlier = lambda e, t: jax.tree.map(
+        lambda x: 0 * x[e] if t < max(steps - L, 0) else x[e], memory(t)
+    )
+    before = [
+        [earlier(e, t) for t in range(s - context, s)] for e, s in zip(env, start, strict=True)
+    ]
     stack = lambda trees: jax.tree.map(lambda *x: np.stack(x), *trees)
     return stack([stack(row) for row in rows]), stack([stack(row) for row in before])
 
@@ -81,10 +98,15 @@ def test_stored_form_gives_the_step_back(actions, xp):
 
 
 def test_observations_may_be_trees_and_keep_their_dtype():
-    obs = {'image': np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1), 'speed': np.ones((3, 2), np.float32)}
+    obs = {
+        'image': np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1),
+        'speed': np.ones((3, 2), np.float32),
+    }
     steps = play(1)._replace(obs=obs)
     form = replay.to_stored(steps, (), DISCRETE, np)
-    assert form.obs['image'].dtype == np.uint8 and same(replay.to_step(form, Layout.of(steps, DISCRETE), np), steps)
+    assert form.obs['image'].dtype == np.uint8 and same(
+        replay.to_step(form, Layout.of(steps, DISCRETE), np), steps
+    )
     assert replay.bytes_per_step(form) == 4 + 8 + 1 + 4 + 1
 
 
@@ -104,7 +126,9 @@ def test_windows_of_both_rings_are_what_was_played(steps, context):
         assert same(replay.to_step(rows, layout, np), steps_bt) and same(found, before)
 
 
-@pytest.mark.parametrize('steps, starts', [(4, {0}), (6, {0, 1, 2}), (10, set(range(1, 7))), (13, set(range(4, 10)))])
+@pytest.mark.parametrize(
+    'steps, starts', [(4, {0}), (6, {0, 1, 2}), (10, set(range(1, 7))), (13, set(range(4, 10)))]
+)
 def test_every_window_that_is_held_is_drawn_equally_often(steps, starts):
     ring, host = device_ring(steps, batch=4000), host_ring(steps)
     ring = jax.jit(lambda r: replay.choose(r, jax.random.key(0), T, online=False))(ring)
@@ -123,10 +147,15 @@ def test_the_online_queue_hands_out_each_window_once_and_in_order():
         host.write(stored(time))
         if time >= T - 1:
             before = int(ring.seen)
-            ring, rows = choose(ring, jax.random.key(time)), host.choose(np.random.default_rng(time), 2, T)
+            ring, rows = (
+                choose(ring, jax.random.key(time)),
+                host.choose(np.random.default_rng(time), 2, T),
+            )
             taken = int(ring.seen) - before
             assert host.seen == ring.seen
-            handed += [(int(e), int(s)) for e, s in zip(ring.env[:taken], ring.start[:taken], strict=True)]
+            handed += [
+                (int(e), int(s)) for e, s in zip(ring.env[:taken], ring.start[:taken], strict=True)
+            ]
             np.testing.assert_array_equal(rows.env[:taken], ring.env[:taken])
             np.testing.assert_array_equal(rows.start[:taken], ring.start[:taken])
     assert handed == [(env, start) for start in range(0, 24 - T + 1, T) for env in range(N)]
@@ -134,14 +163,19 @@ def test_the_online_queue_hands_out_each_window_once_and_in_order():
 
 def test_windows_lost_to_the_write_head_leave_the_queue():
     ring = replay.choose(device_ring(23), jax.random.key(0), T)
-    assert ring.start[0] == 16 and ring.env[0] == 0  # 14 is the first that may be drawn; 8 and 12 begin before it
+    assert (
+        ring.start[0] == 16 and ring.env[0] == 0
+    )  # 14 is the first that may be drawn; 8 and 12 begin before it
     assert int(ring.seen) == 4 * N + 3 and np.asarray(ring.start)[:3].tolist() == [16] * 3
 
 
 @pytest.mark.parametrize('ok', [True, False])
 def test_absorbed_memories_replace_those_of_the_rows_and_the_last_row_wins(ok):
     env, start = np.array([0, 2, 0, 0, 1]), np.array([5, 6, 7, 8, 9])
-    new = {'h': np.arange(B * T, dtype=np.float32).reshape(B, T, 1), 'n': -np.arange(B * T).reshape(B, T)}
+    new = {
+        'h': np.arange(B * T, dtype=np.float32).reshape(B, T, 1),
+        'n': -np.arange(B * T).reshape(B, T),
+    }
     ring = device_ring(13)._replace(env=jnp.asarray(env), start=jnp.asarray(start))
     wanted = jax.tree.map(np.array, ring.data.memory)
     if ok:
@@ -154,13 +188,13 @@ def test_absorbed_memories_replace_those_of_the_rows_and_the_last_row_wins(ok):
     assert same(ring.data.memory, wanted) and ring.data.memory['n'].dtype == jnp.int16
     if ok:
         host = host_ring(13)
-        host.absorb(replay.Rows(env, start), new)
+        host.absorb(replay.DrawnRows(env, start), new)
         assert same(host.data.memory, wanted)
 
 
 def test_the_host_does_not_absorb_what_was_overwritten_since():
     host = host_ring(13)
-    rows = replay.Rows(np.array([1]), np.array([4]))
+    rows = replay.DrawnRows(np.array([1]), np.array([4]))
     for time in (13, 14):
         host.write(stored(time))
     before = host.data.memory['n'].copy()
@@ -175,7 +209,11 @@ def test_rings_of_several_seeds_under_vmap_equal_each_alone():
     def one(key):
         ring = replay.choose(_written(replay.empty(stored(0), L, B), steps), key, T)
         rows, context = replay.windows(ring, T)
-        return replay.absorb(ring, jax.tree.map(lambda x: x + 1, rows.memory), jnp.asarray(True)), rows, context
+        return (
+            replay.absorb(ring, jax.tree.map(lambda x: x + 1, rows.memory), jnp.asarray(True)),
+            rows,
+            context,
+        )
 
     steps = jax.tree.map(lambda *x: jnp.stack(x), *map(stored, range(13)))
     both = jax.jit(jax.vmap(one))(keys)
@@ -186,7 +224,9 @@ def test_rings_of_several_seeds_under_vmap_equal_each_alone():
 def test_a_cut_stream_ends_its_open_episodes_without_termination():
     host = host_ring(5)
     host.cut()
-    newest = replay.to_step(jax.tree.map(lambda x: x[:, 4], host.data), Layout.of(play(0), DISCRETE), np)
+    newest = replay.to_step(
+        jax.tree.map(lambda x: x[:, 4], host.data), Layout.of(play(0), DISCRETE), np
+    )
     assert newest.is_last.all() and not newest.is_terminal.any()
 
 
@@ -210,12 +250,18 @@ def test_a_ring_leaves_a_dataset_that_sources_read(tmp_path):
     assert [len(r) for r in records if r.kind == 'seed1'] == [3, 3, 1, 4, 3, 5, 2]
     source = Resident(episodes)
     batch = source.sample(source.data, None, jax.random.key(0), B, T)
-    assert batch.step.obs.dtype == bool and bool(batch.has_action.all()) and batch.step.obs.shape == (B, T, 2, 3, 2)
+    assert (
+        batch.step.obs.dtype == bool
+        and bool(batch.has_action.all())
+        and batch.step.obs.shape == (B, T, 2, 3, 2)
+    )
     record = records[0]
     assert record.flags[-1] == 6 and record.reward.tolist() == [0, 7, 8]
 
 
 def test_a_dataset_holds_no_trees_of_observations(tmp_path):
-    layout = Layout({'a': jax.ShapeDtypeStruct((), bool), 'b': jax.ShapeDtypeStruct((), bool)}, DISCRETE)
+    layout = Layout(
+        {'a': jax.ShapeDtypeStruct((), bool), 'b': jax.ShapeDtypeStruct((), bool)}, DISCRETE
+    )
     with pytest.raises(UserError, match='one array per observation'):
         replay.export(tmp_path / 'set', [], layout, EnvSpec('probe', (2,), DISCRETE))

@@ -14,12 +14,22 @@ B, T = 8, 12
 
 
 def draw(
-    source, seed: int = 0, updates: int = 1, batch: int = B, length: int = T, seeds: int = 2, relevant: float = 0.5
+    source,
+    seed: int = 0,
+    updates: int = 1,
+    batch: int = B,
+    length: int = T,
+    seeds: int = 2,
+    relevant: float = 0.5,
 ) -> Batch:
-    """All batches of one `load`, as NumPy with leading dims [updates, seeds]; one program, as the runner does."""
+    """All batches of one `load`, as NumPy with leading dims [updates, seeds]; one program, as the
+    runner does.
+    """
     loaded = source.load(updates, batch, length, seeds, relevant)
     keys = jax.random.split(jax.random.key(seed), (updates, seeds))
-    return jax.tree.map(np.asarray, sampler(source, batch, length, relevant)(source.data, loaded, keys))
+    return jax.tree.map(
+        np.asarray, sampler(source, batch, length, relevant)(source.data, loaded, keys)
+    )
 
 
 @functools.lru_cache
@@ -53,7 +63,10 @@ def batches(source) -> Batch:
 def test_both_sources_give_the_same_shapes_and_dtypes(batches):
     lead = (6, 2, B)
     step = Step(
-        ((*lead, T, 3, 3, 3), 'bool'), ((*lead, T, 5), 'float32'), ((*lead, T), 'float32'), *3 * [((*lead, T), 'bool')]
+        ((*lead, T, 3, 3, 3), 'bool'),
+        ((*lead, T, 5), 'float32'),
+        ((*lead, T), 'float32'),
+        *3 * [((*lead, T), 'bool')],
     )
     expected = Batch(step, (lead, 'bool'), (lead, 'bool'), (lead, 'bool'))
     assert jax.tree.map(lambda x: (x.shape, x.dtype.name), batches) == expected
@@ -81,7 +94,9 @@ def test_windows_cross_episode_ends_exactly_where_is_first_says(batches, world):
 
 
 def test_relevant_rows_come_first_and_hold_a_reward(batches):
-    np.testing.assert_array_equal(batches.relevant, np.broadcast_to(np.arange(B) < B // 2, batches.relevant.shape))
+    np.testing.assert_array_equal(
+        batches.relevant, np.broadcast_to(np.arange(B) < B // 2, batches.relevant.shape)
+    )
     assert (batches.step.reward[batches.relevant] > 0).any(-1).all()
     assert not (batches.step.reward[~batches.relevant] > 0).any(-1).all()
 
@@ -112,12 +127,20 @@ def test_uniform_starts_are_uniform_and_relevant_ones_uniform_over_rewards(datas
         found = np.bincount(given, minlength=ends) / len(given)
         # Five standard errors of a binomial share, for every start.
         law = law / law.sum()
-        assert len(found) == ends and (abs(found - law) < 5 * np.sqrt(law / len(given)) + 1e-12).all()
+        assert (
+            len(found) == ends and (abs(found - law) < 5 * np.sqrt(law / len(given)) + 1e-12).all()
+        )
 
 
 @pytest.mark.parametrize(
     'kind, fraction, count',
-    [('resident', 0.0, 0), ('resident', 0.3, 2), ('streaming', 0.0, 0), ('streaming', 1.0, B), ('streaming', 0.3, 2)],
+    [
+        ('resident', 0.0, 0),
+        ('resident', 0.3, 2),
+        ('streaming', 0.0, 0),
+        ('streaming', 1.0, B),
+        ('streaming', 0.3, 2),
+    ],
 )
 def test_the_share_of_relevant_rows_is_exact(dataset, kind, fraction, count):
     batch = draw(make(kind, dataset), relevant=fraction)
@@ -125,7 +148,9 @@ def test_the_share_of_relevant_rows_is_exact(dataset, kind, fraction, count):
 
 
 @pytest.mark.parametrize('kind', ['resident', 'streaming'])
-def test_without_positive_rewards_relevant_rows_are_uniform_and_that_is_said(tmp_path, world, steps, kind, caplog):
+def test_without_positive_rewards_relevant_rows_are_uniform_and_that_is_said(
+    tmp_path, world, steps, kind, caplog
+):
     flat = [s._replace(reward=-np.abs(s.reward)) for s in steps]
     path = world.write(tmp_path / 'd', flat)
     with caplog.at_level(logging.WARNING):
@@ -173,7 +198,9 @@ def test_streaming_resumed_anywhere_gives_the_same_batches(dataset):
         states.append(json.loads(json.dumps(straight.get_state())))
         expected.append(windows_of(straight.load(1, B, T, 1)))
     assert any(s['drawn'] for s in states)
-    assert len({s['reader']['next_index'] for s in states}) > 3  # several groups, and cuts inside and between them
+    assert (
+        len({s['reader']['next_index'] for s in states}) > 3
+    )  # several groups, and cuts inside and between them
     for cut in (0, 1, 2, 3, 7, 13):
         resumed = make('streaming', dataset)
         resumed.set_state(states[cut])
@@ -189,7 +216,9 @@ def test_streaming_differs_between_seeds_of_training_and_of_data(dataset):
     assert not np.array_equal(a, b) and not np.array_equal(a[:, 0], a[:, 1])
 
 
-def test_a_group_as_large_as_the_data_holds_every_episode_once_in_random_order(dataset, world, steps):
+def test_a_group_as_large_as_the_data_holds_every_episode_once_in_random_order(
+    dataset, world, steps
+):
     source = Streaming(Episodes(dataset), group_frames=10**6)
     source.load(1, B, T, 1)
     _, number = world.read_frame(unpack(source._group.obs, source.schema))
@@ -203,7 +232,9 @@ def test_streaming_has_read_every_episode_before_it_reads_one_twice(dataset, wor
     seen = []
     for _ in range(len(steps) // source.group_size):
         group = next(source._groups)
-        seen += world.read_frame(unpack(group.obs, source.schema))[1][(group.flags & FIRST) > 0].tolist()
+        seen += world.read_frame(unpack(group.obs, source.schema))[1][
+            (group.flags & FIRST) > 0
+        ].tolist()
     assert len(set(seen)) == len(seen) > len(steps) // 2
 
 
@@ -241,7 +272,9 @@ def test_a_broken_record_stops_streaming_with_its_name(tmp_path, world, steps):
 
 
 @pytest.mark.parametrize('kind', ['resident', 'streaming'])
-def test_lost_episodes_are_never_seen_and_too_many_stop_the_source(tmp_path, world, steps, kind, caplog):
+def test_lost_episodes_are_never_seen_and_too_many_stop_the_source(
+    tmp_path, world, steps, kind, caplog
+):
     path = world.write(tmp_path / 'd', steps, shard_bytes=4000)
     shards = Episodes(path).shards
     data = bytearray(shards[0].read_bytes())
@@ -251,12 +284,16 @@ def test_lost_episodes_are_never_seen_and_too_many_stop_the_source(tmp_path, wor
     shards[1].write_bytes(b'')  # noticed when it is opened
     episodes = Episodes(path, max_lost=0.5)
     gone = set(episodes.lost)
-    make_one = lambda: Resident(episodes) if kind == 'resident' else Streaming(episodes, group_frames=150)
+    make_one = lambda: (
+        Resident(episodes) if kind == 'resident' else Streaming(episodes, group_frames=150)
+    )
     source = make_one()
     _, number = world.read_frame(draw(source, updates=30).step.obs)
     seen = set(number.ravel().tolist())
     assert len(episodes.lost) == len(gone) + 1 > 1 and len(seen) > 20 and not seen & episodes.lost
-    assert len([m for m in caplog.messages if 'left out' in m]) == 1 + len(episodes.lost) - len(gone)
+    assert len([m for m in caplog.messages if 'left out' in m]) == 1 + len(episodes.lost) - len(
+        gone
+    )
     episodes = Episodes(path, max_lost=len(gone) / 40)  # enough for the shard, not for the record
     with pytest.raises(UserError, match=r'13 of 40 episodes .* are damaged, expected at most 30'):
         draw(make_one(), updates=30)

@@ -1,4 +1,6 @@
-"""Recordings of the original MinAtar: states in our layout, the dice it rolled, and what came of every step."""
+"""Recordings of the original MinAtar: states in our layout, the dice it rolled, and what came of
+every step.
+"""
 
 import dataclasses
 from typing import Any
@@ -62,7 +64,14 @@ def asterix_state(env):
         gold=np.array([e[3] for e in slots], bool),
     )
     y, x = integers(env.player_y, env.player_x)
-    timers = (env.spawn_speed, env.spawn_timer, env.move_speed, env.move_timer, env.ramp_timer, env.ramp_index)
+    timers = (
+        env.spawn_speed,
+        env.spawn_timer,
+        env.move_speed,
+        env.move_timer,
+        env.ramp_timer,
+        env.ramp_index,
+    )
     return asterix.State(y, x, travellers, *integers(*timers))
 
 
@@ -73,7 +82,13 @@ def freeway_state(env):
 
 
 def space_invaders_state(env):
-    timers = (env.shot_timer, env.enemy_move_interval, env.alien_move_timer, env.alien_shot_timer, env.ramp_index)
+    timers = (
+        env.shot_timer,
+        env.enemy_move_interval,
+        env.alien_move_timer,
+        env.alien_shot_timer,
+        env.ramp_index,
+    )
     return space_invaders.State(
         np.int32(env.pos),
         env.alien_map > 0,
@@ -87,7 +102,10 @@ def space_invaders_state(env):
 def queue(kind, size, rows):
     """Entities at the end of a queue, oldest first. `rows` hold the fields after `present`."""
     assert len(rows) <= size, f'{len(rows)} entities do not fit {size} slots'
-    fields = [np.zeros(size, bool if name in ('present', 'right', 'submarine') else np.int32) for name in kind._fields]
+    fields = [
+        np.zeros(size, bool if name in ('present', 'right', 'submarine') else np.int32)
+        for name in kind._fields
+    ]
     for slot, row in enumerate(rows, start=size - len(rows)):
         for field, value in zip(fields, (True, *row), strict=True):
             field[slot] = value
@@ -106,8 +124,12 @@ def seaquest_state(env):
         *integers(env.shot_timer, env.oxygen, env.diver_count),
         np.bool_(env.surface),
         enemies=queue(seaquest.Enemies, seaquest.ENEMIES, fish + submarines),
-        divers=queue(seaquest.Divers, seaquest.DIVERS, [(y, x, right, t) for x, y, right, t in env.divers]),
-        bullets=queue(seaquest.Bullets, seaquest.BULLETS, [(y, x, right) for x, y, right in env.f_bullets]),
+        divers=queue(
+            seaquest.Divers, seaquest.DIVERS, [(y, x, right, t) for x, y, right, t in env.divers]
+        ),
+        bullets=queue(
+            seaquest.Bullets, seaquest.BULLETS, [(y, x, right) for x, y, right in env.f_bullets]
+        ),
         torpedoes=torpedoes,
         enemy_every=np.int32(env.e_spawn_speed),
         enemy_timer=np.int32(env.e_spawn_timer),
@@ -126,7 +148,9 @@ def asterix_chance(rolled, before):
         return asterix.Chance(np.bool_(False), np.bool_(False), np.float32(0))
     right, gold, choice = rolled
     free = (~before.travellers.present).sum()
-    return asterix.Chance(np.bool_(right < 1 / 2), np.bool_(gold < 1 / 3), np.float32((choice + 0.5) / free))
+    return asterix.Chance(
+        np.bool_(right < 1 / 2), np.bool_(gold < 1 / 3), np.float32((choice + 0.5) / free)
+    )
 
 
 def freeway_chance(rolled, before):
@@ -142,7 +166,9 @@ def space_invaders_chance(rolled, before):
 
 def seaquest_chance(rolled, before):
     rolled = list(rolled)
-    right, submarine, row = [rolled.pop(0) for _ in range(3)] if before.enemy_timer == 0 else (0, 0, 1)
+    right, submarine, row = (
+        [rolled.pop(0) for _ in range(3)] if before.enemy_timer == 0 else (0, 0, 1)
+    )
     diver_right, diver_row = rolled or (0, 1)
     return seaquest.Chance(
         np.bool_(right < 1 / 2),
@@ -154,7 +180,9 @@ def seaquest_chance(rolled, before):
 
 
 def follow_the_ball(env, rng, t):
-    """Under the ball or one column ahead of it, which sends it back: together they reach every brick."""
+    """Under the ball or one column ahead of it, which sends it back: together they reach every
+    brick.
+    """
     if rng.rand() < 0.02:
         return rng.randint(6)
     ahead = 1 if env.ball_dir in (1, 2) else -1
@@ -191,11 +219,17 @@ PLAY = dict(
     space_invaders=(space_invaders_state, space_invaders_chance, shoot_and_wander),
     seaquest=(seaquest_state, seaquest_chance, dive_and_surface),
 )
-IMMORTAL = ('asterix', 'space_invaders', 'seaquest')  # games that go on sensibly when death is ignored
+IMMORTAL = (
+    'asterix',
+    'space_invaders',
+    'seaquest',
+)  # games that go on sensibly when death is ignored
 
 
 def record(game: str, seed: int = 0) -> Recording:
-    """Plays the original: the first third of the steps by its rules; then, where possible, ignoring death for long."""
+    """Plays the original: the first third of the steps by its rules; then, where possible, ignoring
+    death for long.
+    """
     from minatar import Environment
 
     env = Environment(game, sticky_action_prob=0.0).env
@@ -213,7 +247,18 @@ def record(game: str, seed: int = 0) -> Recording:
         dice.rolled.clear()
         reward, terminal = env.act(action)
         after, obs = state_of(env), env.state()
-        rows.append((before, np.int32(action), chance_of(dice.rolled, before), after, obs, reward, terminal, fresh))
+        rows.append(
+            (
+                before,
+                np.int32(action),
+                chance_of(dice.rolled, before),
+                after,
+                obs,
+                reward,
+                terminal,
+                fresh,
+            )
+        )
         fresh = False
         immortal = game in IMMORTAL and t > STEPS // 3
         if terminal and immortal:

@@ -1,4 +1,6 @@
-"""The device's pendulum and cart-pole against dm_control, and against what must hold of any of them."""
+"""The device's pendulum and cart-pole against dm_control, and against what must hold of any of
+them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,11 @@ def noise(n: int) -> np.ndarray:
         ('pendulum', ([2.0], [-1.0]), noise(300)),
         ('pendulum', ([0.1], [0.0]), np.zeros((100, 1), np.float32)),
         ('cartpole_swingup', ([0.01, 3.1], [0.0, 0.02]), noise(300)),
-        ('cartpole_swingup', ([1.7, 1.0], [2.0, 3.0]), np.ones((300, 1), np.float32)),  # into the end of the rail
+        (
+            'cartpole_swingup',
+            ([1.7, 1.0], [2.0, 3.0]),
+            np.ones((300, 1), np.float32),
+        ),  # into the end of the rail
         ('cartpole_swingup', ([-1.7, 0.2], [-1.0, -3.0]), -np.ones((300, 1), np.float32)),
     ],
 )
@@ -37,7 +43,9 @@ def test_trajectory_stays_with_dm_controls(name, begin, actions):
     for action in actions:
         theirs = original.step(action)
         state, ours = PROGRAMS[name](state, jnp.asarray(action), KEY)
-        seen = np.concatenate([np.ravel(theirs.observation[key]) for key in sorted(theirs.observation)])
+        seen = np.concatenate(
+            [np.ravel(theirs.observation[key]) for key in sorted(theirs.observation)]
+        )
         np.testing.assert_allclose(ours.obs, seen, atol=3e-4)
         np.testing.assert_allclose(ours.reward, theirs.reward, atol=1e-4)
         farthest = max(farthest, abs(seen[0]))
@@ -65,7 +73,11 @@ def test_an_environment_in_the_arrival_convention(name):
     state, first = env.reset(KEY)
     assert first.is_first and not first.reward and not first.prev_action.any()
     state, step = PROGRAMS[name](state, jnp.array([1.7]), KEY)
-    assert step.obs.shape == env.spec.obs_shape and env.spec.actions.kind == 'continuous' and env.spec.actions.size == 1
+    assert (
+        step.obs.shape == env.spec.obs_shape
+        and env.spec.actions.kind == 'continuous'
+        and env.spec.actions.size == 1
+    )
     assert step.prev_action == jnp.array([1.7], jnp.float32)  # as given; the system clips it
     assert not (step.is_first | step.is_last | step.is_terminal)
     assert jax.tree.map(jnp.dtype, step) == jax.tree.map(jnp.dtype, first)

@@ -112,7 +112,9 @@ def test_every_game_is_among_the_names():
 def test_a_minimal_action_does_what_its_name_says():
     env = make('minatar/breakout', minimal_actions=True, sticky=0.0)
     state, _ = env.reset(jax.random.key(0))
-    after, step = env.step(state, jnp.asarray(env.spec.actions.meanings.index('right')), jax.random.key(1))
+    after, step = env.step(
+        state, jnp.asarray(env.spec.actions.meanings.index('right')), jax.random.key(1)
+    )
     assert after.game.paddle == 5 and step.prev_action.tolist() == [0, 0, 1]
 
 
@@ -121,7 +123,9 @@ def test_gymnax_protocol_is_minimal_and_truncated_without_sticky_actions(name, l
     env = make(name, protocol='gymnax')
     assert isinstance(env, TimeLimit) and env.steps == limit
     assert env.env.sticky == 0.0 and env.env.minimal_actions
-    assert make(name, protocol='gymnax', time_limit=None, sticky=0.1) == make(name, minimal_actions=True)
+    assert make(name, protocol='gymnax', time_limit=None, sticky=0.1) == make(
+        name, minimal_actions=True
+    )
 
 
 def test_dice_are_fair():
@@ -141,10 +145,19 @@ def test_dice_are_fair():
 @pytest.mark.parametrize(
     'call, words',
     [
-        (lambda: make('minatar/pong'), "'minatar/pong' is unknown; expected one of minatar/asterix"),
+        (
+            lambda: make('minatar/pong'),
+            "'minatar/pong' is unknown; expected one of minatar/asterix",
+        ),
         (lambda: make('breakout'), "'breakout' is unknown"),
-        (lambda: make('minatar/breakout', stickiness=0.1), "no option 'stickiness'; expected protocol, sticky"),
-        (lambda: make('minatar/breakout', protocol='atari'), "'atari' is unknown; expected one of minatar, gymnax"),
+        (
+            lambda: make('minatar/breakout', stickiness=0.1),
+            "no option 'stickiness'; expected protocol, sticky",
+        ),
+        (
+            lambda: make('minatar/breakout', protocol='atari'),
+            "'atari' is unknown; expected one of minatar, gymnax",
+        ),
         (lambda: make('minatar/breakout', sticky=1.5), 'sticky=1.5 is not a probability'),
         (lambda: make('minatar/breakout', time_limit=0), 'time_limit=0'),
         (lambda: Vector(make('minatar/breakout'), 0), 'at least 1'),
@@ -164,7 +177,8 @@ def test_gymnax_truncation_is_not_terminal_and_shows_the_true_last_observation()
     for t in range(3):
         before, (state, step) = step, env.step(state, jnp.asarray(1), jax.random.key(t))
     assert bool(step.is_last) and not bool(step.is_terminal)
-    # Pushed to the right for three steps, the cart still speeds up; a fresh start would be near rest.
+    # Pushed to the right for three steps, the cart still speeds up; a fresh start would be near
+    # rest.
     assert step.obs[1] > before.obs[1] > 0.2
     for call in (
         lambda: make('gymnax/Pong'),

@@ -35,11 +35,18 @@ def setup(name: str | None = None, factory=None, **options) -> worker.Setup:
 
 
 def test_steps_arrive_and_episodes_follow_each_other_as_on_the_device():
-    with HostVector([functools.partial(toys.Clock, 2), functools.partial(toys.Clock, 3)], seed=5) as envs:
+    with HostVector(
+        [functools.partial(toys.Clock, 2), functools.partial(toys.Clock, 3)], seed=5
+    ) as envs:
         first = envs.reset()
         steps = [envs.step(np.array([1, 2])) for _ in range(6)]
     assert envs.spec.obs_shape == (4,) and envs.spec.actions.size == 3
-    assert first.is_first.all() and not first.is_last.any() and not first.reward.any() and not first.prev_action.any()
+    assert (
+        first.is_first.all()
+        and not first.is_last.any()
+        and not first.reward.any()
+        and not first.prev_action.any()
+    )
     seeds = first.obs[:, 0]
     assert seeds[0] != seeds[1]
     # copy 0: steps 1, 2, then the first step of episode 2, ...; copy 1 the same with three steps
@@ -87,7 +94,9 @@ def test_actions_from_minus_one_to_one_span_the_bounds_of_the_environment():
         first = envs.reset()
         given = np.array([[-1.0, 1.0, 7.5], [3.0, -0.5, -1.0]])
         step = envs.step(given)
-    np.testing.assert_allclose(first.obs, [[0, 1, 0, 0, 0, 0]] * 2)  # keys sorted, choices as one-hot
+    np.testing.assert_allclose(
+        first.obs, [[0, 1, 0, 0, 0, 0]] * 2
+    )  # keys sorted, choices as one-hot
     np.testing.assert_allclose(step.obs[:, 3:], [[-2.0, 1.0, 7.5], [4.0, 0.25, -1.0]])
     np.testing.assert_allclose(step.reward, [6.5, 3.25])
     np.testing.assert_allclose(step.prev_action, given)
@@ -95,10 +104,14 @@ def test_actions_from_minus_one_to_one_span_the_bounds_of_the_environment():
 
 def test_a_number_for_a_state_becomes_one_hot():
     """FrozenLake tells the cell, 4 * row + column; without slipping, down is 1 and right is 2."""
-    with HostVector(functools.partial(gymnasium.make, 'FrozenLake-v1', is_slippery=False), 2) as envs:
+    with HostVector(
+        functools.partial(gymnasium.make, 'FrozenLake-v1', is_slippery=False), 2
+    ) as envs:
         assert envs.spec.obs_shape == (16,) and envs.obs_dtype == np.float32
         cells = [envs.reset().obs, *(envs.step(np.array(a)).obs for a in ([1, 2], [1, 2]))]
-    np.testing.assert_array_equal(cells, [np.eye(16)[[0, 0]], np.eye(16)[[4, 1]], np.eye(16)[[8, 2]]])
+    np.testing.assert_array_equal(
+        cells, [np.eye(16)[[0, 0]], np.eye(16)[[4, 1]], np.eye(16)[[8, 2]]]
+    )
 
 
 SPACE = gymnasium.spaces
@@ -121,7 +134,7 @@ def test_choices_become_one_hot_and_numbers_stay_numbers(space, seen, expected):
     (SPACE.Discrete(10**9), 'a vector of 1,000,000,000; expected at most 65,536'),
 ])  # fmt: skip
 def test_observations_that_are_no_vector_are_named(space, says):
-    with pytest.raises(suites.Refused, match=f'x has observations .*{says}'):
+    with pytest.raises(suites.EnvRefusedError, match=f'x has observations .*{says}'):
         suites.viewer(space, None, None, 'x')
 
 
@@ -129,7 +142,10 @@ def test_images_shrink_by_area():
     image = np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8)
     small = suites.area_resizer((7, 10), (3, 4))(image)
     fine = image.repeat(3 * 4, 0).repeat(4, 1)  # every border of both grids is a border of this one
-    slow = [[fine[28 * r : 28 * r + 28, 10 * c : 10 * c + 10].mean((0, 1)) for c in range(4)] for r in range(3)]
+    slow = [
+        [fine[28 * r : 28 * r + 28, 10 * c : 10 * c + 10].mean((0, 1)) for c in range(4)]
+        for r in range(3)
+    ]
     np.testing.assert_allclose(small, slow, atol=0.51)
     with HostVector(toys.Screen, 2, size=(30, 20)) as envs:
         seen = envs.reset().obs
@@ -150,7 +166,9 @@ def test_one_seed_gives_one_sequence_and_another_seed_another():
 
 def test_episodes_of_one_seed_begin_alike_and_chance_goes_on_after_them():
     with HostVector('gym/CartPole-v1', 2) as envs:
-        once, after, again, after_again, other = (envs.reset(seed).obs for seed in (3, None, 3, None, 4))
+        once, after, again, after_again, other = (
+            envs.reset(seed).obs for seed in (3, None, 3, None, 4)
+        )
     np.testing.assert_array_equal([once, after], [again, after_again])
     assert len(np.unique([*once, *after, *other], axis=0)) == 6
 
@@ -166,7 +184,9 @@ def test_a_limit_of_the_environment_truncates():
 @pytest.mark.parametrize('how', ['raise', 'exit', 'crash', 'hang'])
 def test_a_lost_worker_ends_its_episode_and_no_other(how, tmp_path):
     broken = functools.partial(toys.Faulty, how, 3, str(tmp_path / 'scar'))
-    with HostVector([broken, toys.Clock], timeout_s=2.0 if how == 'hang' else 60.0, max_restarts=1) as envs:
+    with HostVector(
+        [broken, toys.Clock], timeout_s=2.0 if how == 'hang' else 60.0, max_restarts=1
+    ) as envs:
         first, before = envs.reset(), pids(envs)
         envs.step(np.array([0, 1]))
         good = envs.step(np.array([2, 1]))
@@ -175,21 +195,33 @@ def test_a_lost_worker_ends_its_episode_and_no_other(how, tmp_path):
         assert time.monotonic() - began < 60.0
         fresh, onward = envs.step(np.array([1, 1])), envs.step(np.array([1, 1]))
         after = pids(envs)
-    assert lost.is_last.tolist() == [True, False] and not lost.is_terminal.any() and not lost.is_first.any()
+    assert (
+        lost.is_last.tolist() == [True, False]
+        and not lost.is_terminal.any()
+        and not lost.is_first.any()
+    )
     np.testing.assert_array_equal(lost.obs[0], good.obs[0])  # the last one seen
     np.testing.assert_array_equal(lost.prev_action[0], [0, 1, 0])
     assert lost.reward.tolist() == [0.0, 3.0]
-    assert fresh.is_first.tolist() == [True, False] and fresh.reward[0] == 0 and not fresh.prev_action[0].any()
+    assert (
+        fresh.is_first.tolist() == [True, False]
+        and fresh.reward[0] == 0
+        and not fresh.prev_action[0].any()
+    )
     assert fresh.obs[0, 0] != first.obs[0, 0], 'a replacement must not play the same episode again'
     assert fresh.obs[1, 2] == 4 and onward.obs[:, 2].tolist() == [1, 5]
     assert envs.restarts == 1 and before[1] == after[1] and gone(before[0]) and gone(after[0])
 
 
-@pytest.mark.parametrize(('how', 'at', 'says'), [('raise', 2, 'the wheel came off'), ('exit', 0, 'no fuel left')])
+@pytest.mark.parametrize(
+    ('how', 'at', 'says'), [('raise', 2, 'the wheel came off'), ('exit', 0, 'no fuel left')]
+)
 def test_after_the_cap_the_error_names_the_environment(how, at, says):
     envs = HostVector([toys.Clock, functools.partial(toys.Faulty, how, at)], max_restarts=1)
     born = pids(envs)
-    with pytest.raises(UserError, match=rf'environment Clock, copy 1, failed 2 times.*max_restarts=1.*{says}'):
+    with pytest.raises(
+        UserError, match=rf'environment Clock, copy 1, failed 2 times.*max_restarts=1.*{says}'
+    ):
         envs.reset()
         for _ in range(20):
             envs.step(np.array([0, 0]))
@@ -200,7 +232,9 @@ def test_after_the_cap_the_error_names_the_environment(how, at, says):
 
 def test_an_environment_that_never_wakes_up_is_named():
     with pytest.raises(UserError, match=r'failed 1 times.*no answer within 1 s'):
-        HostVector(functools.partial(toys.Faulty, 'hang', 0), 1, timeout_s=1.0, max_restarts=0).reset()
+        HostVector(
+            functools.partial(toys.Faulty, 'hang', 0), 1, timeout_s=1.0, max_restarts=0
+        ).reset()
 
 
 def test_an_episode_that_ends_well_forgives_earlier_faults(tmp_path):
@@ -217,7 +251,10 @@ def test_an_episode_that_ends_well_forgives_earlier_faults(tmp_path):
 
 
 def test_numbers_that_are_not_finite_count_as_a_fault():
-    with pytest.raises(UserError, match='not finite'), HostVector(toys.Sick, 1, max_restarts=0) as envs:
+    with (
+        pytest.raises(UserError, match='not finite'),
+        HostVector(toys.Sick, 1, max_restarts=0) as envs,
+    ):
         envs.reset()
         envs.step(np.array([0]))
 
@@ -244,7 +281,9 @@ def test_a_killed_parent_leaves_no_process():
         'print(*(p.process.pid for p in envs._processes), flush=True); time.sleep(100)'
     )
     root = pathlib.Path(__file__).parents[2]
-    parent = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True, cwd=root)
+    parent = subprocess.Popen(
+        [sys.executable, '-c', script], stdout=subprocess.PIPE, text=True, cwd=root
+    )
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     parent.kill()
     parent.communicate()
@@ -318,7 +357,11 @@ def test_what_cannot_be_built_is_named(env, options, says):
 def test_wrong_actions_are_named_and_do_no_harm():
     with HostVector(toys.Clock, 2) as envs:
         envs.reset()
-        for action, says in [([0], r'actions \(1,\)'), ([0.5, 1.0], 'float64'), ([0, 3], 'expected 0 to 2')]:
+        for action, says in [
+            ([0], r'actions \(1,\)'),
+            ([0.5, 1.0], 'float64'),
+            ([0, 3], 'expected 0 to 2'),
+        ]:
             with pytest.raises(UserError, match=says):
                 envs.step(np.array(action))
         assert envs.step(np.array([0, 1])).obs[:, 2].tolist() == [1, 1]
@@ -340,13 +383,18 @@ def test_wrong_actions_are_named_and_do_no_harm():
 def test_a_missing_package_is_named_with_its_extra(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     extra = {'gym': 'gymnasium'}.get(name.split('/')[0], name.split('/')[0])
-    with pytest.raises(suites.Refused, match=rf"needs the package {package}.*pip install 'reverie\[{extra}\]'"):
+    with pytest.raises(
+        suites.EnvRefusedError,
+        match=rf"needs the package {package}.*pip install 'reverie\[{extra}\]'",
+    ):
         suites.build(name)
 
 
 def test_atari_shows_the_brighter_of_the_last_two_frames():
     ale = pytest.importorskip('ale_py', reason='atari/* is not installed')
-    play = ale.AtariEnv('space_invaders', frameskip=1, repeat_action_probability=0.25, full_action_space=True)
+    play = ale.AtariEnv(
+        'space_invaders', frameskip=1, repeat_action_probability=0.25, full_action_space=True
+    )
     play.reset(seed=3)
     player = worker.Player(setup('atari/space_invaders', size=None))
     player.reset()
@@ -356,7 +404,10 @@ def test_atari_shows_the_brighter_of_the_last_two_frames():
         np.testing.assert_array_equal(obs, np.maximum(frames[2], frames[3]))
         assert reward == sum(rewards)
     with HostVector('atari/breakout', 1) as envs:
-        assert envs.spec.obs_shape == (64, 64, 3) and envs.spec.actions.meanings[:2] == ('noop', 'fire')
+        assert envs.spec.obs_shape == (64, 64, 3) and envs.spec.actions.meanings[:2] == (
+            'noop',
+            'fire',
+        )
         assert envs.action_repeat == 4 and envs.reset().obs.max() > 0
     with pytest.raises(UserError, match='near it are breakout'):
         HostVector('atari/breakuot', 1)

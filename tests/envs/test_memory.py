@@ -55,9 +55,13 @@ def test_a_ball_that_is_gone_does_not_count_as_wrong():
 
 
 def test_walls_stop_the_player_and_standing_still_takes_nothing():
-    state, rewards, _ = walk(line_of_balls([0, 1])._replace(place=jnp.array([0, 0])), [UP, LEFT, STAY])
+    state, rewards, _ = walk(
+        line_of_balls([0, 1])._replace(place=jnp.array([0, 0])), [UP, LEFT, STAY]
+    )
     assert rewards == [0, 0, 0] and state.place.tolist() == [0, 0]
-    onto = line_of_balls([0, 1])._replace(place=jnp.array([1, 7]), balls=jnp.array([(1, 7), (1, 2)]))
+    onto = line_of_balls([0, 1])._replace(
+        place=jnp.array([1, 7]), balls=jnp.array([(1, 7), (1, 2)])
+    )
     state, rewards, _ = walk(onto, [RIGHT, STAY])  # against the wall, on top of a ball
     assert rewards == [0, 0] and int(state.progress) == 0
 
@@ -76,7 +80,9 @@ def test_episodes_are_a_hundred_steps_and_differ_in_places_and_orders():
     vector = device.Vector(env, 64)
     state, step = jax.jit(vector.reset)(KEY)
     assert step.obs.shape == (64, 8, 8, 5) and step.obs.dtype == bool
-    assert (step.obs.sum((1, 2)) == 1).all() and (step.obs.sum(-1) <= 1).all()  # nothing lies on anything else
+    assert (step.obs.sum((1, 2)) == 1).all() and (
+        step.obs.sum(-1) <= 1
+    ).all()  # nothing lies on anything else
     order = state.env.env.order
     assert (jnp.sort(order) == jnp.arange(4)).all() and len(np.unique(order, axis=0)) > 15
 
@@ -84,9 +90,9 @@ def test_episodes_are_a_hundred_steps_and_differ_in_places_and_orders():
         return vector.step(state, jax.random.randint(key, (64,), 0, 5), key)
 
     _, steps = jax.jit(lambda s: jax.lax.scan(play, s, jax.random.split(KEY, 101)))(state)
-    assert np.flatnonzero(steps.is_last.all(1)).tolist() == [99] and np.flatnonzero(steps.is_first.all(1)).tolist() == [
-        100
-    ]
+    assert np.flatnonzero(steps.is_last.all(1)).tolist() == [99] and np.flatnonzero(
+        steps.is_first.all(1)
+    ).tolist() == [100]
     assert not steps.is_terminal.any() and steps.is_last.sum() == 64
     assert set(np.unique(steps.reward)) == {0, 3}
 
@@ -121,8 +127,12 @@ def test_a_cue_is_not_seen_until_it_was_chosen_and_pays_if_it_was(right):
     for t in range(1, 5):
         action = cue if right == (t == 4) else 1 - cue  # what is done before does not matter
         state, step = env.step(state, jnp.asarray(action), key)
-        assert step.obs[:, :, 0].all(0).tolist() == (half if t == 4 else [False] * 4)  # the answer, right or wrong
-        assert bool(step.obs[..., 1].all()) == bool(step.obs[..., 1].any()) == (t in (2, 3)) and not bool(step.is_first)
+        assert step.obs[:, :, 0].all(0).tolist() == (
+            half if t == 4 else [False] * 4
+        )  # the answer, right or wrong
+        assert bool(step.obs[..., 1].all()) == bool(step.obs[..., 1].any()) == (
+            t in (2, 3)
+        ) and not bool(step.is_first)
         rewards.append(float(step.reward))
         assert bool(step.is_terminal) == bool(step.is_last) == (t == 4)
     assert rewards == [0, 0, 0, float(right)]

@@ -1,4 +1,7 @@
-"""Small host environments with known numbers and known faults. Imported by worker processes, so never JAX."""
+"""Small host environments with known numbers and known faults.
+
+Imported by worker processes, so never JAX.
+"""
 
 import os
 import pathlib
@@ -71,7 +74,10 @@ class Lever(gymnasium.Env):
     def __init__(self, low: tuple[float, ...], high: tuple[float, ...]):
         self.action_space = gymnasium.spaces.Box(np.float32(low), np.float32(high))
         self.observation_space = gymnasium.spaces.Dict(
-            {'b': gymnasium.spaces.Box(-np.inf, np.inf, (len(low),), np.float64), 'a': gymnasium.spaces.Discrete(3)}
+            {
+                'b': gymnasium.spaces.Box(-np.inf, np.inf, (len(low),), np.float64),
+                'a': gymnasium.spaces.Discrete(3),
+            }
         )
 
     def reset(self, *, seed=None, options=None):
@@ -83,7 +89,9 @@ class Lever(gymnasium.Env):
 
 
 class Screen(gymnasium.Env):
-    """A 60 x 40 picture whose columns grow brighter; the first step shows a sprite that the second does not."""
+    """A 60 x 40 picture whose columns grow brighter; the first step shows a sprite that the second
+    does not.
+    """
 
     def __init__(self, height: int = 60, width: int = 40):
         self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
@@ -100,11 +108,15 @@ class Screen(gymnasium.Env):
 
 def tally(time, total, action, side=64, xp=np):
     """A picture of three numbers, one for each colour."""
-    return xp.broadcast_to(xp.asarray([40 * time, 20 * total, 100 * action]).astype(xp.uint8), (side, side, 3))
+    return xp.broadcast_to(
+        xp.asarray([40 * time, 20 * total, 100 * action]).astype(xp.uint8), (side, side, 3)
+    )
 
 
 class Tally(gymnasium.Env):
-    """Adds up its actions, pays the sum, and terminates after five steps; no chance. See `tests.serve.test_hosted`."""
+    """Adds up its actions, pays the sum, and terminates after five steps; no chance. See
+    `tests.serve.test_hosted`.
+    """
 
     observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space = gymnasium.spaces.Discrete(3)
@@ -115,7 +127,13 @@ class Tally(gymnasium.Env):
 
     def step(self, action):
         self.time, self.total = self.time + 1, self.total + int(action)
-        return tally(self.time, self.total, int(action)), float(self.total), self.time == 5, False, {}
+        return (
+            tally(self.time, self.total, int(action)),
+            float(self.total),
+            self.time == 5,
+            False,
+            {},
+        )
 
 
 class Mute(gymnasium.Env):

@@ -56,7 +56,9 @@ def test_below_ten_runs_the_interval_is_students_t_of_the_runs_means(n):
 @pytest.mark.parametrize('n', [10, 30])
 def test_from_ten_runs_on_the_interval_is_scipys_percentile_bootstrap(n):
     rows, got = runs(n), interval(runs(n), resamples=20_000)
-    want = scipy.stats.bootstrap([rows.mean(1)], np.mean, n_resamples=20_000, method='percentile', rng=1)
+    want = scipy.stats.bootstrap(
+        [rows.mean(1)], np.mean, n_resamples=20_000, method='percentile', rng=1
+    )
     np.testing.assert_allclose(got[:2], want.confidence_interval, atol=0.02)
     assert got.label == f'bootstrap over {n} seeds'
 
@@ -69,7 +71,9 @@ def hits(draw, of, truth=0.0, draws=2000):
 @pytest.mark.parametrize('n', [3, 5])
 def test_of_2000_intervals_over_few_runs_93_to_97_in_100_hold_the_truth(n):
     rng = np.random.default_rng(n)
-    draw = lambda: rng.normal(size=(n, 1)) + rng.normal(0, 2, (n, 16))  # runs differ, and their episodes
+    draw = lambda: (
+        rng.normal(size=(n, 1)) + rng.normal(0, 2, (n, 16))
+    )  # runs differ, and their episodes
     assert 0.93 <= hits(draw, interval) <= 0.97
     pairs = lambda: (draw() + 100 * (shared := rng.normal(size=(n, 1))), draw() + 100 * shared)
     assert 0.93 <= hits(pairs, lambda pair: difference(*pair)['ci95']) <= 0.97
@@ -87,12 +91,21 @@ def test_a_bootstrap_over_three_runs_would_hold_it_in_75():
 
 def test_from_ten_runs_on_the_bootstrap_covers_nearly_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    assert 0.90 < hits(lambda: rng.normal(size=(30, 1)), lambda rows: interval(rows, resamples=400), draws=400) < 0.98
+    assert (
+        0.90
+        < hits(
+            lambda: rng.normal(size=(30, 1)), lambda rows: interval(rows, resamples=400), draws=400
+        )
+        < 0.98
+    )
 
 
 def test_the_iqm_over_five_games_of_three_runs_is_covered_and_by_the_bootstrap_it_would_not_be():
     rng = np.random.default_rng(1)
-    level, spread = np.linspace(0, 2, 5)[:, None, None], np.array([0.2, 0.3, 0.5, 0.4, 0.3])[:, None, None]
+    level, spread = (
+        np.linspace(0, 2, 5)[:, None, None],
+        np.array([0.2, 0.3, 0.5, 0.4, 0.3])[:, None, None],
+    )
     draw = lambda n: list(level + spread * rng.normal(size=(5, n, 1)))
     truth = iqm(draw(200_000))
 
@@ -109,7 +122,9 @@ def test_the_mean_over_two_games_of_few_runs_is_welchs_interval():
     a, b = runs(3, seed=1), 2 * runs(6, seed=2)
     got = stratified_interval([a, a, -b], trim=0.0)  # weights by runs: of 12 in all, a six, b six
     assert got.n == 3 and got.games == 3
-    got = stratified_interval([np.concatenate([a, a + 1]), -b], trim=0.0)  # six runs each: (mean a - mean b) / 2
+    got = stratified_interval(
+        [np.concatenate([a, a + 1]), -b], trim=0.0
+    )  # six runs each: (mean a - mean b) / 2
     welch = scipy.stats.ttest_ind(np.concatenate([a, a + 1]).mean(1), b.mean(1), equal_var=False)
     np.testing.assert_allclose(2 * np.array(got[:2]), welch.confidence_interval(0.95))
 
@@ -147,7 +162,9 @@ def test_episodes_of_one_run_are_never_runs():
     assert interval([[3.0]]) is None and summary([[3.0]])['ci95'] is None
     # more games do not make runs of episodes, and one lone run takes the others' intervals along
     games = stratified_interval([[episodes], [episodes + 1]])
-    assert games.label == 'bootstrap over 400 episodes of one seed in each of 2 games'.replace('b', 'stratified b', 1)
+    assert games.label == 'bootstrap over 400 episodes of one seed in each of 2 games'.replace(
+        'b', 'stratified b', 1
+    )
     assert stratified_interval([[episodes], [episodes[:50]] * 3]).over == 'episodes of each seed'
     assert stratified_interval([[episodes], [episodes[:9]]]) is None
 
@@ -169,7 +186,9 @@ def test_a_paired_difference_has_the_interval_of_the_paired_t_test(n):
     want = scipy.stats.ttest_rel([np.mean(x) for x in a], b.mean(1)).confidence_interval(0.95)
     got = difference(a, b)
     np.testing.assert_allclose(got['ci95'], want)
-    assert figure_interval(got).label == f't over {n} seeds' and got['mean'] == pytest.approx(np.mean(got['per_seed']))
+    assert figure_interval(got).label == f't over {n} seeds' and got['mean'] == pytest.approx(
+        np.mean(got['per_seed'])
+    )
 
 
 def test_one_pair_is_compared_over_its_episodes_or_not_at_all():
@@ -196,9 +215,22 @@ def test_read_outs_of_one_run_are_compared_in_both_laws():
 
 
 def record():
-    scores = {'random': [0.0, 1.0], 'wm_bc': runs(3), 'imagination': {'sampled': runs(3), 'greedy': runs(3, seed=2)}}
-    return returns.record(preset='dreamer4', env='minatar/breakout', command='reverie train', seeds=[0, 1, 2],
-                          env_frames=1, gradient_steps={}, seconds=1.0, reference=9.0, scores=scores)  # fmt: skip
+    scores = {
+        'random': [0.0, 1.0],
+        'wm_bc': runs(3),
+        'imagination': {'sampled': runs(3), 'greedy': runs(3, seed=2)},
+    }
+    return returns.record(
+        preset='dreamer4',
+        env='minatar/breakout',
+        command='reverie train',
+        seeds=[0, 1, 2],
+        env_frames=1,
+        gradient_steps={},
+        seconds=1.0,
+        reference=9.0,
+        scores=scores,
+    )
 
 
 def test_recomputing_heals_stale_figures_and_touches_nothing_else():
@@ -210,9 +242,15 @@ def test_recomputing_heals_stale_figures_and_touches_nothing_else():
     assert recompute(right) == right
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'results').glob('*/*.json')), ids=lambda p: f'{p.parent.name}/{p.stem}')
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'results').glob('*/*.json')), ids=lambda p: f'{p.parent.name}/{p.stem}'
+)
 def test_the_recorded_figures_are_those_of_their_returns(path):
     recorded = json.loads(path.read_text())
     if 'score' in recorded:
-        rounded = lambda x: json.loads(json.dumps(x), parse_float=lambda text: round(float(text), 6))
-        assert rounded(recompute(recorded)) == rounded(recorded), 'run: python results/plot.py --recompute'
+        rounded = lambda x: json.loads(
+            json.dumps(x), parse_float=lambda text: round(float(text), 6)
+        )
+        assert rounded(recompute(recorded)) == rounded(recorded), (
+            'run: python results/plot.py --recompute'
+        )

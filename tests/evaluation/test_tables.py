@@ -13,7 +13,9 @@ PLAYED = {
 
 def test_rows_are_in_the_order_of_the_names_and_carry_kind_and_n():
     # half an interval over two values is 12.706 times half their distance
-    lines = tables.markdown(tables.score_rows(derive(PLAYED, None)), names={'imagination': '**ours**'}).splitlines()
+    lines = tables.markdown(
+        tables.score_rows(derive(PLAYED, None)), names={'imagination': '**ours**'}
+    ).splitlines()
     assert lines[2:] == [
         '| Random | 1.00 | -11.71 to 13.71 |  |  | t over 2 episodes |',
         '| BC from scratch | 1.50 | -4.85 to 7.85 | 0.00 | 0.00 to 0.00 | t over 2 seeds |',

@@ -17,7 +17,9 @@ def test_psnr_is_the_log_of_the_mean_square_error_of_each_frame():
     got = video.psnr(truth, dream)
     for i in range(2):
         for j in range(3):
-            square = [(a - b) ** 2 for a, b in zip(truth[i, j].ravel(), dream[i, j].ravel(), strict=True)]
+            square = [
+                (a - b) ** 2 for a, b in zip(truth[i, j].ravel(), dream[i, j].ravel(), strict=True)
+            ]
             assert got[i, j] == pytest.approx(10 * math.log10(1 / (sum(square) / len(square))))
 
 
@@ -54,8 +56,9 @@ def test_ssim_is_a_loop_over_windows_of_eleven_or_seven_or_what_fits(shape):
 
 
 def test_ssim_equals_what_scikit_image_says():
-    """0.26.0: structural_similarity(x, y, data_range=1.0, channel_axis=-1, use_sample_covariance=False), once with
-    gaussian_weights=True, sigma=1.5, once with win_size=7."""
+    """0.26.0: structural_similarity(x, y, data_range=1.0, channel_axis=-1,
+    use_sample_covariance=False), once with gaussian_weights=True, sigma=1.5, once with
+    win_size=7."""
     i = np.arange(24 * 20 * 3).reshape(1, 24, 20, 3)
     image, grid = (np.sin(0.37 * i) + 1) / 2, (i[:, :10, :10] * 7 % 5 == 0).astype(float)
     given = image, np.clip(image + 0.3 * np.cos(0.9 * i), 0, 1)
@@ -76,7 +79,9 @@ def test_a_channel_has_its_colour_dimmed_by_its_value_and_two_channels_blend():
     rgb = video.colourise(obs)
     np.testing.assert_array_equal(rgb[0, 0], video.PALETTE[1])
     np.testing.assert_allclose(rgb[1, 0], video.PALETTE[1] / 2, atol=0.51)
-    np.testing.assert_allclose(rgb[2, 0], (video.PALETTE[0] / 2.0 + video.PALETTE[2] / 2.0), atol=0.51)
+    np.testing.assert_allclose(
+        rgb[2, 0], (video.PALETTE[0] / 2.0 + video.PALETTE[2] / 2.0), atol=0.51
+    )
 
 
 def test_every_channel_of_the_largest_game_has_its_own_colour():
@@ -99,7 +104,9 @@ def chunks(data):
     while at < len(data):
         (length,) = struct.unpack('>I', data[at : at + 4])
         kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        assert struct.unpack('>I', data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        assert struct.unpack('>I', data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(
+            kind + body
+        )
         found.append((kind, body))
         at += 12 + length
     return found
@@ -134,4 +141,8 @@ def test_apng_plays_in_an_independent_decoder():
 def test_a_strip_keeps_its_frames_apart_by_transparent_gaps():
     frames = np.full((3, 2, 4, 3), 9, np.uint8)
     out = video.strip(frames, gap=2)
-    assert out.shape == (2, 16, 4) and (out[:, 4:6] == 0).all() and (out[:, 6:10] == [9, 9, 9, 255]).all()
+    assert (
+        out.shape == (2, 16, 4)
+        and (out[:, 4:6] == 0).all()
+        and (out[:, 6:10] == [9, 9, 9, 255]).all()
+    )

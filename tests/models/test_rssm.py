@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.models.rssm import GRU, RSSM, BlockGRU, CategoricalLatent, GaussianLatent, RSSMConfig, RSSMState, size
+from reverie.models.rssm import (
+    GRU,
+    RSSM,
+    BlockGRU,
+    CategoricalLatent,
+    GaussianLatent,
+    RSSMConfig,
+    RSSMState,
+    size,
+)
 from reverie.nn.core import Style, build
 from reverie.nn.dists import Normal, OneHots
 from reverie.types import UserError, sg
@@ -17,18 +26,22 @@ from tests.golden_numbers import golden, rssm_from_v3
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 V1 = Style('elu', 'none', init='glorot_uniform')
 CONFIGS = {
-    'planet': RSSMConfig(8, 6, GaussianLatent(4), GRU('reset_before'), 1, 1, 'zh', Style('relu', 'none')),
+    'planet': RSSMConfig(
+        8, 6, GaussianLatent(4), GRU('reset_before'), 1, 1, 'zh', Style('relu', 'none')
+    ),
     'dreamer_v1': RSSMConfig(8, 10, GaussianLatent(4), GRU('reset_after'), 1, 1, 'zh', V1),
     'dreamer_v2': RSSMConfig(16, 12, CategoricalLatent(4, 8), GRU('layer_norm'), 1, 1, 'zh', V1),
-    'dreamer_v3': RSSMConfig(64, 16, CategoricalLatent(4, 8, 0.01), BlockGRU(8), 2, 1, 'hz', Style()),
+    'dreamer_v3': RSSMConfig(
+        64, 16, CategoricalLatent(4, 8, 0.01), BlockGRU(8), 2, 1, 'hz', Style()
+    ),
 }
 
 
 @pytest.fixture
 def modes(monkeypatch):
     """The references were recorded without chance."""
-    for law in (OneHots, Normal):
-        monkeypatch.setattr(law, 'sample', lambda self, key: self.mode())
+    for dist in (OneHots, Normal):
+        monkeypatch.setattr(dist, 'sample', lambda self, key: self.mode())
 
 
 def filled(cfg: RSSMConfig, embed: int, actions: int, params: dict):
@@ -40,7 +53,9 @@ def filled(cfg: RSSMConfig, embed: int, actions: int, params: dict):
 
 
 def unrolled(params, bind, embed, action, is_first):
-    run = jax.jit(lambda p, *xs: bind(p).unroll(bind(p).initial(embed.shape[0]), *xs, jax.random.key(0)))
+    run = jax.jit(
+        lambda p, *xs: bind(p).unroll(bind(p).initial(embed.shape[0]), *xs, jax.random.key(0))
+    )
     with jax.default_matmul_precision('highest'):
         return run(params, *map(jnp.asarray, (embed, action, is_first)))
 
@@ -52,13 +67,18 @@ def test_v3_equals_the_reference(modes):
     out = unrolled(params, bind, g['tokens'], np.eye(5, dtype=np.float32)[g['prevact']], g['reset'])
     close(out.state.h, g['deter'])
     close(out.state.z.reshape(3, 6, 4, 8), g['stoch'])
-    same = lambda law, logits: close(jax.nn.softmax(law.logits), 0.99 * jax.nn.softmax(logits) + 0.01 / 8)
+    same = lambda dist, logits: close(
+        jax.nn.softmax(dist.logits), 0.99 * jax.nn.softmax(logits) + 0.01 / 8
+    )
     same(out.post, g['logit'])
     same(out.prior, g['prior_logit'])
     close(jnp.maximum(1, sg(out.post).kl(out.prior)), g['dyn'])
     close(jnp.maximum(1, out.post.kl(sg(out.prior))), g['rep'])
     close(out.feat, jnp.concatenate([out.state.h, out.state.z], -1))
-    state, imagine = jax.tree.map(lambda x: x[:, -1], out.state), jax.jit(lambda *xs: bind(params).imagine(*xs))
+    state, imagine = (
+        jax.tree.map(lambda x: x[:, -1], out.state),
+        jax.jit(lambda *xs: bind(params).imagine(*xs)),
+    )
     for t in range(4):
         state, prior = imagine(state, jax.nn.one_hot(g['imag_act'][:, t], 5), jax.random.key(0))
         close(state.h, g['imag_deter'][:, t])
@@ -109,9 +129,9 @@ def test_v1_equals_the_reference(modes):
     params, bind = filled(CONFIGS['dreamer_v1'], 6, 2, params)
     out = unrolled(params, bind, g['embed'], g['prev_action'], np.zeros((3, 5), bool))
     close(out.state.h, g['deter'])
-    for law, name in ((out.post, 'post'), (out.prior, 'prior')):
-        close(law.mean, g[f'{name}_mean'])
-        close(law.std, g[f'{name}_std'])
+    for dist, name in ((out.post, 'post'), (out.prior, 'prior')):
+        close(dist.mean, g[f'{name}_mean'])
+        close(dist.std, g[f'{name}_std'])
 
 
 @pytest.fixture(scope='module', params=CONFIGS)
@@ -140,7 +160,9 @@ def test_nothing_crosses_the_start_of_an_episode(case):
     _, params, bind, embed, action, is_first = case
     out = unrolled(params, bind, embed, action, is_first)
     other = unrolled(params, bind, embed.at[0, :3].add(1), action.at[0, :4].add(1), is_first)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, 3:], b[:, 3:]), out.state, other.state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a[:, 3:], b[:, 3:]), out.state, other.state
+    )
     assert not jnp.array_equal(out.state.h[0, :3], other.state.h[0, :3])
 
 
@@ -179,7 +201,14 @@ def test_half_precision_products_stay_close_to_full_ones(case):
 
 def test_one_dial_sets_the_size():
     assert size('12m') == (2048, 256, 16, 16, 256)
-    assert [size(f'{n}m').deter for n in (1, 25, 50, 100, 200, 400)] == [512, 3072, 4096, 6144, 8192, 12288]
+    assert [size(f'{n}m').deter for n in (1, 25, 50, 100, 200, 400)] == [
+        512,
+        3072,
+        4096,
+        6144,
+        8192,
+        12288,
+    ]
     with pytest.raises(UserError, match='1m, 12m'):
         size('big')
     with pytest.raises(UserError, match='blocks=8'):

@@ -12,7 +12,15 @@ from reverie.nn.attention import TransformerConfig
 from reverie.types import UserError
 
 TINY = TransformerConfig(
-    width=16, layers=4, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=2, context=3, dtype='float32'
+    width=16,
+    layers=4,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp_ratio=2.0,
+    time_every=2,
+    context=3,
+    dtype='float32',
 )
 CFG = TokenizerConfig(patch=(2, 3), latents=3, bottleneck=4, transformer=TINY)
 SHAPE, B, T = (4, 6, 2), 2, 7
@@ -55,7 +63,9 @@ def test_frame_by_frame_equals_the_window_and_latents_are_bounded(parts, window)
 def test_masked_patches_do_not_reach_the_latents_and_others_do(parts, window):
     encoder, _ = parts
     image, first = window
-    hidden = jnp.zeros((B, T, encoder.patches), bool).at[0, 2, 1].set(True)  # rows 0-1, columns 3-5 of frame 2
+    hidden = (
+        jnp.zeros((B, T, encoder.patches), bool).at[0, 2, 1].set(True)
+    )  # rows 0-1, columns 3-5 of frame 2
     grad = jax.jit(jax.grad(lambda x: (encoder(x, first, hidden)[0] ** 2).sum()))(image)
     touched = np.asarray(jnp.abs(grad).sum(-1) > 0)
     assert not touched[0, 2, 0:2, 3:6].any()

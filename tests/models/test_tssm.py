@@ -1,4 +1,6 @@
-"""The TSSM: recorded numbers of TransDreamer's modules, and one step at a time against a window at once."""
+"""The TSSM: recorded numbers of TransDreamer's modules, and one step at a time against a window at
+once.
+"""
 
 import dataclasses
 
@@ -18,20 +20,38 @@ from tests.golden_numbers import gate_from_torch, golden, layers_from_torch, lin
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
 RELEASED = TransformerConfig(
-    width=16, layers=2, heads=2, kv_heads=2, head_dim=8, mlp_ratio=2.0, time_every=1, context=50, softcap=0.0,
-    rope_base=0.0, dtype='float32', norm='layer', qk_norm=False, mlp='relu',
-)  # fmt: skip
+    width=16,
+    layers=2,
+    heads=2,
+    kv_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+    time_every=1,
+    context=50,
+    softcap=0.0,
+    rope_base=0.0,
+    dtype='float32',
+    norm='layer',
+    qk_norm=False,
+    mlp='relu',
+)
 
 
 def filled(module, params: dict):
-    """The module with these weights; names and shapes must agree exactly but for what is left as it starts."""
+    """The module with these weights; names and shapes must agree exactly but for what is left as it
+    starts.
+    """
     ours, bind = build(module)
     params = jax.tree.map(jnp.asarray, params)
 
     def put(own, given, path=''):
         assert set(given) <= set(own), (path, set(given) - set(own))
-        return {k: put(v, given[k], f'{path}/{k}') if k in given and isinstance(v, dict) else given.get(k, v)
-                for k, v in own.items()}  # fmt: skip
+        return {
+            k: put(v, given[k], f'{path}/{k}')
+            if k in given and isinstance(v, dict)
+            else given.get(k, v)
+            for k, v in own.items()
+        }
 
     merged = put(ours, params)
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
@@ -50,8 +70,10 @@ def test_every_layer_of_the_transformer_equals_the_reference(residual):
     position = sinusoid(jnp.arange(6), 16)
     close(position, g['pos'])
     with jax.default_matmul_precision('highest'):
-        every, _ = blocks.every((g['z'] + position)[:, :, None], jnp.zeros((2, 6), bool))
-    close(jnp.stack(every, 2)[:, :, :, 0], g['out'])
+        layer_outputs, _ = blocks.layer_outputs(
+            (g['z'] + position)[:, :, None], jnp.zeros((2, 6), bool)
+        )
+    close(jnp.stack(layer_outputs, 2)[:, :, :, 0], g['out'])
 
 
 def test_the_gate_equals_the_reference():
@@ -63,7 +85,13 @@ def test_the_gate_equals_the_reference():
 def test_states_and_priors_equal_the_reference():
     g = golden('td/dyn')
     cfg = TSSMConfig(
-        RELEASED, 16, CategoricalLatent(8, 8), h=Concat(), prior_layers=1, feat='zh', style=Style('elu', 'none')
+        RELEASED,
+        16,
+        CategoricalLatent(8, 8),
+        h=Concat(),
+        prior_layers=1,
+        feat='zh',
+        style=Style('elu', 'none'),
     )
     prior = dict(
         hidden={0: linear_from_torch(g, 'params/prior_stoch_mlp.enc.0')},
@@ -71,30 +99,51 @@ def test_states_and_priors_equal_the_reference():
     )
     token = linear_from_torch(g, 'params/act_stoch_mlp')
     action_first = token['kernel']
-    token['kernel'] = np.concatenate([action_first[5:], action_first[:5]])  # the released code puts the action first
-    params = dict(blocks=dict(layers=layers_from_torch(g, 'params/cell.')), prior=prior, token=dict(linear=token))
+    token['kernel'] = np.concatenate(
+        [action_first[5:], action_first[:5]]
+    )  # the released code puts the action first
+    params = dict(
+        blocks=dict(layers=layers_from_torch(g, 'params/cell.')),
+        prior=prior,
+        token=dict(linear=token),
+    )
     model = filled(TSSM(cfg, 7, 5, rngs=nnx.Rngs(0)), params)
     state, prior_logits, h = model.initial(2), [], []
     imagine = jax.jit(lambda *xs: model.imagine(*xs))
     for t in range(6):
         state = state._replace(z=jnp.asarray(g['stoch'][:, t].reshape(2, 64)))
-        state, law = imagine(state, jnp.asarray(g['action'][:, t]), jax.random.key(t))
+        state, dist = imagine(state, jnp.asarray(g['action'][:, t]), jax.random.key(t))
         h.append(state.h)
-        prior_logits.append(law.logits)
+        prior_logits.append(dist.logits)
     close(jnp.stack(h, 1), g['deter'])
     expected = jax.nn.log_softmax(g['prior_logits'])
     close(jax.nn.log_softmax(jnp.stack(prior_logits, 1)), expected)
 
 
 TINY = TransformerConfig(
-    width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_ratio=2.0, time_every=1, context=4, dtype='float32'
+    width=16,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp_ratio=2.0,
+    time_every=1,
+    context=4,
+    dtype='float32',
 )
 CONFIGS = {
     'myopic': TSSMConfig(TINY, 16, CategoricalLatent(4, 4, 0.01)),
     'history': TSSMConfig(
-        dataclasses.replace(TINY, residual='gtrxl'), 16, GaussianLatent(6), History(), Concat(), feat='zh'
+        dataclasses.replace(TINY, residual='gtrxl'),
+        16,
+        GaussianLatent(6),
+        History(),
+        Concat(),
+        feat='zh',
     ),
-    'absolute': TSSMConfig(dataclasses.replace(RELEASED, context=4), 16, CategoricalLatent(4, 4), h=Concat()),
+    'absolute': TSSMConfig(
+        dataclasses.replace(RELEASED, context=4), 16, CategoricalLatent(4, 4), h=Concat()
+    ),
 }
 B, T, E, A = 2, 11, 5, 3  # more than twice the context of 4
 
@@ -120,7 +169,11 @@ def test_a_window_at_once_equals_one_step_after_the_other_also_past_the_context(
         at = lambda x, t=t: jax.tree.map(lambda y: y[:, t], x)
         near(state.h, out.state.h[:, t])
         near(state.z, out.state.z[:, t])
-        for one, of_window in ((post, out.post), (prior, out.prior), (bind(params).pack(state), out.memory)):
+        for one, of_window in (
+            (post, out.post),
+            (prior, out.prior),
+            (bind(params).pack(state), out.memory),
+        ):
             jax.tree.map(near, one, at(of_window))
 
 
@@ -143,7 +196,9 @@ def test_imagination_from_cut_caches_equals_imagination_from_prefixes_taken_in_a
     for t in range(T):
         state, _, _ = observe(state, embed[:, t], action[:, t], is_first[:, t], keys[t])
         states.append(state)
-    again = jax.tree.map(lambda *x: jnp.stack(x[-last:], 1).reshape(B * last, *x[0].shape[1:]), *states)
+    again = jax.tree.map(
+        lambda *x: jnp.stack(x[-last:], 1).reshape(B * last, *x[0].shape[1:]), *states
+    )
     near(rows.z, again.z)
     near(dream(rows), dream(again))
 
@@ -152,7 +207,9 @@ def test_no_gradient_crosses_the_start_of_an_episode_or_comes_from_the_future(ca
     _, params, bind, embed, action, is_first, _, _ = case
 
     def size(embed, action):
-        out = bind(params).unroll(bind(params).initial(B), embed, action, is_first, jax.random.key(0))
+        out = bind(params).unroll(
+            bind(params).initial(B), embed, action, is_first, jax.random.key(0)
+        )
         return out.feat**2 @ jnp.ones(out.feat.shape[-1]) + out.prior.entropy()
 
     def grads(embed, action):
@@ -182,7 +239,9 @@ def test_a_window_goes_on_from_the_steps_that_replay_stored(case):
     params, bind = build(TSSM(cfg, E, A, rngs=nnx.Rngs(0)))
     model, half = bind(params), T // 2
     run = jax.jit(lambda state, *xs: model.unroll(state, *xs, jax.random.key(0)))
-    rest = lambda state: run(state, embed[:, half : 2 * half], action[:, half : 2 * half], is_first[:, half : 2 * half])
+    rest = lambda state: run(
+        state, embed[:, half : 2 * half], action[:, half : 2 * half], is_first[:, half : 2 * half]
+    )
     first = run(model.initial(B), embed[:, :half], action[:, :half], is_first[:, :half])
     after, memory, unpack = model.starts(first, 1), first.memory, jax.jit(model.unpack)
     resumed = unpack(memory)
@@ -197,11 +256,13 @@ def test_a_window_goes_on_from_the_steps_that_replay_stored(case):
 
 def test_attention_sums_to_one_and_stays_within_reach_and_episode(case):
     cfg, params, bind, _, action, is_first, _, out = case
-    looks = jax.jit(lambda p, *xs: bind(p).attention(bind(p).initial(B), *xs))(params, out.state.z, action, is_first)
+    attention_maps = jax.jit(lambda p, *xs: bind(p).attention(bind(p).initial(B), *xs))(
+        params, out.state.z, action, is_first
+    )
     context, t = cfg.transformer.context, np.arange(T)
-    assert looks.shape == (cfg.transformer.layers, B, cfg.transformer.heads, T, T)
-    np.testing.assert_allclose(looks.sum(-1), 1, rtol=1e-5)
-    own = np.asarray(looks)
+    assert attention_maps.shape == (cfg.transformer.layers, B, cfg.transformer.heads, T, T)
+    np.testing.assert_allclose(attention_maps.sum(-1), 1, rtol=1e-5)
+    own = np.asarray(attention_maps)
     may = (t <= t[:, None]) & (t > t[:, None] - context)
     assert (own[:, 1] > 0).sum() == may.sum() * own[:, 1, :, 0, 0].size
     assert not own[:, 0, :, 6:, :6].any()
@@ -215,7 +276,9 @@ def test_gradients_reach_every_weight(case):
         return (out.feat**2).sum() + out.post.kl(out.prior).sum()
 
     for path, grad in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
-        unused = jax.tree_util.keystr(path).startswith("['blocks']['norm']") and case[0].h == Concat()
+        unused = (
+            jax.tree_util.keystr(path).startswith("['blocks']['norm']") and case[0].h == Concat()
+        )
         assert unused or float(jnp.abs(grad).max()) > 0, path
 
 

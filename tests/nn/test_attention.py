@@ -1,4 +1,6 @@
-"""The transformer: one frame at a time through the cache equals the window at once; nothing sees the future."""
+"""The transformer: one frame at a time through the cache equals the window at once; nothing sees
+the future.
+"""
 
 import dataclasses
 
@@ -13,7 +15,15 @@ from reverie.nn.core import build
 from reverie.types import UserError
 
 CFG = TransformerConfig(
-    width=16, layers=4, heads=4, kv_heads=2, head_dim=8, mlp_ratio=2.0, time_every=2, context=5, dtype='float32'
+    width=16,
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+    time_every=2,
+    context=5,
+    dtype='float32',
 )
 B, T, S = 2, 14, 3
 
@@ -70,10 +80,16 @@ def test_a_prefilled_cache_continues_like_the_parallel_pass(blocks, tokens, is_f
     np.testing.assert_allclose(cached, parallel, atol=1e-5)
 
 
-def test_gradient_reaches_exactly_the_frames_of_the_window_in_the_same_episode(blocks, tokens, is_first):
+def test_gradient_reaches_exactly_the_frames_of_the_window_in_the_same_episode(
+    blocks, tokens, is_first
+):
     """Two time layers see 2 (C - 1) frames back, never forward, never across an episode's start."""
     grad = jax.jit(
-        jax.grad(lambda x, t: jnp.where(jnp.arange(T)[:, None, None] == t, blocks(x, is_first)[0] ** 2, 0).sum())
+        jax.grad(
+            lambda x, t: jnp.where(
+                jnp.arange(T)[:, None, None] == t, blocks(x, is_first)[0] ** 2, 0
+            ).sum()
+        )
     )
     layers, reach = 2, 2 * (CFG.context - 1)
     assert layers == blocks.time_layers
@@ -104,7 +120,8 @@ def test_attend_equals_a_loop_over_heads_and_queries():
                 out[0, i, h, j] = (w / w.sum()) @ values[0, i, group]
     split = lambda a, lo, hi: jnp.asarray(a[..., lo:hi, :])
     groups = tuple(
-        Keys(split(keys, *r), split(values, *r), jnp.asarray(mask[..., slice(*r)])) for r in ((0, 2), (2, k))
+        Keys(split(keys, *r), split(values, *r), jnp.asarray(mask[..., slice(*r)]))
+        for r in ((0, 2), (2, k))
     )
     np.testing.assert_allclose(attend(jnp.asarray(q), groups, cap), out, atol=1e-5)
 
@@ -114,12 +131,18 @@ def test_attend_equals_a_loop_over_heads_and_queries():
 def test_tokamax_gives_the_same_numbers_and_gradients(softcap, masked):
     pytest.importorskip('tokamax', reason="pip install 'reverie[attention]'")
     b, s, heads, kv, n, d = 2, 3, 4, 2, 5, 8
-    q, k, v = (jax.random.normal(jax.random.key(i), (b, s, h, n, d)) for i, h in enumerate((heads, kv, kv)))
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (b, s, h, n, d)) for i, h in enumerate((heads, kv, kv))
+    )
     mask = jnp.tril(jnp.ones((n, n), bool))[None, None, None] if masked else None
     both = lambda kernel: jax.jit(
-        jax.value_and_grad(lambda q, k, v: (attend(q, (Keys(k, v, mask),), softcap, kernel) ** 2).sum(), (0, 1, 2))
+        jax.value_and_grad(
+            lambda q, k, v: (attend(q, (Keys(k, v, mask),), softcap, kernel) ** 2).sum(), (0, 1, 2)
+        )
     )
-    for a, b in zip(*(jax.tree.leaves(both(kernel)(q, k, v)) for kernel in ('tokamax', 'xla')), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(both(kernel)(q, k, v)) for kernel in ('tokamax', 'xla')), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -134,7 +157,9 @@ def test_a_kernel_that_is_not_installed_is_refused_and_auto_does_without(monkeyp
 
 def test_rope_makes_scores_depend_on_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 8))
-    score = lambda i, j: rotate(q, rope(jnp.array(i), 8, 1e4)) @ rotate(k, rope(jnp.array(j), 8, 1e4))
+    score = lambda i, j: (
+        rotate(q, rope(jnp.array(i), 8, 1e4)) @ rotate(k, rope(jnp.array(j), 8, 1e4))
+    )
     np.testing.assert_allclose(score(3, 1), score(103, 101), rtol=1e-4)
     assert abs(float(score(3, 1) - score(3, 2))) > 1e-3
 

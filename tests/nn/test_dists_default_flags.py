@@ -1,4 +1,6 @@
-"""Two-hot means as users compile them: at XLA's default optimisation, which the rest of the suite turns off."""
+"""Two-hot means as users compile them: at XLA's default optimisation, which the rest of the suite
+turns off.
+"""
 
 import json
 import os
@@ -44,8 +46,14 @@ print(json.dumps({'zero': zero, 'error': error}))
 
 @pytest.fixture(scope='module')
 def found() -> dict:
-    env = {name: value for name, value in os.environ.items() if name not in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')}
-    done = subprocess.run([sys.executable, '-c', SCRIPT], env=env, capture_output=True, text=True, timeout=300)
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')
+    }
+    done = subprocess.run(
+        [sys.executable, '-c', SCRIPT], env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -57,6 +65,8 @@ def test_a_head_of_zeros_says_exactly_zero(found):
 
 @pytest.mark.parametrize('kind', ['random', 'peaked', 'uniform'])
 def test_means_are_those_of_float64(found, kind):
-    """Relative to the sum of p |b|: where halves nearly cancel, fp32 probabilities know no more digits of the rest."""
+    """Relative to the sum of p |b|: where halves nearly cancel, fp32 probabilities know no more
+    digits of the rest.
+    """
     errors = [found['error'][f'{kind}{count}'] for count in (63, 255)]
     np.testing.assert_array_less(errors, 1e-6)

@@ -16,7 +16,9 @@ NAMES = ('a/kernel', 'a/bias', 'a/scale', 'b/kernel')
 
 def close(tree, prefix):
     for name in NAMES:
-        np.testing.assert_allclose(tree[name], G[f'{prefix}/{name}'], rtol=1e-4, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            tree[name], G[f'{prefix}/{name}'], rtol=1e-4, atol=1e-9, err_msg=name
+        )
 
 
 def tensors(prefix):
@@ -59,8 +61,14 @@ def test_adam_with_multiplicative_decay_gives_the_recorded_weights():
 
 def test_every_group_is_clipped_by_its_own_norm():
     clip, sgd = optax.clip_by_global_norm(1.0), optax.sgd(1.0)
-    optimiser = per_group({('model', 'head'): optax.chain(clip, sgd), 'actor': optax.chain(clip, optax.sgd(0.5))})
-    params = {'actor': {'w': jnp.zeros(2)}, 'head': {'w': jnp.zeros(2)}, 'model': {'w': jnp.zeros(2)}}
+    optimiser = per_group(
+        {('model', 'head'): optax.chain(clip, sgd), 'actor': optax.chain(clip, optax.sgd(0.5))}
+    )
+    params = {
+        'actor': {'w': jnp.zeros(2)},
+        'head': {'w': jnp.zeros(2)},
+        'model': {'w': jnp.zeros(2)},
+    }
     grads = {
         'actor': {'w': jnp.array([30.0, 40])},
         'head': {'w': jnp.array([0, 4.0])},

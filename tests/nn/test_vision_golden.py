@@ -37,7 +37,11 @@ def test_convolutions_equal_the_reference(name):
 
 def test_the_encoder_of_v1_equals_the_reference():
     g = golden('v1/enc')
-    params = dict(convs={i: {k: jnp.asarray(g[f'h{i + 1}/{k}']) for k in ('kernel', 'bias')} for i in range(4)})
+    params = dict(
+        convs={
+            i: {k: jnp.asarray(g[f'h{i + 1}/{k}']) for k in ('kernel', 'bias')} for i in range(4)
+        }
+    )
     encoder = filled(StridedEncoder(StridedConv(2), (64, 64, 3), RELU, nnx.Rngs(0)), params)
     assert encoder.width == g['out'].shape[-1]
     close(jax.jit(encoder.__call__)(jnp.asarray(g['image'])), g['out'])
@@ -46,13 +50,16 @@ def test_the_encoder_of_v1_equals_the_reference():
 def test_the_decoder_of_v1_equals_the_reference():
     g = golden('v1/dec')
     ours = lambda k: jnp.asarray(k[::-1, ::-1].swapaxes(2, 3))  # see Deconv
-    deconvs = {i: dict(kernel=ours(g[f'h{i + 2}/kernel']), bias=jnp.asarray(g[f'h{i + 2}/bias'])) for i in range(4)}
+    deconvs = {
+        i: dict(kernel=ours(g[f'h{i + 2}/kernel']), bias=jnp.asarray(g[f'h{i + 2}/bias']))
+        for i in range(4)
+    }
     params = dict(input={k: jnp.asarray(g[f'h1/{k}']) for k in ('kernel', 'bias')}, deconvs=deconvs)
     decoder = filled(StridedDecoder(StridedConv(2), (64, 64, 3), (8, 4), RELU, nnx.Rngs(0)), params)
     z, h = jnp.split(jnp.asarray(g['feat']), [4], -1)
-    law = jax.jit(decoder.__call__)(h, z)
-    close(law.mean, g['mean'] + 0.5)
-    close(law.log_prob(law.mean), -0.5 * np.log(2 * np.pi) * 64 * 64 * 3 * np.ones(2))
+    dist = jax.jit(decoder.__call__)(h, z)
+    close(dist.mean, g['mean'] + 0.5)
+    close(dist.log_prob(dist.mean), -0.5 * np.log(2 * np.pi) * 64 * 64 * 3 * np.ones(2))
 
 
 def test_fewer_bits_equal_planets():
@@ -70,7 +77,11 @@ def test_the_largest_of_an_enlarged_image_is_the_image():
 
 
 def test_images_that_do_not_fit_are_refused():
-    for make, shape in ((PooledConv(4), (40, 64, 3)), (PooledConv(4), (32, 32, 3)), (StridedConv(4), (96, 96, 3))):
+    for make, shape in (
+        (PooledConv(4), (40, 64, 3)),
+        (PooledConv(4), (32, 32, 3)),
+        (StridedConv(4), (96, 96, 3)),
+    ):
         with pytest.raises(UserError, match=f'image {shape[0]}x{shape[1]}'):
             make.encoder(shape, Style(), nnx.Rngs(0))
     with pytest.raises(UserError, match='blocks=8'):

@@ -15,7 +15,9 @@ from reverie.types import Prediction
 def test_lambda_return_equals_the_references(golden):
     g = lambda name: jnp.asarray(golden[f'v2/lambda/{name}'])
     value_next = jnp.concatenate([g('value')[1:], g('bootstrap')[None]])
-    np.testing.assert_allclose(lambda_return(g('reward'), g('pcont'), value_next, 1.0, 0.95), g('ret'), rtol=1e-4)
+    np.testing.assert_allclose(
+        lambda_return(g('reward'), g('pcont'), value_next, 1.0, 0.95), g('ret'), rtol=1e-4
+    )
     g3 = lambda name: jnp.asarray(golden[f'v3/lambda/{name}'].T)
     ret = lambda_return(g3('rew')[1:], g3('con')[1:], g3('val')[1:], 1.0, 0.95)
     np.testing.assert_allclose(ret, g3('ret_imag'), rtol=1e-4)
@@ -60,7 +62,9 @@ def test_beyond_the_kl_budget_the_policy_only_returns_to_the_prior():
     adv, weight = jax.random.normal(key[3], (6, 4)), jax.random.uniform(key[4], (6, 4))
     kl = np.asarray(Categorical(logits).kl(Categorical(prior)))
     spent = float((weight * kl).sum() / weight.sum())
-    terms = lambda budget: PMPO(kl_budget=budget)(Categorical(logits), Categorical(prior), action, adv, weight)
+    terms = lambda budget: PMPO(kl_budget=budget)(
+        Categorical(logits), Categorical(prior), action, adv, weight
+    )
     within, beyond, free = terms(1.01 * spent), terms(0.99 * spent), terms(None)
     np.testing.assert_array_equal(within['policy'], free['policy'])
     assert np.any(free['policy']) and not np.any(beyond['policy'])
@@ -78,8 +82,8 @@ def test_pmpo_equals_a_loop(signs):
     args = lambda x: (Categorical(x), *map(jnp.asarray, (prior, action, adv, weight)))
 
     def total(x):
-        policy, law, *rest = args(x)
-        terms = PMPO(0.4, 0.3)(policy, Categorical(law), *rest)
+        policy, dist, *rest = args(x)
+        terms = PMPO(0.4, 0.3)(policy, Categorical(dist), *rest)
         assert {k: v.shape for k, v in terms.items()} == {'policy': (4, 5), 'prior': (4, 5)}
         return sum(v.mean() for v in terms.values())
 
@@ -100,7 +104,9 @@ def test_pmpo_reads_the_sign_of_the_advantage_alone_and_leaves_the_prior_alone()
     logits, prior = jax.random.normal(jax.random.key(0), (2, 1, 6, 3))
     action = jax.nn.one_hot(jnp.array([[0, 1, 2, 0, 1, 2]]), 3)
     adv, weight = jnp.array([[1.0, -2, 0, -0.1, 5, -9]]), jnp.ones((1, 6))
-    loss = lambda l, p, a: sum(x.mean() for x in PMPO()(Categorical(l), Categorical(p), action, a, weight).values())
+    loss = lambda l, p, a: sum(
+        x.mean() for x in PMPO()(Categorical(l), Categorical(p), action, a, weight).values()
+    )
     np.testing.assert_allclose(loss(logits, prior, adv), loss(logits, prior, adv * 100), rtol=1e-6)
     assert not jax.grad(loss, 1)(logits, prior, adv).any()
 
@@ -118,7 +124,9 @@ def test_critic_loss_is_least_at_the_return_and_ignores_what_cannot_be_reached()
 
 
 class Counter(NamedTuple):
-    """World model whose state is the sum of all actions: an off-by-one anywhere shows in its rewards."""
+    """World model whose state is the sum of all actions: an off-by-one anywhere shows in its
+    rewards.
+    """
 
     def initial(self, batch):
         return jnp.zeros(batch)
@@ -136,7 +144,9 @@ class Counter(NamedTuple):
 
 def test_rollout_pairs_each_action_with_what_it_led_to():
     policy = lambda state, feat, key: feat + 1  # feat is the sum so far
-    last, action, pred = rollout(Counter(), policy, jnp.zeros(1), jnp.zeros((1, 1)), jax.random.key(0), 4)
+    last, action, pred = rollout(
+        Counter(), policy, jnp.zeros(1), jnp.zeros((1, 1)), jax.random.key(0), 4
+    )
     assert action[:, 0, 0].tolist() == [1, 2, 4, 8]
     assert pred.reward[:, 0].tolist() == [10, 30, 70, 150]
     assert last.tolist() == [15]

@@ -1,11 +1,13 @@
-"""Actor, critic and their targets in Dreamer V1, V2 and V3 against the references' numbers and plain loops."""
+"""Actor, critic and their targets in Dreamer V1, V2 and V3 against the references' numbers and
+plain loops.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.nn.dists import BoundedNormalLaw, Categorical, Normal, TwoHot, symexp_bins
+from reverie.nn.dists import BoundedNormalDist, Categorical, Normal, TwoHot, symexp_bins
 from reverie.objectives.behavior import (
     Backprop,
     Critic,
@@ -81,7 +83,7 @@ def test_v3_actor_loss_is_scaled_by_the_running_range_of_returns():
 
 def test_v3_actor_loss_with_continuous_actions_equals_the_references():
     g, value, _, targets = v3()
-    policy = BoundedNormalLaw()(g['cont_raw'][:-1])
+    policy = BoundedNormalDist()(g['cont_raw'][:-1])
     scale = PercentileScale()
     _, spread = scale.stats(scale.update(scale.initial(), targets.ret))
     loss, _ = Reinforce(3e-4)(policy, g['cont_act'][:-1], targets, value.mean(), spread)
@@ -113,7 +115,9 @@ def test_v3_replay_gradient_reaches_the_values_but_not_their_targets():
     g, m = arrays('v3/repl'), arrays('v3/imag')
 
     def loss(logits, slow, boot):
-        return ReplayCritic()(TwoHot(logits, BINS), slow, m['rew'], g['last'], g['term'], boot).mean()
+        return ReplayCritic()(
+            TwoHot(logits, BINS), slow, m['rew'], g['last'], g['term'], boot
+        ).mean()
 
     to_value, to_slow, to_boot = jax.grad(loss, (0, 1, 2))(m['value_logits'], m['rew'], g['boot'])
     assert to_value.any() and not to_slow.any() and not to_boot.any()
@@ -150,7 +154,9 @@ V2 = {'reinforce': Reinforce(1e-3), 'dynamics': Backprop(1e-3), 'both': Mixed(0.
 def test_v2_actor_losses_equal_the_references(kind):
     g, slow, targets = v2()
     policy = Categorical(mlp(g, 'actor', g['feat'][:-1]))
-    loss, _ = V2[kind](policy, g['action'][1:], targets, slow)  # the reference's action 0 led to the root
+    loss, _ = V2[kind](
+        policy, g['action'][1:], targets, slow
+    )  # the reference's action 0 led to the root
     close(loss.mean(), g[f'{kind}/actor_loss'])
 
 
@@ -164,7 +170,9 @@ def test_v2_returns_equal_the_references():
     g = arrays('v2/lambda')
     add = lambda x, last: jnp.concatenate([x, last[None]])
     ends = jnp.zeros(4)  # neither reward nor cont of the last state enters
-    targets = InclusiveReturn()(add(g['reward'], ends), add(g['pcont'], ends), add(g['value'], g['bootstrap']))
+    targets = InclusiveReturn()(
+        add(g['reward'], ends), add(g['pcont'], ends), add(g['value'], g['bootstrap'])
+    )
     close(targets.ret, g['ret'])
 
 
@@ -172,11 +180,16 @@ def test_v2_returns_equal_the_references():
 
 
 def v1(scale=1.0):
-    """The references' six imagined states, behind a root that must not matter. -> (targets, values with the root)"""
+    """The references' six imagined states, behind a root that must not matter.
+
+    -> (targets, values with the root)
+    """
     g = arrays('v2/lambda')
     root = jnp.full((1, 4), 1e3)
     reward, value = (jnp.concatenate([root, g[name]]) for name in ('reward', 'value'))
-    return InclusiveReturn(discount=0.99, root=False)(reward * scale, jnp.ones_like(reward), value), value
+    return InclusiveReturn(discount=0.99, root=False)(
+        reward * scale, jnp.ones_like(reward), value
+    ), value
 
 
 def test_v1_returns_weights_and_losses_equal_the_references():
@@ -240,19 +253,23 @@ def test_reinforce_is_blind_to_how_the_action_was_made_and_backprop_sees_nothing
     def loss(objective, mean):
         action = mean + 0.5  # reparametrised, and the reward depends on it
         got = reward.at[1:].add(action[..., 0] ** 2)
-        return objective(policy(jax.lax.stop_gradient(mean)), action, ExclusiveReturn()(got, cont, value), value)[
-            0
-        ].mean()
+        return objective(
+            policy(jax.lax.stop_gradient(mean)), action, ExclusiveReturn()(got, cont, value), value
+        )[0].mean()
 
     mean = jax.random.normal(key, (4, 3, 2))
     assert not jax.grad(lambda m: loss(Reinforce(0.0), m))(mean).any()
     path = jax.grad(lambda m: loss(Backprop(0.0), m))(mean)
     assert path[..., 0].any() and not path[..., 1].any()
     close(jax.grad(lambda m: loss(Mixed(0.7, 0.0), m))(mean), 0.3 * path)
-    assert (Reinforce.through_model, Backprop.through_model, Mixed.through_model) == (False, True, True)
+    assert (Reinforce.through_model, Backprop.through_model, Mixed.through_model) == (
+        False,
+        True,
+        True,
+    )
 
 
-# ---------------------------------------------------------------- running statistics and slow copies
+# ---------------------------------------------------------------- running statistics and slow copie
 
 
 @pytest.mark.parametrize(
@@ -301,5 +318,7 @@ def test_rows_of_an_imagined_loss_stay_with_their_window():
 
 def test_transdreamers_returns_are_those_of_the_next_state():
     g = {name: jnp.asarray(x[..., 0]).T for name, x in golden('td/lambda').items()}  # [time, rows]
-    ours = jax.jit(lambda *xs: lambda_return(*xs, 1.0, 0.95))(g['reward'], g['discount'][1:], g['value'][1:])
+    ours = jax.jit(lambda *xs: lambda_return(*xs, 1.0, 0.95))(
+        g['reward'], g['discount'][1:], g['value'][1:]
+    )
     np.testing.assert_allclose(ours, g['ret'], rtol=1e-4)

@@ -5,22 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.objectives.flow import Noise, bootstrap_target, corrupt, draw_noise, ramp, shortcut_loss
+from reverie.objectives.flow import (
+    SignalStep,
+    bootstrap_target,
+    corrupt,
+    draw_signal_step,
+    ramp,
+    shortcut_loss,
+)
 
 K_MAX = 16
 
 
-def toy(z, level, stride):
+def toy(z, signal_level, step_exponent):
     """A denoiser that depends on everything it is told; works on NumPy and JAX arrays."""
-    tau, d = level[..., None, None] / K_MAX, 2.0 ** -stride[..., None, None]
+    tau, d = signal_level[..., None, None] / K_MAX, 2.0 ** -step_exponent[..., None, None]
     return 0.7 * z**2 - 0.3 * z + 0.5 * tau - 0.2 * d
 
 
-def numpy_loss(z, z1, level, stride):
+def numpy_loss(z, z1, signal_level, step_exponent):
     """Dreamer 4 eqs. 7 and 8, frame by frame, in velocity space as printed."""
-    out = np.zeros(level.shape)
-    for i in np.ndindex(*level.shape):
-        tau, d, x = level[i] / K_MAX, 2.0 ** -stride[i], z[i]
+    out = np.zeros(signal_level.shape)
+    for i in np.ndindex(*signal_level.shape):
+        tau, d, x = signal_level[i] / K_MAX, 2.0 ** -step_exponent[i], z[i]
         f = lambda x, tau, d: 0.7 * x**2 - 0.3 * x + 0.5 * tau - 0.2 * d
         if d == 1 / K_MAX:
             error = f(x, tau, d) - z1[i]
@@ -37,45 +44,51 @@ def numpy_loss(z, z1, level, stride):
 
 def test_both_branches_of_the_loss_equal_the_printed_equations():
     rng = np.random.default_rng(0)
-    noise = draw_noise(jax.random.key(0), (6, 9), K_MAX, 4)
+    noise = draw_signal_step(jax.random.key(0), (6, 9), K_MAX, 4)
     z, z1 = rng.normal(size=(2, 6, 9, 2, 3)).astype(np.float32)
     coarse = bootstrap_target(toy, jnp.asarray(z), noise, K_MAX)
-    finest = (np.asarray(noise.stride) == 4)[..., None, None]
+    finest = (np.asarray(noise.step_exponent) == 4)[..., None, None]
     target = jnp.where(finest, jnp.asarray(z1), coarse)
     loss = shortcut_loss(toy(jnp.asarray(z), *noise), target, noise, K_MAX)
     np.testing.assert_allclose(loss, numpy_loss(z, z1, *map(np.asarray, noise)), rtol=2e-4)
 
 
 def test_the_bootstrap_target_has_no_gradient():
-    noise = Noise(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int))
+    noise = SignalStep(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int))
     z = jnp.ones((1, 1, 1, 1))
-    grad = jax.grad(lambda w: bootstrap_target(lambda z, *n: w * toy(z, *n), z, noise, K_MAX).sum())(1.0)
+    grad = jax.grad(
+        lambda w: bootstrap_target(lambda z, *n: w * toy(z, *n), z, noise, K_MAX).sum()
+    )(1.0)
     assert grad == 0.0
 
 
 def test_two_half_steps_of_a_perfect_denoiser_land_where_one_step_does():
     """If f always answers the data, the target is the data for every step size."""
     z1 = jax.random.normal(jax.random.key(0), (8, 10, 2, 3))
-    noise = draw_noise(jax.random.key(1), (8, 10), K_MAX, 8)
-    z = corrupt(jax.random.normal(jax.random.key(2), z1.shape), z1, noise.level / K_MAX)
+    noise = draw_signal_step(jax.random.key(1), (8, 10), K_MAX, 8)
+    z = corrupt(jax.random.normal(jax.random.key(2), z1.shape), z1, noise.signal_level / K_MAX)
     np.testing.assert_allclose(bootstrap_target(lambda *_: z1, z, noise, K_MAX), z1, atol=1e-5)
 
 
 def test_levels_lie_on_the_grid_of_their_step_and_cover_it():
-    noise = draw_noise(jax.random.key(0), (400, 50), K_MAX, 200)
-    level, stride = np.asarray(noise.level), np.asarray(noise.stride)
-    assert (stride[200:] == 4).all()
+    noise = draw_signal_step(jax.random.key(0), (400, 50), K_MAX, 200)
+    signal_level, step_exponent = np.asarray(noise.signal_level), np.asarray(noise.step_exponent)
+    assert (step_exponent[200:] == 4).all()
     for e in range(5):
-        rows = level[:200][stride[:200] == e] if e < 4 else level[200:]
+        rows = signal_level[:200][step_exponent[:200] == e] if e < 4 else signal_level[200:]
         cells, counts = np.unique(rows, return_counts=True)
         np.testing.assert_array_equal(cells, np.arange(0, K_MAX, K_MAX >> e))  # 0, d, .., 1 - d
         assert counts.min() > 0.8 * counts.mean()
-    assert [(stride[:200] == e).mean() for e in range(4)] == pytest.approx([0.25] * 4, abs=0.02)
-    assert (stride[:200] < 4).all()
+    assert [(step_exponent[:200] == e).mean() for e in range(4)] == pytest.approx(
+        [0.25] * 4, abs=0.02
+    )
+    assert (step_exponent[:200] < 4).all()
 
 
 def test_before_the_warmup_is_over_no_row_bootstraps():
-    assert (draw_noise(jax.random.key(0), (8, 5), K_MAX, 8, jnp.array(False)).stride == 4).all()
+    assert (
+        draw_signal_step(jax.random.key(0), (8, 5), K_MAX, 8, jnp.array(False)).step_exponent == 4
+    ).all()
 
 
 def test_corruption_runs_from_noise_to_data_and_the_ramp_from_a_tenth_to_one():

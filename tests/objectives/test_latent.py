@@ -1,4 +1,6 @@
-"""KL terms against the references and closed forms; overshooting against the references' layout and a loop."""
+"""KL terms against the references and closed forms; overshooting against the references' layout and
+a loop.
+"""
 
 from typing import NamedTuple
 
@@ -33,8 +35,8 @@ def arrays(prefix):
 
 def test_v3_terms_and_their_gradients_equal_the_references():
     g = arrays('v3/kl')
-    law = lambda logits: OneHots(unimix(logits[None], 0.01))
-    terms = lambda post, prior: TwoSidedKL(dyn=1.0, rep=1.0)(law(post), law(prior))
+    dist = lambda logits: OneHots(unimix(logits[None], 0.01))
+    terms = lambda post, prior: TwoSidedKL(dyn=1.0, rep=1.0)(dist(post), dist(prior))
     post, prior = g['post_logits'], g['prior_logits']
     for name in ('dyn', 'rep'):
         close(terms(post, prior)[name][0], g['free'])
@@ -52,7 +54,11 @@ def test_v3_terms_carry_their_weights():
     close(weighted['rep'], 0.1 * plain['rep'])
 
 
-V2 = {'atari': BalancedKL(0.8, 0.0), 'free1': BalancedKL(0.8, 1.0), 'free1_each': BalancedKL(0.8, 5.0, free_avg=False)}
+V2 = {
+    'atari': BalancedKL(0.8, 0.0),
+    'free1': BalancedKL(0.8, 1.0),
+    'free1_each': BalancedKL(0.8, 5.0, free_avg=False),
+}
 
 
 @pytest.mark.parametrize('name', V2)
@@ -84,7 +90,9 @@ def test_v1_and_planet_place_their_free_nats_as_the_references_do():
 def test_the_floor_of_the_mean_stops_every_gradient_or_none(free):
     post, prior = jax.random.normal(jax.random.key(1), (2, 2, 3, 4))
     kl = lambda x: Normal(x, jnp.ones_like(x)).kl(Normal(prior, jnp.ones_like(x)))
-    loss = lambda x: FreeNatsOfMean(free)(Normal(x, jnp.ones_like(x)), Normal(prior, jnp.ones_like(x)))['kl'].mean()
+    loss = lambda x: FreeNatsOfMean(free)(
+        Normal(x, jnp.ones_like(x)), Normal(prior, jnp.ones_like(x))
+    )['kl'].mean()
     value, grad = jax.value_and_grad(loss)(post)
     close(value, max(free, kl(post).mean()))
     close(grad, jax.grad(lambda x: kl(x).mean())(post) * (free < 1))

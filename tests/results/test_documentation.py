@@ -33,24 +33,32 @@ def test_making_the_tables_again_changes_nothing(tables, monkeypatch, capsys):
 
 def test_plots_are_made_from_the_results_files_as_they_are(tmp_path):
     """Their data are compared, not their bytes, which depend on Matplotlib and its fonts."""
-    shutil.copytree(RESULTS, tmp_path / 'results', ignore=shutil.ignore_patterns('*.svg', '*.py', '__pycache__'))
+    shutil.copytree(
+        RESULTS, tmp_path / 'results', ignore=shutil.ignore_patterns('*.svg', '*.py', '__pycache__')
+    )
     assert script('plot').main(tmp_path / 'results', []) == 0
     made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob('*.svg')}
     kept = {path.relative_to(RESULTS.parent): path.read_text() for path in RESULTS.rglob('*.svg')}
     assert set(made) == set(kept)
     data = lambda text: re.search(r'<dc:source>\s*(sha256:\w{64})\s*</dc:source>', text)[1]
-    assert {path: data(text) for path, text in made.items()} == {path: data(text) for path, text in kept.items()}
+    assert {path: data(text) for path, text in made.items()} == {
+        path: data(text) for path, text in kept.items()
+    }
 
 
 def page(tmp_path, tables, record, kind, name='a/b', inside=''):
     path = tmp_path / f'{name}.json'
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record))
-    return tables.fill(f'text\n<!-- results:{name} {kind} -->\n{inside}<!-- /results -->\nmore\n', tmp_path)
+    return tables.fill(
+        f'text\n<!-- results:{name} {kind} -->\n{inside}<!-- /results -->\nmore\n', tmp_path
+    )
 
 
 def test_only_what_stands_between_the_markers_is_made(tables, tmp_path):
-    record = {'games': {'pong': {'reverie': {'steps_per_s': 1234567}, 'gymnax': {'steps_per_s': 89012}}}}
+    record = {
+        'games': {'pong': {'reverie': {'steps_per_s': 1234567}, 'gymnax': {'steps_per_s': 89012}}}
+    }
     filled = page(tmp_path, tables, record, 'games', inside='old\n')
     lines = ['| steps/s | reverie | gymnax |', '|---|---:|---:|', '| pong | 1,235,000 | 89,000 |']
     assert filled.splitlines() == [
@@ -60,8 +68,16 @@ def test_only_what_stands_between_the_markers_is_made(tables, tmp_path):
 
 
 def test_the_source_is_named_with_seeds_and_commit(tables, tmp_path):
-    record = dict(command='reverie train x', seeds=[3, 4], date='2026-01-02', device='CPU, 2 cores', commit='a' * 40)
-    said = page(tmp_path, tables, record | dict(gradient_steps={'online': 5}, seconds=1234.5), 'source')
+    record = dict(
+        command='reverie train x',
+        seeds=[3, 4],
+        date='2026-01-02',
+        device='CPU, 2 cores',
+        commit='a' * 40,
+    )
+    said = page(
+        tmp_path, tables, record | dict(gradient_steps={'online': 5}, seconds=1234.5), 'source'
+    )
     expected = '* `reverie train x`: seeds 3, 4, 2026-01-02, CPU, 2 cores, commit `aaaaaaaaaaaa`, 1,234 s of training'
     assert said.splitlines()[2] == expected
 

@@ -13,7 +13,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def declared():
-    spec = importlib.util.spec_from_file_location('results_experiments', ROOT / 'results' / 'experiments.py')
+    spec = importlib.util.spec_from_file_location(
+        'results_experiments', ROOT / 'results' / 'experiments.py'
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

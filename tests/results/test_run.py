@@ -1,4 +1,6 @@
-"""The queue of experiments: stopped at any moment it goes on where it was, and its list says what is true."""
+"""The queue of experiments: stopped at any moment it goes on where it was, and its list says what
+is true.
+"""
 
 import contextlib
 import json
@@ -14,7 +16,14 @@ import time
 import pytest
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'results'
-CONFIGURED = ('-c', 'user.name=test', '-c', 'user.email=test@localhost', '-c', 'commit.gpgsign=false')
+CONFIGURED = (
+    '-c',
+    'user.name=test',
+    '-c',
+    'user.email=test@localhost',
+    '-c',
+    'commit.gpgsign=false',
+)
 TOY = """
 import json, os, pathlib, signal, sys, time
 
@@ -82,7 +91,9 @@ def commit(root):
 
 def start(root, *args):
     command = [sys.executable, 'results/run.py', *args]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run(root, *args):
@@ -104,7 +115,9 @@ def results(root):
     """{name: JSON} without times."""
     found = {}
     for path in (root / 'results').rglob('*.json'):
-        found[str(path.relative_to(root / 'results').with_suffix(''))] = record = json.loads(path.read_text())
+        found[str(path.relative_to(root / 'results').with_suffix(''))] = record = json.loads(
+            path.read_text()
+        )
         record.pop('seconds')
     return found
 
@@ -117,7 +130,9 @@ def until(condition, what):
     pytest.fail(f'waited in vain for {what}')
 
 
-def test_killed_at_ten_random_moments_it_ends_with_the_same_results_and_the_list_is_true_after_each(root):
+def test_killed_at_ten_random_moments_it_ends_with_the_same_results_and_the_list_is_true_after_each(
+    root,
+):
     seed, seen = time.time_ns(), set()
     print(f'seed {seed}')
     rng = random.Random(seed)
@@ -158,7 +173,9 @@ def test_nothing_runs_twice_nor_goes_on_in_other_code_than_it_began_with(root):
 
 
 def test_only_a_raised_revision_makes_a_result_stale(root):
-    (root / 'results' / 'b.json').write_text('{"value": 7, "seconds": 1}')  # measured before there was a queue
+    (root / 'results' / 'b.json').write_text(
+        '{"value": 7, "seconds": 1}'
+    )  # measured before there was a queue
     declare(root, entry('a/one', 3), entry('b', 2, 'revision=0'))
     assert listed(root) == {'a/one': 'missing', 'b': 'recorded'}
     assert run(root)[0] == 0
@@ -169,8 +186,14 @@ def test_only_a_raised_revision_makes_a_result_stale(root):
     commit(root)
     assert listed(root) == {'a/one': 'stale', 'b': 'stale'}
     assert run(root)[0] == 0
-    assert results(root)['a/one'] == {'value': value_of(3, 2), 'experiment': {'name': 'a/one', 'revision': 2}}
-    assert results(root)['b'] == {'value': value_of(2, 2), 'experiment': {'name': 'b', 'revision': 1}}
+    assert results(root)['a/one'] == {
+        'value': value_of(3, 2),
+        'experiment': {'name': 'a/one', 'revision': 2},
+    }
+    assert results(root)['b'] == {
+        'value': value_of(2, 2),
+        'experiment': {'name': 'b', 'revision': 1},
+    }
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -208,7 +231,10 @@ def test_a_second_runner_is_told_who_holds_the_queue(root):
 
 
 def test_the_command_of_a_killed_runner_saves_before_another_runner_goes_on(root):
-    process, counter = start(root, '--only', 'b'), root / 'runs' / 'queue' / 'b-r1' / 'runs' / 'b-first'
+    process, counter = (
+        start(root, '--only', 'b'),
+        root / 'runs' / 'queue' / 'b-r1' / 'runs' / 'b-first',
+    )
     until(counter.exists, 'the first step')
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its number is still taken
@@ -266,5 +292,7 @@ def test_what_is_measured_names_a_clean_commit(root):
     declare(root, '"b", ("python toy.py",), "", 1')
     commit(root)
     assert run(root)[0] == 0
-    head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=root, capture_output=True, text=True).stdout
+    head = subprocess.run(
+        ['git', 'rev-parse', 'HEAD'], cwd=root, capture_output=True, text=True
+    ).stdout
     assert results(root)['b']['commit'] == head

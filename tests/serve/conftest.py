@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from reverie.agents import presets
+from reverie.commands.experiment import Recorded
 from reverie.data.episodes import Writer, split_stream
 from reverie.envs import device
-from reverie.programs.experiment import Recorded
 from reverie.training import checkpoint
 
 
@@ -39,7 +39,9 @@ def run_folder(agent, dataset, tmp_path_factory):
     """A finished run of the debug preset, as `reverie train` leaves it, but for the training."""
     folder = tmp_path_factory.mktemp('runs') / 'run'
     folder.mkdir()
-    about = Recorded('dreamer4_debug', presets.dreamer4_debug(), 'minatar/breakout', data=dataset).describe()
+    about = Recorded(
+        'dreamer4_debug', presets.dreamer4_debug(), 'minatar/breakout', data=dataset
+    ).describe()
     (folder / 'config.json').write_text(json.dumps({**about, 'seed': 0, 'seeds': 1}))
     params = jax.tree.map(lambda x: 0.1 * x[None], random_params(agent))
     params['cont'] = jax.tree.map(jnp.zeros_like, params['cont'])  # dreams go on for ever
@@ -58,8 +60,8 @@ def dataset(env, tmp_path_factory):
         def move(carry, key):
             state, _ = carry
             key_act, key = jax.random.split(key)
-            moved = vector.step(state, jax.random.randint(key_act, (4,), 0, 6), key)
-            return moved, moved[1]
+            result = vector.step(state, jax.random.randint(key_act, (4,), 0, 6), key)
+            return result, result[1]
 
         start = vector.reset(key)
         _, steps = jax.lax.scan(move, start, jax.random.split(key, 120))

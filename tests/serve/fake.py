@@ -1,4 +1,6 @@
-"""A session that computes nothing, and a server around it: what is tested is who may say what, and when."""
+"""A session that computes nothing, and a server around it: what is tested is who may say what, and
+when.
+"""
 
 import contextlib
 import json
@@ -12,9 +14,9 @@ import numpy as np
 from websockets.sync.client import connect
 
 from reverie.serve.engine import Engine
+from reverie.serve.frame import Frame
 from reverie.serve.guard import Guard
 from reverie.serve.messages import unpack
-from reverie.serve.moves import Frame
 from reverie.serve.play import hello
 from reverie.serve.recording import Saver
 from reverie.serve.server import App, bind, make_server
@@ -26,7 +28,9 @@ TOKEN = 'a-token-for-tests'
 
 
 class FakeSession(Session):
-    """Counts frames: the first pixel is the number of the player's frame, the second that of its start."""
+    """Counts frames: the first pixel is the number of the player's frame, the second that of its
+    start.
+    """
 
     def __init__(self, slots: int, shape: tuple[int, ...] = (4, 4, 3)):
         self.agent = types.SimpleNamespace(spec=SPEC)
@@ -40,13 +44,13 @@ class FakeSession(Session):
         return ('game', 'data')
 
     @property
-    def worlds(self):
+    def views(self):
         return ('dream', 'real', 'both')
 
-    def ready(self, world='dream', steps=0):
+    def ready(self, view='dream', steps=0):
         return True
 
-    def compile(self, world='dream', steps=0, plays=False):
+    def compile(self, view='dream', steps=0, plays=False):
         return None
 
     def _frame(self, rows, action, both=False):
@@ -71,12 +75,12 @@ class FakeSession(Session):
         self.t[slot], self.starts[slot] = 0, number
         return self._frame([slot], np.zeros((1, 3), np.float32))
 
-    def frame(self, action, by_agent, rows, world='dream', steps=0):
+    def frame(self, action, by_agent, rows, view='dream', steps=0):
         if self.error:
             raise self.error
         self.t[rows] += 1
-        self.asked.append((world, steps, rows.copy(), action.copy(), by_agent.copy()))
-        return self._frame(np.arange(self.slots), action, world == 'both')
+        self.asked.append((view, steps, rows.copy(), action.copy(), by_agent.copy()))
+        return self._frame(np.arange(self.slots), action, view == 'both')
 
 
 class Client:
@@ -93,7 +97,9 @@ class Client:
         self.socket.socket.shutdown(socket.SHUT_RDWR)
 
     def frames(self, until, limit_s=5.0):
-        """Headers and pictures of frames up to the first for which `until(header)` holds, which is the last."""
+        """Headers and pictures of frames up to the first for which `until(header)` holds, which is
+        the last.
+        """
         end, seen = time.monotonic() + limit_s, []
         while time.monotonic() < end:
             message = self.socket.recv(timeout=limit_s)
@@ -146,16 +152,25 @@ class Running:
         """A client that says what it must and then never reads."""
         client = socket.create_connection(('127.0.0.1', self.port))
         lines = (
-            f'GET /play?token={TOKEN} HTTP/1.1', f'Host: 127.0.0.1:{self.port}', 'Upgrade: websocket',
-            'Connection: Upgrade', 'Sec-WebSocket-Version: 13', 'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==', '', '',
-        )  # fmt: skip
+            f'GET /play?token={TOKEN} HTTP/1.1',
+            f'Host: 127.0.0.1:{self.port}',
+            'Upgrade: websocket',
+            'Connection: Upgrade',
+            'Sec-WebSocket-Version: 13',
+            'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==',
+            '',
+            '',
+        )
         client.sendall('\r\n'.join(lines).encode())
         return client
 
     @contextlib.contextmanager
     def join(self, **kwargs):
         with connect(
-            f'ws://127.0.0.1:{self.port}/play?token={TOKEN}', max_size=None, close_timeout=0.1, **kwargs
+            f'ws://127.0.0.1:{self.port}/play?token={TOKEN}',
+            max_size=None,
+            close_timeout=0.1,
+            **kwargs,
         ) as socket:
             yield Client(socket)
 

@@ -30,7 +30,9 @@ class Tally:
 
     def _step(self, time, total, action, prev_action, reward, first):
         last = time == 5
-        return (time, total), Step(toys.tally(time, total, action, 12, jnp), prev_action, reward, first, last, last)
+        return (time, total), Step(
+            toys.tally(time, total, action, 12, jnp), prev_action, reward, first, last, last
+        )
 
     def reset(self, key):
         none = jnp.zeros((), jnp.int32)
@@ -59,50 +61,66 @@ def session(agent):
 
 
 def test_a_game_on_the_host_is_played_as_the_same_game_on_the_device(session, agent):
-    """Frame by frame: alone, beside the dream, by hand, by the agent, one player or both, past an episode's end."""
-    twin = Session(agent, session.params, Tally(), slots=2, context=2, seed=5, early=False)
+    """Frame by frame: alone, beside the dream, by hand, by the agent, one player or both, past an
+    episode's end.
+    """
+    twin = Session(agent, session.params, Tally(), slots=2, context=2, seed=5, pipelined=False)
     agents, second = np.array([True, False]), np.array([False, True])
     orders = [
-        ('real', (1, 2), HUMAN, BOTH), ('real', (1, 2), BOTH, BOTH), ('real', (2, 1), HUMAN, second),
-        ('real', (0, 1), agents, BOTH), ('real', (0, 1), HUMAN, BOTH), ('both', (2, 0), agents, BOTH),
+        ('real', (1, 2), HUMAN, BOTH),
+        ('real', (1, 2), BOTH, BOTH),
+        ('real', (2, 1), HUMAN, second),
+        ('real', (0, 1), agents, BOTH),
+        ('real', (0, 1), HUMAN, BOTH),
+        ('both', (2, 0), agents, BOTH),
         ('both', (1, 1), HUMAN, BOTH),
-    ]  # fmt: skip
+    ]
     ends = []
     for number in (3, 4):
         for slot, real in ((0, True), (1, False)):
             starts = [s.start(slot, number + slot, real=real) for s in (session, twin)]
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-6), *starts)  # values of 1e6
-        for world, chosen, by_agent, rows in orders:
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-6), *starts
+            )  # values of 1e6
+        for view, chosen, by_agent, rows in orders:
             action = np.eye(3, dtype=np.float32)[list(chosen)]
-            shown, expected = (jax.device_get(s.frame(action, by_agent, rows, world)) for s in (session, twin))
+            shown, expected = (
+                jax.device_get(s.frame(action, by_agent, rows, view)) for s in (session, twin)
+            )
             for name, a, b in zip(shown._fields, shown, expected, strict=True):
                 if b is None:
                     assert a is None
                 else:
                     atol = 1 if name == 'image' else 1e-4
-                    np.testing.assert_allclose(a[rows], b[rows], atol=atol, rtol=1e-6, err_msg=name)  # values of 1e6
-            ends.append(expected.is_last[rows].any() and world == 'real')
+                    np.testing.assert_allclose(
+                        a[rows], b[rows], atol=atol, rtol=1e-6, err_msg=name
+                    )  # values of 1e6
+            ends.append(expected.is_last[rows].any() and view == 'real')
     assert sum(ends) >= 2 and not session.notices()
 
 
 def test_a_page_plays_on_when_a_worker_dies_and_hears_why(session, tmp_path):
     with Running(session, tmp_path, pace=20.0) as running, running.join() as page:
-        page.send(type='set', field='world', value='real')
+        page.send(type='set', field='view', value='real')
         page.send(type='act', action=2, id=1)
-        _, (picture,) = page.frames(lambda h: h['id'] == 1 and h['world'] == 'real' and h['score'] > 0, 60.0)[-1]
+        _, (picture,) = page.frames(
+            lambda h: h['id'] == 1 and h['view'] == 'real' and h['score'] > 0, 60.0
+        )[-1]
         red, green, blue = np.frombuffer(picture, np.uint8).reshape(12, 12, 3)[7, 5]
-        assert red in (40, 80, 120, 160, 200) and green % 20 == 0 and blue == 200  # the environment's own picture
-        page.send(type='set', field='world', value='both')
-        header, pictures = page.frames(lambda h: h['world'] == 'both' and h['t'] == 1, 60.0)[-1]
+        assert (
+            red in (40, 80, 120, 160, 200) and green % 20 == 0 and blue == 200
+        )  # the environment's own picture
+        page.send(type='set', field='view', value='both')
+        header, pictures = page.frames(lambda h: h['view'] == 'both' and h['t'] == 1, 60.0)[-1]
         assert len(pictures) == 2 and np.isfinite(header['psnr'])
-        page.send(type='set', field='world', value='real')
-        page.frames(lambda h: h['world'] == 'real', 60.0)
+        page.send(type='set', field='view', value='real')
+        page.frames(lambda h: h['view'] == 'real', 60.0)
         (pid,), (other,) = pids(session.vectors[0]), pids(session.vectors[1])
         os.kill(pid, signal.SIGKILL)
         while 'begins anew' not in (text := page.notice('notice', 30.0)['text']):
             continue
         assert text == 'the environment failed and begins anew: its process was ended by SIGKILL'
-        page.frames(lambda h: h['world'] == 'real' and h['score'] > 0, 30.0)
+        page.frames(lambda h: h['view'] == 'real' and h['score'] > 0, 30.0)
         assert gone(pid) and pids(session.vectors[1]) == [other]
     wait(lambda: not running.engine.players)
 
@@ -114,25 +132,32 @@ def test_an_environment_that_fails_for_good_is_one_line(agent):
 
 
 def test_the_command_plays_a_gymnasium_id_and_leaves_no_process(monkeypatch):
-    seen, cast = [], command.cast
+    seen, resolve_play = [], command.resolve_play
 
     def serve(app, sock, ready):
         session = app.engine.session
         seen.extend(pid for vector in session.vectors for pid in pids(vector))
-        assert not any(map(gone, seen)) and app.hello['worlds'] == ('dream', 'real', 'both')
-        assert [b['chords'] for b in app.hello['bindings']] == [(('x',),), (('c',),)]  # CartPole: two choices
+        assert not any(map(gone, seen)) and app.hello['views'] == ('dream', 'real', 'both')
+        assert [b['chords'] for b in app.hello['bindings']] == [
+            (('x',),),
+            (('c',),),
+        ]  # CartPole: two choices
         one, other, again = (session.start(0, number, real=True) for number in (1, 2, 1))
-        assert one.image.shape == (1, 4) and (one.image != other.image).all()  # numbers, as everywhere
+        assert (
+            one.image.shape == (1, 4) and (one.image != other.image).all()
+        )  # numbers, as everywhere
         np.testing.assert_array_equal(one.image, again.image)
         np.testing.assert_array_equal(one.probs, again.probs)
         raise KeyboardInterrupt
 
     def random_cast(*args):
-        who = cast(*args)
-        return dataclasses.replace(who, params=lambda: random_params(who.agent))
+        setup = resolve_play(*args)
+        return dataclasses.replace(setup, params=lambda: random_params(setup.agent))
 
     monkeypatch.setattr(command, 'serve', serve)
-    monkeypatch.setattr(command, 'cast', random_cast)  # these three: nothing is compiled but a start
+    monkeypatch.setattr(
+        command, 'resolve_play', random_cast
+    )  # these three: nothing is compiled but a start
     monkeypatch.setattr(command, 'warm', lambda session: 1.0)
     monkeypatch.setattr(command, 'expectation', lambda session: '')
     quietly = dict(port=0, players=1, browser=False, say=lambda line: None)

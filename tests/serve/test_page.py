@@ -1,6 +1,8 @@
-"""`reverie play RUN` as its user meets it: the page in headless Chromium, and every mistake as one line.
+"""`reverie play RUN` as its user meets it: the page in headless Chromium, and every mistake as one
+line.
 
-The run is an untrained one, or that of REVERIE_DEMO_RUN (`make page`), trained by `make demo`; only copies are touched.
+The run is an untrained one, or that of REVERIE_DEMO_RUN (`make page`), trained by `make demo`; only
+copies are touched.
 """
 
 import json
@@ -18,34 +20,54 @@ import numpy as np
 import pytest
 
 from reverie.serve import keys
-from reverie.serve.play import cast, play
+from reverie.serve.play import play, resolve_play
 from reverie.types import ActionSpace, UserError
 from tests.serve.fake import wait
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TRAINED = os.environ.get('REVERIE_DEMO_RUN')
 trained = pytest.mark.skipif(not TRAINED, reason='only a trained run does this; make page')
-CHROMIUM = next((p for name in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(name))), None)
+CHROMIUM = next(
+    (p for name in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(name))),
+    None,
+)
 
 
 @pytest.fixture(scope='module')
 def played(run_folder, tmp_path_factory):
     """The run folder on the page."""
-    return shutil.copytree(TRAINED, tmp_path_factory.mktemp('demo') / 'run') if TRAINED else run_folder
+    return (
+        shutil.copytree(TRAINED, tmp_path_factory.mktemp('demo') / 'run') if TRAINED else run_folder
+    )
 
 
 @pytest.fixture(scope='module')
 def address(played, tmp_path_factory):
     """Of a server that was started by the command line; ended by Ctrl-C."""
     env = {
-        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0',
-        'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-        'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1',
-    }  # fmt: skip
-    command = [sys.executable, '-m', 'reverie.cli', 'play', str(played), '--port', '0', '--no-browser']
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_backend_optimization_level=0',
+        'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+        'PYTHONPATH': str(ROOT),
+        'PYTHONUNBUFFERED': '1',
+    }
+    command = [
+        sys.executable,
+        '-m',
+        'reverie.cli',
+        'play',
+        str(played),
+        '--port',
+        '0',
+        '--no-browser',
+    ]
     log = tmp_path_factory.mktemp('log') / 'play.txt'
     with open(log, 'w') as out:
-        process = subprocess.Popen([*command, '--players', '1', '--fps', '12'], env=env, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [*command, '--players', '1', '--fps', '12'], env=env, stdout=out, stderr=out
+        )
     found = lambda: re.search(r'http://\S+', log.read_text())
     wait(lambda: found() or process.poll() is not None, 180.0)
     assert process.poll() is None, log.read_text()
@@ -61,13 +83,20 @@ def address(played, tmp_path_factory):
 def page(address):
     if CHROMIUM is None:
         pytest.skip('no Chromium on this machine; install Debian’s chromium to test the page')
-    playwright = pytest.importorskip('playwright.sync_api', reason='the page is driven by playwright')
+    playwright = pytest.importorskip(
+        'playwright.sync_api', reason='the page is driven by playwright'
+    )
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu']
+        )
         page = browser.new_page(viewport={'width': 1280, 'height': 800})
         errors = []
         page.on('pageerror', lambda error: errors.append(str(error)))
-        page.on('console', lambda message: errors.append(message.text) if message.type == 'error' else None)
+        page.on(
+            'console',
+            lambda message: errors.append(message.text) if message.type == 'error' else None,
+        )
         page.goto(address)
         until(page, 'newest !== null')
         yield page
@@ -76,7 +105,10 @@ def page(address):
 
 
 def until(page, condition):
-    """A JavaScript condition comes true. The page's policy forbids it to evaluate strings, so it is asked again."""
+    """A JavaScript condition comes true.
+
+    The page's policy forbids it to evaluate strings, so it is asked again.
+    """
     end = time.monotonic() + 120.0
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
@@ -95,12 +127,20 @@ def colours(page, canvas='screen'):
 def test_the_page_shows_the_game_its_keys_and_what_the_agent_thinks(page):
     preset = 'dreamer4_demo' if TRAINED else 'dreamer4_debug'
     assert f'{preset} on minatar/breakout' in page.inner_text('#title')
-    assert page.locator('#actions button').count() == 6 and page.locator('#legend span').count() == 4
-    assert [page.inner_text(f'#actions button:nth-child({i}) span') for i in (1, 2)] == ['noop', 'left']
+    assert (
+        page.locator('#actions button').count() == 6 and page.locator('#legend span').count() == 4
+    )
+    assert [page.inner_text(f'#actions button:nth-child({i}) span') for i in (1, 2)] == [
+        'noop',
+        'left',
+    ]
     until(page, "document.getElementById('reward').textContent !== '–'")
     assert colours(page) > 1
-    assert page.evaluate("getComputedStyle(document.getElementById('screen')).imageRendering") == 'pixelated'
-    assert page.inner_text('#world') == 'dream' and page.inner_text('#who') == 'you play'
+    assert (
+        page.evaluate("getComputedStyle(document.getElementById('screen')).imageRendering")
+        == 'pixelated'
+    )
+    assert page.inner_text('#view') == 'dream' and page.inner_text('#who') == 'you play'
     assert page.inner_text('#actions button:nth-child(1) em').endswith('%')
     assert re.fullmatch(r'-?\d+\.\d\d', page.inner_text('#value'))
 
@@ -148,22 +188,27 @@ def pause_in_play(page):
 
 def test_human_and_agent_dream_and_reality_and_sampling_steps_switch(page):
     page.keyboard.press('m')
-    until(page, "newest.by_agent && document.getElementById('who').textContent === 'the agent plays'")
+    until(
+        page, "newest.by_agent && document.getElementById('who').textContent === 'the agent plays'"
+    )
     page.keyboard.press('Tab')
     until(
-        page, "newest.world === 'real' && newest.t > 1 && document.getElementById('world').textContent === 'real game'"
+        page,
+        "newest.view === 'real' && newest.t > 1 && document.getElementById('view').textContent === 'real game'",
     )
     start = page.evaluate('newest.start')
     assert colours(page) <= 5  # the real game has no shades
     page.keyboard.press('Tab')
-    until(page, "newest.world === 'dream' && newest.t > 1")
+    until(page, "newest.view === 'dream' && newest.t > 1")
     assert page.evaluate('newest.start') == start
     page.keyboard.press('b')
-    until(page, "newest.world === 'both' && / dB$/.test(document.getElementById('psnr').textContent)")
+    until(
+        page, "newest.view === 'both' && / dB$/.test(document.getElementById('psnr').textContent)"
+    )
     assert colours(page, 'screen2') > 1 and page.is_visible('#real')
     page.keyboard.press('b')
     page.keyboard.press('[')
-    until(page, f"newest.steps === {1 if TRAINED else 2} && newest.world === 'dream'")
+    until(page, f"newest.steps === {1 if TRAINED else 2} && newest.view === 'dream'")
     page.keyboard.press('m')
     until(page, '!newest.by_agent')
 
@@ -227,7 +272,7 @@ def test_a_run_that_cannot_be_played_is_one_line_that_says_why(run_folder, tmp_p
     made = change(folder)
     target = made if isinstance(made, pathlib.Path) else folder
     with pytest.raises(UserError) as error:
-        cast(str(target), None, {}, 0).params()
+        resolve_play(str(target), None, {}, 0).params()
     assert all(word in str(error.value) for word in words), error.value
     assert '\n' not in str(error.value)
 
@@ -267,7 +312,9 @@ def test_keys_come_from_the_names_of_actions_and_never_collide():
     found = keys.bindings(ActionSpace('discrete', len(names), names))
     chords = [frozenset(c) for b in found for c in b.chords]
     assert len(chords) == len(set(chords)) and not found[0].chords
-    assert ('ArrowUp', 'ArrowLeft') in found[3].chords and ('ArrowUp', 'ArrowLeft', 'x') in found[4].chords
+    assert ('ArrowUp', 'ArrowLeft') in found[3].chords and ('ArrowUp', 'ArrowLeft', 'x') in found[
+        4
+    ].chords
     assert ('ArrowLeft',) in found[5].chords  # the first of two lefts
     assert len(found[6].chords) == 1 and len(found[8].chords) == 1
     assert not set('mrbg.[] -=') & {key for chord in chords for key in chord}

@@ -78,11 +78,11 @@ def test_pause_stops_a_step_moves_one_frame_and_reset_begins_anew(running):
 def test_real_and_dream_share_their_start_and_side_by_side_brings_two_pictures(running):
     with running.join() as page:
         assert page.frames(lambda h: h['t'] == 0)[-1][0]['source'] == 'data'
-        page.send(type='set', field='world', value='real')
-        real = page.frames(lambda h: h['world'] == 'real')[-1][0]
+        page.send(type='set', field='view', value='real')
+        real = page.frames(lambda h: h['view'] == 'real')[-1][0]
         assert real['source'] == 'game'  # a recording cannot be played on
-        page.send(type='set', field='world', value='both')
-        header, pictures = page.frames(lambda h: h['world'] == 'both' and h['t'] == 1)[-1]
+        page.send(type='set', field='view', value='both')
+        header, pictures = page.frames(lambda h: h['view'] == 'both' and h['t'] == 1)[-1]
         assert header['start'] == real['start'] and len(pictures) == 2 and header['psnr'] == 100.0
 
 
@@ -111,7 +111,15 @@ def test_saved_recordings_are_whole_and_reached_by_id_only(running):
         assert verify(folder)['episodes'] == 1
         (record,) = Episodes(folder).records()
         assert len(record.reward) >= 12 and record.reward[0] == 0 and record.reward[1] == 1
-    for name in ('../page.html', '..%2f..%2fpyproject.toml', '%2e%2e/x', 'C:\\x', folder, '/etc/passwd', 'x.gif'):
+    for name in (
+        '../page.html',
+        '..%2f..%2fpyproject.toml',
+        '%2e%2e/x',
+        'C:\\x',
+        folder,
+        '/etc/passwd',
+        'x.gif',
+    ):
         answer = running.get(f'/saved/{name}')
         assert answer.status_code == 404, name
         assert 'root' not in answer.text
@@ -129,22 +137,29 @@ def test_an_mp4_has_every_frame_at_its_size(tmp_path):
     (path,) = tmp_path.glob('*.mp4')
     assert path.read_bytes() == answer.content
     count, seconds = ffmpeg.count_frames_and_secs(path)
-    assert count == int(saved['text'].split()[0]) >= 12 and seconds == pytest.approx(count / 20, abs=0.06)
+    assert count == int(saved['text'].split()[0]) >= 12 and seconds == pytest.approx(
+        count / 20, abs=0.06
+    )
     frames = ffmpeg.read_frames(path)
     assert next(frames)['size'] == (7 * 64, 5 * 64)
-    corner = [np.frombuffer(frame, np.uint8).reshape(5 * 64, 7 * 64, 3)[:64, :64, 0].mean() for frame in frames]
+    corner = [
+        np.frombuffer(frame, np.uint8).reshape(5 * 64, 7 * 64, 3)[:64, :64, 0].mean()
+        for frame in frames
+    ]
     assert len(corner) == count and corner[0] < corner[12]  # which counts the frames
 
 
 class LateSession(FakeSession):
     """The heads speak of the frame before: its number is its reward, and frame 5 is the last."""
 
-    early = True
+    pipelined = True
 
     def frame(self, *args, **kwargs):
         frame = super().frame(*args, **kwargs)
         before = (self.t - 1).astype(np.float32)
-        return frame._replace(reward=before, is_last=before == 5, cont=(before != 5).astype(np.float32))
+        return frame._replace(
+            reward=before, is_last=before == 5, cont=(before != 5).astype(np.float32)
+        )
 
 
 def test_what_is_said_a_frame_late_counts_for_the_frame_it_is_said_of(tmp_path):
@@ -159,10 +174,21 @@ def test_what_is_said_a_frame_late_counts_for_the_frame_it_is_said_of(tmp_path):
             header, (picture,) = page.frames(lambda h, t=t: h['t'] == t)[-1]
             told.append((header['reward'], header['score'], header['over']))
             assert picture[0] == t  # where it was the last one, it stays on the screen
-        assert told == [(None, 0, False), (1, 1, False), (2, 3, False), (3, 6, False), (4, 10, False), (5, 15, True)]
+        assert told == [
+            (None, 0, False),
+            (1, 1, False),
+            (2, 3, False),
+            (3, 6, False),
+            (4, 10, False),
+            (5, 15, True),
+        ]
         page.send(type='episode')
         (record,) = Episodes(page.notice('saved')['text'].split(' in ')[1]).records()
-        assert record.reward.tolist() == [0, 1, 2, 3, 4, 5] and record.complete and record.flags[-1] & TERMINAL
+        assert (
+            record.reward.tolist() == [0, 1, 2, 3, 4, 5]
+            and record.complete
+            and record.flags[-1] & TERMINAL
+        )
 
 
 def test_a_place_is_free_within_a_second_of_a_disconnect(running):
@@ -247,14 +273,19 @@ def test_every_answer_forbids_scripts_and_frames_of_others(running):
         headers = running.get(path, token).headers
         assert "default-src 'none'" in headers['content-security-policy']
         assert "'unsafe-inline'" not in headers['content-security-policy']
-        assert headers['x-content-type-options'] == 'nosniff' and headers['referrer-policy'] == 'no-referrer'
+        assert (
+            headers['x-content-type-options'] == 'nosniff'
+            and headers['referrer-policy'] == 'no-referrer'
+        )
     assert running.get('/nowhere').status_code == 404
     assert httpx.post(f'http://127.0.0.1:{running.port}/?token={TOKEN}').status_code == 405
 
 
 def closing_code(running, message) -> int | None:
     """What the server closes a socket with after this message; None if it stays open."""
-    with connect(f'ws://127.0.0.1:{running.port}/play?token={TOKEN}', max_size=None, close_timeout=0.1) as ws:
+    with connect(
+        f'ws://127.0.0.1:{running.port}/play?token={TOKEN}', max_size=None, close_timeout=0.1
+    ) as ws:
         try:
             ws.send(message)
             end = time.monotonic() + 0.15
@@ -284,7 +315,7 @@ def closing_code(running, message) -> int | None:
         ('{"type": "act", "action": 1, "id": 1, "more": 1}', 1008),
         ('{"type": "set", "field": "pace", "value": 1e9}', 1008),
         ('{"type": "set", "field": "slot", "value": 1}', 1008),
-        ('{"type": "set", "field": ["world"], "value": "real"}', 1008),
+        ('{"type": "set", "field": ["view"], "value": "real"}', 1008),
         ('{"type": "set", "field": "by_agent", "value": 1}', 1008),
         ('{"type": "' + '9' * 4000 + '"}', 1008),
         ('{"type": "act", "action": ' + '9' * 4000 + ', "id": 1}', 1008),
@@ -307,7 +338,9 @@ def test_a_flood_of_orders_is_cut_off(running):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 orders = st.fixed_dictionaries(
@@ -316,11 +349,20 @@ orders = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.filterwarnings('ignore:Do not use the `random` module')  # the server's pings draw from it meanwhile
+@pytest.mark.filterwarnings(
+    'ignore:Do not use the `random` module'
+)  # the server's pings draw from it meanwhile
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.binary(max_size=200) | st.text(max_size=300) | orders.map(json.dumps) | json_values.map(json.dumps))
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=300)
+    | orders.map(json.dumps)
+    | json_values.map(json.dumps)
+)
 def test_whatever_is_sent_the_server_lives_and_answers_with_a_known_code(running, message):
-    with connect(f'ws://127.0.0.1:{running.port}/play?token={TOKEN}', max_size=None, close_timeout=0.1) as ws:
+    with connect(
+        f'ws://127.0.0.1:{running.port}/play?token={TOKEN}', max_size=None, close_timeout=0.1
+    ) as ws:
         try:
             ws.send(message)
             while isinstance(ws.recv(timeout=2), str):
@@ -332,18 +374,27 @@ def test_whatever_is_sent_the_server_lives_and_answers_with_a_known_code(running
 
 
 paths = st.lists(
-    st.sampled_from(['..', '%2e%2e', '.', '/', '%2f', '\\', 'saved', 'play', '%00', 'etc', 'passwd', ':', '~'])
+    st.sampled_from(
+        ['..', '%2e%2e', '.', '/', '%2f', '\\', 'saved', 'play', '%00', 'etc', 'passwd', ':', '~']
+    )
 )
 
 
-@pytest.mark.filterwarnings('ignore:Do not use the `random` module')  # the server's pings draw from it meanwhile
+@pytest.mark.filterwarnings(
+    'ignore:Do not use the `random` module'
+)  # the server's pings draw from it meanwhile
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.text(alphabet=st.characters(codec='latin-1'), max_size=40) | paths.map(''.join), st.booleans())
+@given(
+    st.text(alphabet=st.characters(codec='latin-1'), max_size=40) | paths.map(''.join),
+    st.booleans(),
+)
 def test_whatever_path_is_asked_for_nothing_but_the_page_is_given(running, path, known):
     raw = ''.join(c if 33 <= ord(c) < 127 and c not in '?#' else f'%{ord(c):02x}' for c in path)
     with socket.create_connection(('127.0.0.1', running.port), timeout=5) as s:
         query = f'?token={TOKEN}' if known else ''
-        s.sendall(f'GET /{raw}{query} HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nConnection: close\r\n\r\n'.encode())
+        s.sendall(
+            f'GET /{raw}{query} HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nConnection: close\r\n\r\n'.encode()
+        )
         answer = b''
         while part := s.recv(65536):
             answer += part
@@ -386,7 +437,11 @@ def test_host_headers_are_split_or_refused(header, expected):
 
 def test_an_open_server_answers_to_addresses_and_given_names_only():
     guard = Guard('0.0.0.0', 80, TOKEN, ('play.example.org',))
-    assert guard.knows('192.168.0.9:80') and guard.knows('play.example.org') and guard.knows('localhost:80')
+    assert (
+        guard.knows('192.168.0.9:80')
+        and guard.knows('play.example.org')
+        and guard.knows('localhost:80')
+    )
     assert not guard.knows('rebound.example:80') and not guard.knows('192.168.0.9:81')
 
 

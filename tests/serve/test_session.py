@@ -23,7 +23,14 @@ CONTEXT = 3
 
 def make(agent, params, env, dataset, **options):
     return Session(
-        agent, params, env, Contexts(Episodes(dataset), CONTEXT), slots=2, context=CONTEXT, seed=5, **options
+        agent,
+        params,
+        env,
+        Contexts(Episodes(dataset), CONTEXT),
+        slots=2,
+        context=CONTEXT,
+        seed=5,
+        **options,
     )
 
 
@@ -35,7 +42,7 @@ def session(agent, params, env, dataset):
 @pytest.fixture(scope='module')
 def whole(agent, params, env, dataset):
     """One that shows frames as `imagine` ends them."""
-    return make(agent, params, env, dataset, early=False)
+    return make(agent, params, env, dataset, pipelined=False)
 
 
 def one_hot(*chosen):
@@ -54,40 +61,55 @@ def same(a, b, rows=slice(None)):
         np.testing.assert_array_equal(x[rows], y[rows])
 
 
-@pytest.mark.parametrize('early', [False, True])
-def test_frames_of_a_dream_are_those_of_imagine(session, agent, params, env, early):
-    """Early frames are the same ones; there the heads speak, and the agent chooses, one frame later."""
+@pytest.mark.parametrize('pipelined', [False, True])
+def test_frames_of_a_dream_are_those_of_imagine(session, agent, params, env, pipelined):
+    """Early frames are the same ones; there the heads speak, and the agent chooses, one frame
+    later.
+    """
     model, begun = agent.model(params), session
     session.start(0, 1, 'game'), session.start(1, 2, 'data')
-    if not early:
-        session = Session(agent, params, env, slots=2, seed=5, early=False)
-        session.carry = begun.carry._replace(model=jax.jit(model.settle)(begun.carry.model)[0])
+    if not pipelined:
+        session = Session(agent, params, env, slots=2, seed=5, pipelined=False)
+        session.carry = begun.carry._replace(model=jax.jit(model.commit)(begun.carry.model)[0])
         begun.carry = None  # it will be donated
-    assert session.late('dream') == session.late('both') == early and not session.late('real')
+    assert session.heads_lag('dream') == session.heads_lag(
+        'both'
+    ) == pipelined and not session.heads_lag('real')
     keys = lambda number: jax.random.split(jax.random.fold_in(jax.random.key(5), number), 3)
     imagine = jax.jit(lambda state, action, number: model.imagine(state, action, keys(number)[0]))
 
     @jax.jit
     def heads(state, feat, number):
-        return agent.choose(params, state, feat, keys(number)[2]), agent.expected_return(params, feat)
+        return agent.choose(params, state, feat, keys(number)[2]), agent.expected_return(
+            params, feat
+        )
 
     kept = jax.tree.map(jnp.array, session.carry.model)
-    state, said = jax.jit(model.settle)(kept) if early else (kept, None)
+    state, said = jax.jit(model.commit)(kept) if pipelined else (kept, None)
     chosen = session.carry.action
     for i, actions in enumerate((one_hot(1, 3), one_hot(0, 0), one_hot(5, 2), one_hot(3, 3))):
-        by_agent = np.array([False, i == 2])  # the agent's own choice in the third frame of the second player
+        by_agent = np.array(
+            [False, i == 2]
+        )  # the agent's own choice in the third frame of the second player
         before, number = said, session.frames
-        if early:
+        if pipelined:
             (chosen, _), _ = heads(state, before.feat, number)
         taken = jnp.where(by_agent[:, None], chosen, actions)
         frame = session.frame(actions, by_agent, BOTH)
         state, said = imagine(state, taken, number)
-        spoken = before if early else said
+        spoken = before if pipelined else said
         (chosen, probs), value = heads(state, spoken.feat, number)
         np.testing.assert_array_equal(frame.action, taken)
-        np.testing.assert_allclose(np.asarray(frame.image) / 255, np.clip(model.decode(state), 0, 1), atol=0.6 / 255)
-        for given, expected in ((frame.reward, spoken.reward), (frame.cont, spoken.cont), (frame.value, value)):
-            # random weights value a frame at 1e6: rtol is eight roundings of fp32 there, two programs differ by four
+        np.testing.assert_allclose(
+            np.asarray(frame.image) / 255, np.clip(model.decode(state), 0, 1), atol=0.6 / 255
+        )
+        for given, expected in (
+            (frame.reward, spoken.reward),
+            (frame.cont, spoken.cont),
+            (frame.value, value),
+        ):
+            # random weights value a frame at 1e6: rtol is eight roundings of fp32 there, two
+            # programs differ by four
             np.testing.assert_allclose(given, expected, atol=1e-5, rtol=1e-6)
         np.testing.assert_allclose(frame.probs, probs, atol=1e-5)
         np.testing.assert_allclose(np.sum(frame.probs, -1), 1, atol=1e-5)
@@ -98,13 +120,13 @@ def test_the_real_game_is_the_environment_stepped_by_hand(session, env):
     state = jax.tree.map(jnp.array, session.carry.env)
     vector = device.Vector(env, 2)
     step = jax.jit(vector.step)
-    for world in ('real', 'both', 'real'):
+    for view in ('real', 'both', 'real'):
         _, key, _ = jax.random.split(jax.random.fold_in(jax.random.key(5), session.frames), 3)
-        frame = session.frame(one_hot(1, 3), HUMAN, BOTH, world)
+        frame = session.frame(one_hot(1, 3), HUMAN, BOTH, view)
         state, arrived = step(state, jnp.array([1, 3]), key)
-        seen = frame.real if world == 'both' else frame.image
+        seen = frame.real if view == 'both' else frame.image
         np.testing.assert_array_equal(seen, 255 * np.asarray(arrived.obs))
-        if world == 'real':
+        if view == 'real':
             np.testing.assert_array_equal(frame.reward, arrived.reward)
             np.testing.assert_array_equal(frame.is_last, arrived.is_last)
 
@@ -117,7 +139,9 @@ def test_a_start_is_the_same_whenever_and_wherever_it_is_asked_for(session):
     other = session.start(0, 12, 'game')
     np.testing.assert_array_equal(first.image, again.image)
     same(jax.tree.map(lambda x: x[:1], row), jax.tree.map(lambda x: x[1:], snapshot(session)))
-    np.testing.assert_array_equal(first.probs, real.probs)  # dream and reality begin in the same state of mind
+    np.testing.assert_array_equal(
+        first.probs, real.probs
+    )  # dream and reality begin in the same state of mind
     assert set(np.unique(real.image)) <= {0, 255}
     assert (np.asarray(other.probs) != np.asarray(first.probs)).any()
 
@@ -146,7 +170,11 @@ def test_who_does_not_move_stays_and_nobody_feels_the_others(session):
 
 
 def test_hundreds_of_frames_and_new_players_compile_nothing_and_keep_every_shape(session):
-    session.start(0, 0, 'game'), session.start(1, 0, 'data'), session.frame(one_hot(0, 0), BOTH, BOTH)
+    (
+        session.start(0, 0, 'game'),
+        session.start(1, 0, 'data'),
+        session.frame(one_hot(0, 0), BOTH, BOTH),
+    )
     shapes, programs = jax.tree.map(np.shape, session.carry), set(session._programs)
     for i in range(300):
         if i % 50 == 0:
@@ -174,7 +202,11 @@ def test_weights_are_kept_as_light_as_they_are_multiplied(session, agent, params
     agent = presets.make(in_bfloat16(presets.dreamer4_debug()), env.spec)
     light = Session(agent, jax.eval_shape(agent.init, jax.random.key(0)), env, slots=2).params
     assert light['dynamics']['blocks']['layers'][0]['mlp']['up']['kernel'].dtype == jnp.bfloat16
-    assert light['dynamics']['readout']['kernel'].dtype == light['dynamics']['slots'].dtype == jnp.float32
+    assert (
+        light['dynamics']['readout']['kernel'].dtype
+        == light['dynamics']['slots'].dtype
+        == jnp.float32
+    )
 
 
 @pytest.mark.parametrize('name', ['dreamer4_debug', 'dreamer_v3'])
@@ -210,7 +242,9 @@ def test_recorded_starts_are_windows_of_the_dataset(dataset):
     windows = set()
     for record in episodes.records():
         bits = np.unpackbits(record.obs, axis=-1)[:, :400].reshape(-1, 10, 10, 4)
-        windows |= {bits[i : i + CONTEXT].astype(bool).tobytes() for i in range(len(bits) - CONTEXT + 1)}
+        windows |= {
+            bits[i : i + CONTEXT].astype(bool).tobytes() for i in range(len(bits) - CONTEXT + 1)
+        }
     drawn = [contexts(number) for number in range(12)]
     assert all(np.asarray(step.obs)[0].tobytes() in windows for step in drawn)
     assert len({np.asarray(step.obs).tobytes() for step in drawn}) > 6
@@ -235,26 +269,47 @@ def test_counted_operations_are_those_of_the_products():
     counted = jax.make_jaxpr(either)(np.ones((3, 3)))
     assert (flops(counted), flops(counted, min)) == (108, 54)
     conv = lambda x, k: jax.lax.conv(x, k, (1, 1), 'VALID')
-    assert flops(jax.make_jaxpr(conv)(np.ones((1, 3, 6, 6)), np.ones((5, 3, 2, 2)))) == 2 * 5 * 25 * 3 * 4
+    assert (
+        flops(jax.make_jaxpr(conv)(np.ones((1, 3, 6, 6)), np.ones((5, 3, 2, 2))))
+        == 2 * 5 * 25 * 3 * 4
+    )
 
 
 def tiny(config):
     """A preset with its own structure and next to no weights."""
     if not isinstance(config, Dreamer4Config):
         return shrink(config)
-    small = dict(width=16, heads=2, kv_heads=1, head_dim=8, layers=2, time_every=2, context=4, dtype='float32')
-    shrunk = lambda part: dataclasses.replace(part, transformer=dataclasses.replace(part.transformer, **small))
+    small = dict(
+        width=16,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        layers=2,
+        time_every=2,
+        context=4,
+        dtype='float32',
+    )
+    shrunk = lambda part: dataclasses.replace(
+        part, transformer=dataclasses.replace(part.transformer, **small)
+    )
     return dataclasses.replace(
         config, tokenizer=shrunk(config.tokenizer), dynamics=shrunk(config.dynamics), head_units=16
     )
 
 
-ALIKE = ('dreamer4', 'dreamer4_demo', 'dreamer_v3', 'dreamer_v3_release')  # to the debug presets, but for numbers
+ALIKE = (
+    'dreamer4',
+    'dreamer4_demo',
+    'dreamer_v3',
+    'dreamer_v3_release',
+)  # to the debug presets, but for numbers
 
 
 @pytest.mark.parametrize('name', presets.PRESETS)
 def test_every_preset_can_be_played_in_its_dream_and_in_the_real_game(name, session):
-    """Two frames of dream and game side by side; starts and the game alone are traced, as are presets `ALIKE`."""
+    """Two frames of dream and game side by side; starts and the game alone are traced, as are
+    presets `ALIKE`.
+    """
     if name != 'dreamer4_debug':
         env = device.make('control/pendulum' if name.startswith('planet') else 'minatar/breakout')
         agent = presets.make(tiny(presets.get(name)), env.spec)
@@ -263,13 +318,15 @@ def test_every_preset_can_be_played_in_its_dream_and_in_the_real_game(name, sess
     assert isinstance(agent, Playable)
     space: ActionSpace = agent.spec.actions
     start = jax.eval_shape(session._start_game, session.params, jax.random.key(0))[1]
-    real, both = (session.trace(world).out_info[1] for world in ('real', 'both'))
+    real, both = (session.trace(view).out_info[1] for view in ('real', 'both'))
     assert real.image.shape == both.image.shape == both.real.shape == (n, *start.image.shape[1:])
     assert (both.value is None) == (name.startswith('planet'))
     assert (both.probs is None) == (space.kind == 'continuous')
     if name in ALIKE:
         return
-    session.carry = session.carry or jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), session._shape)
+    session.carry = session.carry or jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), session._shape
+    )
     yes, action = np.ones(n, bool), np.zeros((n, space.size), np.float32)
     action[:, 0] = 1.0
     for by_agent in (~yes, yes):

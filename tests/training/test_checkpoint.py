@@ -34,7 +34,9 @@ def target(meta):
 
 
 def write(folder, number, value):
-    return checkpoint.save(folder, number, *tree(value), dict(complete=False, gradient_steps=number))
+    return checkpoint.save(
+        folder, number, *tree(value), dict(complete=False, gradient_steps=number)
+    )
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +57,9 @@ def restored_value(folder):
     value = float(params['model'][0][0, 0])
     assert meta['gradient_steps'] == value
     for a, b in zip(jax.tree.leaves((params, train)), jax.tree.leaves(tree(value)), strict=True):
-        assert a.dtype == b.dtype and np.array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+        assert a.dtype == b.dtype and np.array_equal(
+            np.asarray(a, np.float32), np.asarray(b, np.float32)
+        )
     return value
 
 
@@ -96,7 +100,11 @@ def flip(path):
 
 @pytest.mark.parametrize('damage', [delete, truncate, flip])
 def test_damage_to_any_file_walks_back_to_the_step_before(two_steps, tmp_path, capfd, damage):
-    files = sorted(p.relative_to(two_steps / '000000002') for p in (two_steps / '000000002').rglob('*') if p.is_file())
+    files = sorted(
+        p.relative_to(two_steps / '000000002')
+        for p in (two_steps / '000000002').rglob('*')
+        if p.is_file()
+    )
     assert len(files) > 8
     for i, file in enumerate(files):
         folder = shutil.copytree(two_steps, tmp_path / str(i))
@@ -114,7 +122,9 @@ def test_damage_to_any_file_walks_back_to_the_step_before(two_steps, tmp_path, c
 
 @pytest.mark.filterwarnings('ignore')
 def test_orbax_alone_does_not_notice_a_flipped_bit_in_an_array(copy):
-    """Why there is a manifest: without it, at least one single-bit flip would be restored without complaint."""
+    """Why there is a manifest: without it, at least one single-bit flip would be restored without
+    complaint.
+    """
     quiet = 0
     for path in sorted((copy / '000000002' / 'params').rglob('*')):
         if path.is_file() and path.stat().st_size:
@@ -142,7 +152,9 @@ def test_when_every_step_is_damaged_the_run_refuses_now_and_the_next_time(copy):
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_step(copy, tmp_path, monkeypatch):
-    """What is on the disk before each write, sync, rename and removal is what a kill there would leave."""
+    """What is on the disk before each write, sync, rename and removal is what a kill there would
+    leave.
+    """
     moments = []
 
     def watched(place, name):
@@ -155,12 +167,16 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_step(copy, tmp_path, monk
         monkeypatch.setattr(place, name, first_look)
 
     remove = shutil.rmtree
-    for place, name in [(checkpoint, '_write_arrays'), (checkpoint, 'write_json'), (checkpoint, '_sync')]:
+    for place, name in [
+        (checkpoint, '_write_arrays'),
+        (checkpoint, 'write_json'),
+        (checkpoint, '_sync'),
+    ]:
         watched(place, name)
     for place, name in [(os, 'rename'), (shutil, 'rmtree')]:
         watched(place, name)
-    keeper = checkpoint.Keeper(copy, max_to_keep=2)
-    keeper.save(3, *tree(3.0), dict(complete=False, gradient_steps=3))
+    checkpoints = checkpoint.CheckpointManager(copy, max_to_keep=2)
+    checkpoints.save(3, *tree(3.0), dict(complete=False, gradient_steps=3))
     monkeypatch.undo()
     assert len(moments) > 15
     seen = set()
@@ -195,16 +211,22 @@ def lie(step, edit):
     edit(meta)
     (step / 'meta.json').write_text(json.dumps(meta))
     manifest = json.loads((step / 'manifest.json').read_text())
-    (step / 'manifest.json').write_text(json.dumps({**manifest, 'meta.json': checkpoint.digest(step / 'meta.json')}))
+    (step / 'manifest.json').write_text(
+        json.dumps({**manifest, 'meta.json': checkpoint.digest(step / 'meta.json')})
+    )
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('change', [dict(shape=[2**40, 2**20]), dict(shape='x'), dict(dtype='O'), dict(path=[[]])])
+@pytest.mark.parametrize(
+    'change', [dict(shape=[2**40, 2**20]), dict(shape='x'), dict(dtype='O'), dict(path=[[]])]
+)
 def test_a_checkpoint_that_lies_about_its_arrays_is_a_users_mistake(copy, change):
     lie(copy / '000000002', lambda meta: meta['arrays']['params'][2].update(change))
     with pytest.raises(UserError, match='000000002'):
         checkpoint.load(copy.parent)
-    gc.collect()  # Orbax leaves coroutines behind, which complain at length when they go: here, not in a later test
+    # Orbax leaves coroutines behind, which complain at length when they go: here, not in a later
+    # test
+    gc.collect()
 
 
 def test_other_shapes_are_refused_by_name(two_steps):
@@ -219,40 +241,49 @@ def test_other_shapes_are_refused_by_name(two_steps):
 
 def test_a_checkpoint_of_an_earlier_day_is_read(tmp_path):
     """Kept in the repository, so that other versions of JAX and Orbax read it too; `write` made it."""
-    kept = shutil.copytree(pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoint-1', tmp_path / 'checkpoints')
+    kept = shutil.copytree(
+        pathlib.Path(__file__).parents[1] / 'golden' / 'checkpoint-1', tmp_path / 'checkpoints'
+    )
     assert restored_value(kept) == 2.0
     assert checkpoint.load(tmp_path)[1]['versions']['format'] == 1
 
 
 def test_the_keeper_keeps_the_newest_and_every_phase_end(tmp_path):
-    keeper = checkpoint.Keeper(tmp_path, max_to_keep=2, keep_phase_ends=True)
+    checkpoints = checkpoint.CheckpointManager(tmp_path, max_to_keep=2, keep_phase_ends=True)
     for number in range(1, 6):
-        assert keeper.save(number, *tree(number), dict(complete=number == 2))
+        assert checkpoints.save(number, *tree(number), dict(complete=number == 2))
     assert [p.name for p in checkpoint.steps(tmp_path)] == ['000000002', '000000004', '000000005']
-    keeper.keep_phase_ends = False
-    keeper.prune()
+    checkpoints.keep_phase_ends = False
+    checkpoints.prune()
     assert [p.name for p in checkpoint.steps(tmp_path)] == ['000000004', '000000005']
     assert sorted(os.listdir(tmp_path)) == ['000000004', '000000005']
 
 
 def test_a_disk_that_takes_no_more_is_survived_twice_and_then_ends_the_run(tmp_path, capsys):
-    """The kernel refuses every write beyond 8 kB: for Python, for Orbax, and for a file that captures what is said."""
-    keeper = checkpoint.Keeper(tmp_path)
-    keeper.save(1, *tree(1.0), dict(complete=False, gradient_steps=1))
-    large = dict(model=jnp.asarray(np.random.default_rng(0).normal(size=(64, 64))))  # noise does not compress
+    """The kernel refuses every write beyond 8 kB: for Python, for Orbax, and for a file that
+    captures what is said.
+    """
+    checkpoints = checkpoint.CheckpointManager(tmp_path)
+    checkpoints.save(1, *tree(1.0), dict(complete=False, gradient_steps=1))
+    large = dict(
+        model=jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)))
+    )  # noise does not compress
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
-        assert not keeper.save(2, large, None, dict(complete=False))
-        assert not keeper.save(3, large, None, dict(complete=False))
+        assert not checkpoints.save(2, large, None, dict(complete=False))
+        assert not checkpoints.save(3, large, None, dict(complete=False))
         with pytest.raises(SystemExit) as stop:
-            keeper.save(4, large, None, dict(complete=False))
+            checkpoints.save(4, large, None, dict(complete=False))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert stop.value.code == 74
     assert capsys.readouterr().err.count('SAVING FAILED') == 3
     assert sorted(os.listdir(tmp_path)) == ['000000001'] and restored_value(tmp_path) == 1.0
-    assert keeper.save(5, *tree(5.0), dict(complete=False, gradient_steps=5)) and keeper.failures == 0
+    assert (
+        checkpoints.save(5, *tree(5.0), dict(complete=False, gradient_steps=5))
+        and checkpoints.failures == 0
+    )
 
 
 def test_meta_is_json_and_names_every_array(two_steps):

@@ -1,4 +1,6 @@
-"""What a run survives, and what it leaves behind: numbers that are not finite, full disks, short memory, signals."""
+"""What a run survives, and what it leaves behind: numbers that are not finite, full disks, short
+memory, signals.
+"""
 
 import errno
 import os
@@ -13,7 +15,7 @@ from test_runner import leaves, same, train
 from toy_agent import BATCH, LENGTH, Table, model_loss, poisoned, table, toy
 
 from reverie.training import checkpoint, faults, metrics, runner, state
-from reverie.types import MemoryShort, UserError
+from reverie.types import OutOfMemoryError, UserError
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +52,9 @@ def test_a_skipped_update_leaves_the_very_batch_and_key_behind(tmp_path, capfd):
 
 
 def test_training_that_stops_names_the_file_of_where_it_began(tmp_path, capfd):
-    with pytest.raises(UserError, match=r'step 31: loss/size is NaN .* of the first of them, its batch .*npz') as stop:
+    with pytest.raises(
+        UserError, match=r'step 31: loss/size is NaN .* of the first of them, its batch .*npz'
+    ) as stop:
         train(tmp_path, agent=toy((40, 4), model=poisoned(21, 1000)))
     (path,) = (tmp_path / 'faults').iterdir()
     assert str(path) in str(stop.value) and path.name == 'model-000000021-seed0.npz'
@@ -63,7 +67,11 @@ def test_skips_without_end_are_not_all_reported(tmp_path, capfd):
         return {**losses, 'fit': jnp.where(step % 2 == 0, jnp.inf, losses['fit'])}, rest
 
     train(tmp_path, agent=toy((40, 0), model=every_other))
-    assert capfd.readouterr().err.count('loss/fit is inf') == faults.KEPT == len(list((tmp_path / 'faults').iterdir()))
+    assert (
+        capfd.readouterr().err.count('loss/fit is inf')
+        == faults.KEPT
+        == len(list((tmp_path / 'faults').iterdir()))
+    )
 
 
 def test_a_batch_that_cannot_be_written_ends_nothing(tmp_path, capfd):
@@ -79,12 +87,17 @@ def test_an_optimiser_that_is_not_finite_is_not_saved(tmp_path):
         return jax.tree.map(jnp.zeros_like, grads), memory + jnp.inf
 
     agent = toy((8, 0), optimiser=optax.GradientTransformation(lambda p: jnp.zeros(()), update))
-    with pytest.raises(UserError, match='phase model step 4: weights or optimiser are not finite; nothing was saved'):
+    with pytest.raises(
+        UserError,
+        match='phase model step 4: weights or optimiser are not finite; nothing was saved',
+    ):
         train(tmp_path, agent=agent, checkpoint_every_s=0.0)
     assert not checkpoint.steps(tmp_path / 'checkpoints')
 
 
-def test_a_disk_that_is_full_for_a_while_costs_checkpoints_only(whole, tmp_path, monkeypatch, capfd):
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_only(
+    whole, tmp_path, monkeypatch, capfd
+):
     write, calls = checkpoint._write_arrays, []
 
     def full(path, tree):
@@ -129,8 +142,12 @@ class Terminated(Table):
         return super().load(*args)
 
 
-@pytest.mark.parametrize(('calls', 'phase', 'step'), [(2, 'model', 8), (7, 'head', 4), (10, 'head', 10)])
-def test_sigterm_in_any_phase_saves_after_the_call_at_work_and_asks_to_be_requeued(whole, tmp_path, calls, phase, step):
+@pytest.mark.parametrize(
+    ('calls', 'phase', 'step'), [(2, 'model', 8), (7, 'head', 4), (10, 'head', 10)]
+)
+def test_sigterm_in_any_phase_saves_after_the_call_at_work_and_asks_to_be_requeued(
+    whole, tmp_path, calls, phase, step
+):
     source = Terminated()
     source.calls = calls
     with pytest.raises(SystemExit) as stop:
@@ -150,14 +167,19 @@ def hungry(params, batch, key, step):
 
 
 def test_an_update_that_does_not_fit_is_refused_before_it_runs(tmp_path):
-    with pytest.raises(MemoryShort, match=r'phase model: its updates take .* GB .*are free; expected a smaller batch'):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r'phase model: its updates take .* GB .*are free; expected a smaller batch',
+    ):
         train(tmp_path, agent=toy((4, 0), model=hungry))
     assert not checkpoint.steps(tmp_path / 'checkpoints')
 
 
 def test_memory_that_runs_out_all_the_same_is_one_line_of_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(state, 'available_bytes', lambda device=None: None)
-    with pytest.raises(MemoryShort, match=r'phase model: out of memory .*now 4 x 2\) or fewer seeds \(now 1\)') as stop:
+    with pytest.raises(
+        OutOfMemoryError, match=r'phase model: out of memory .*now 4 x 2\) or fewer seeds \(now 1\)'
+    ) as stop:
         train(tmp_path, agent=toy((4, 0), model=hungry))
     assert '\n' not in str(stop.value) and stop.value.code == 71
 

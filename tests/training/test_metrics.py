@@ -14,8 +14,16 @@ from reverie.types import UserError
 
 def record(step=10, gradient_steps=None, phase='model', **values):
     gradient_steps = step if gradient_steps is None else gradient_steps
-    base = dict(phase=phase, step=step, gradient_steps=gradient_steps, env_frames=8 * step, seconds=1.5)
-    return {**base, 'loss/fit': 0.25, 'time/updates_per_s': 2.0, 'time/frames_per_s': 16.0, **values}
+    base = dict(
+        phase=phase, step=step, gradient_steps=gradient_steps, env_frames=8 * step, seconds=1.5
+    )
+    return {
+        **base,
+        'loss/fit': 0.25,
+        'time/updates_per_s': 2.0,
+        'time/frames_per_s': 16.0,
+        **values,
+    }
 
 
 def test_jsonl_lines_are_strict_json_even_for_nan(tmp_path):
@@ -47,7 +55,9 @@ def test_the_terminal_knows_the_time_left():
     terminal = metrics.Terminal(toy((20, 10)).phases, file=io.StringIO())
     # 10 of 20 updates left at 2 per second, then 10 updates of equal batches
     assert terminal.left(record(10)) == (5.0, 10.0)
-    assert '1/2 model  10/20' in terminal.line(record(10)) and 'left 5s, in all ~10s' in terminal.line(record(10))
+    assert '1/2 model  10/20' in terminal.line(
+        record(10)
+    ) and 'left 5s, in all ~10s' in terminal.line(record(10))
 
 
 def test_without_a_terminal_lines_come_every_few_seconds_and_at_phase_ends():
@@ -58,7 +68,11 @@ def test_without_a_terminal_lines_come_every_few_seconds_and_at_phase_ends():
     terminal.write(record(1, 21, phase='head'))
     terminal.close()
     lines = file.getvalue().splitlines()
-    assert [line.split()[1:3] for line in lines] == [['model', '1/20'], ['model', '20/20'], ['head', '1/10']]
+    assert [line.split()[1:3] for line in lines] == [
+        ['model', '1/20'],
+        ['model', '20/20'],
+        ['head', '1/10'],
+    ]
     assert '\x1b' not in file.getvalue()
 
 
@@ -102,7 +116,9 @@ def offline(monkeypatch, tmp_path):
 
 
 def logged(path):
-    """{step: metrics} of a file that W&B keeps until it is synchronised: LevelDB's log format, 7 bytes of header."""
+    """{step: metrics} of a file that W&B keeps until it is synchronised: LevelDB's log format, 7
+    bytes of header.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, part, found = path.read_bytes(), 7, b'', {}
@@ -115,7 +131,10 @@ def logged(path):
         if kind in (1, 4):  # whole, or the last piece
             entry, part = Record.FromString(part), b''
             if entry.WhichOneof('record_type') == 'history':
-                items = {i.key or '/'.join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
+                items = {
+                    i.key or '/'.join(i.nested_key): json.loads(i.value_json)
+                    for i in entry.history.item
+                }
                 found[items['_step']] = items
     return found
 
@@ -123,7 +142,10 @@ def logged(path):
 def test_wandb_offline_holds_every_scalar_and_a_continued_run_keeps_its_id(offline, tmp_path):
     for steps in ((4, 8), (8, 12)):
         sink = metrics.WandB(tmp_path / 'run', 'dreams', 'run', dict(a=1))
-        assert not (tmp_path / 'run' / 'wandb').exists() or steps == (8, 12)  # a refused folder leaves nothing
+        assert not (tmp_path / 'run' / 'wandb').exists() or steps == (
+            8,
+            12,
+        )  # a refused folder leaves nothing
         (tmp_path / 'run').mkdir(exist_ok=True)
         for step in steps:
             sink.write(record(step, **{'loss/size': float('nan'), 'loss/fit/seeds': [0.2, 0.3]}))
@@ -132,7 +154,10 @@ def test_wandb_offline_holds_every_scalar_and_a_continued_run_keeps_its_id(offli
     assert len({file.stem for file in files}) == 1
     found = {step: items for file in files for step, items in logged(file).items()}
     assert sorted(found) == [4, 8, 12]
-    assert all(x['loss/fit'] == 0.25 and x['env_frames'] == 8 * s and x['seconds'] == 1.5 for s, x in found.items())
+    assert all(
+        x['loss/fit'] == 0.25 and x['env_frames'] == 8 * s and x['seconds'] == 1.5
+        for s, x in found.items()
+    )
     assert not any('loss/size' in x or 'loss/fit/seeds' in x for x in found.values())
 
 
@@ -150,12 +175,16 @@ def test_wandb_without_a_key_is_a_users_mistake_at_once(offline, monkeypatch, tm
         ('wandb', lambda path: metrics.WandB(path, 'p'), 'wandb'),
     ],
 )
-def test_a_missing_back_end_names_the_command_that_installs_it(monkeypatch, tmp_path, module, sink, extra):
+def test_a_missing_back_end_names_the_command_that_installs_it(
+    monkeypatch, tmp_path, module, sink, extra
+):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"pip install 'reverie\[{extra}\]'"):
         sink(tmp_path)
 
 
-@pytest.mark.parametrize('seconds, text', [(8, '8s'), (200, '3m20'), (3720, '1h02'), (float('inf'), '?')])
+@pytest.mark.parametrize(
+    'seconds, text', [(8, '8s'), (200, '3m20'), (3720, '1h02'), (float('inf'), '?')]
+)
 def test_durations_are_short(seconds, text):
     assert metrics.duration(seconds) == text

@@ -1,4 +1,6 @@
-"""Training from play: the toy learns to answer a signal while it collects, and what replay remembers is watched."""
+"""Training from play: the toy learns to answer a signal while it collects, and what replay
+remembers is watched.
+"""
 
 import dataclasses
 import json
@@ -14,7 +16,7 @@ from test_runner import leaves, same
 
 from reverie.data import Episodes
 from reverie.training import checkpoint, metrics, online, state
-from reverie.training.online import Online, Play, vector_steps
+from reverie.training.online import CollectConfig, Online, vector_steps
 from reverie.training.runner import run
 from reverie.training.update import make_program
 from reverie.types import ActionSpace, EnvSpec, Live, Outcome, Phase, Step, UserError
@@ -30,8 +32,8 @@ class SignalState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """Observations are (signal, time); answering the signal 0 or 1 with that action earns 1. Ends after 3 to 5 steps,
-    by truncation if after 5."""
+    """Observations are (signal, time); answering the signal 0 or 1 with that action earns 1. Ends
+    after 3 to 5 steps, by truncation if after 5."""
 
     @property
     def spec(self) -> EnvSpec:
@@ -43,7 +45,10 @@ class Signal:
     def reset(self, key):
         bit_key, end_key = jax.random.split(key)
         bit, end = jax.random.bernoulli(bit_key), jax.random.randint(end_key, (), 3, 6)
-        state, no = SignalState(bit.astype(jnp.int32), jnp.zeros((), jnp.int32), end), jnp.asarray(False)
+        state, no = (
+            SignalState(bit.astype(jnp.int32), jnp.zeros((), jnp.int32), end),
+            jnp.asarray(False),
+        )
         return state, Step(self._obs(state), jnp.zeros(2), jnp.zeros(()), jnp.asarray(True), no, no)
 
     def step(self, state, action, key):
@@ -52,12 +57,17 @@ class Signal:
         last = time >= state.end
         state = SignalState(bit, time, state.end)
         one_hot = jax.nn.one_hot(action, 2)
-        return state, Step(self._obs(state), one_hot, reward, jnp.asarray(False), last, last & (time < 5))
+        return state, Step(
+            self._obs(state), one_hot, reward, jnp.asarray(False), last, last & (time < 5)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Watcher:
-    """The best action by expected reward, one in five at random. Remembers the time of its step, 1 at the reset."""
+    """The best action by expected reward, one in five at random.
+
+    Remembers the time of its step, 1 at the reset.
+    """
 
     def initial(self, params, batch):
         return jnp.zeros(batch, jnp.int16)
@@ -66,7 +76,9 @@ class Watcher:
         value = params['policy']['w'][step.obs[:, 0].astype(jnp.int32)]
         chance, any_key = jax.random.split(key)
         wild = jax.random.bernoulli(chance, 0.2, value.shape[:1]) & ~jnp.asarray(greedy)
-        action = jnp.where(wild, jax.random.randint(any_key, value.shape[:1], 0, 2), value.argmax(-1))
+        action = jnp.where(
+            wild, jax.random.randint(any_key, value.shape[:1], 0, 2), value.argmax(-1)
+        )
         return jnp.where(step.is_first, 1, state + 1).astype(jnp.int16), action
 
     def memory(self, state):
@@ -74,7 +86,8 @@ class Watcher:
 
 
 def toy_loss(params, batch, key, step):
-    """Regression of rewards on (signal, action); metrics say whether the contexts are those of the steps before.
+    """Regression of rewards on (signal, action); metrics say whether the contexts are those of the
+    steps before.
 
     Memories that come back are 100 larger, so that absorbed ones are known.
     """
@@ -89,7 +102,9 @@ def toy_loss(params, batch, key, step):
         absorbed=(context >= 100).mean(),
         lag=(params['slow']['w'] - params['policy']['w']).max(),
     )
-    memory = {'time': time + 101 + jnp.minimum(context, 0)[:, None]}  # depends on the context, as latent states do
+    memory = {
+        'time': time + 101 + jnp.minimum(context, 0)[:, None]
+    }  # depends on the context, as latent states do
     return Outcome(dict(fit=jnp.pad(fit, ((0, 0), (0, 1)))), facts, memory, dict(seen=seen))
 
 
@@ -105,15 +120,27 @@ class Toy:
         def slow(params, step):
             return {**params, 'slow': jax.tree.map(jnp.copy, params['policy'])}
 
-        learn = Phase('learn', ('policy',), self.loss, dict(fit=1.0), optax.adam(0.05), self.steps, B, T, after=slow)
+        learn = Phase(
+            'learn',
+            ('policy',),
+            self.loss,
+            dict(fit=1.0),
+            optax.adam(0.05),
+            self.steps,
+            B,
+            T,
+            after=slow,
+        )
         return (learn,)
 
     def init(self, key):
         w = 0.01 * jax.random.normal(key, (2, 2))
-        return dict(policy=dict(w=w), slow=dict(w=jnp.zeros((2, 2))), seen=dict(batches=jnp.zeros(())))
+        return dict(
+            policy=dict(w=w), slow=dict(w=jnp.zeros((2, 2))), seen=dict(batches=jnp.zeros(()))
+        )
 
 
-PLAY = Play(envs=N, capacity=150, ratio=2.0, prefill=30, random_prefill=False)
+PLAY = CollectConfig(envs=N, capacity=150, ratio=2.0, prefill=30, random_prefill=False)
 
 
 def source(play=PLAY, **changes):
@@ -147,10 +174,13 @@ def test_records_count_what_was_played(whole):
     assert [r['env_frames'] for r in records] == [30 + per_update * r['step'] for r in records]
     assert all(3 <= r['env/length'] <= 5 and 0 <= r['env/return'] <= 5 for r in records)
     assert all(len(r['env/return/seeds']) == 2 for r in records)
-    # 10 records of 4 updates, in each 4 vector steps of 3 environments and 2 seeds; an episode takes 4 to 6 of them
+    # 10 records of 4 updates, in each 4 vector steps of 3 environments and 2 seeds; an episode
+    # takes 4 to 6 of them
     episodes = sum(r['env/episodes'] for r in records)
     assert 40 * 4 * 6 / 6 - 12 <= episodes <= 40 * 4 * 6 / 4 + 12
-    assert records[-1]['time/env_frames_per_s'] == pytest.approx(records[-1]['time/frames_per_s'] / 2)
+    assert records[-1]['time/env_frames_per_s'] == pytest.approx(
+        records[-1]['time/frames_per_s'] / 2
+    )
 
 
 def test_steady_state_compiles_nothing(whole):
@@ -167,7 +197,9 @@ def test_an_update_never_copies_the_ring(seeds):
         return train._replace(live=live.begin(train.params, key, B, T))
 
     train = jax.eval_shape(jax.vmap(begin), keys)
-    text = make_program(phase, live).call.lower(train, None, None, keys, updates=3).compile().as_text()
+    text = (
+        make_program(phase, live).call.lower(train, None, None, keys, updates=3).compile().as_text()
+    )
     assert re.search(r'\b4567\b', text)
     assert not re.findall(r'= \w+\[[\d,]*\b4567\b[\d,]*\]\S* (?:copy|select|concatenate)\(.*', text)
 
@@ -193,9 +225,15 @@ def test_a_skipped_update_leaves_groups_slow_weights_and_memories_alone(tmp_path
     start = agent.init(jax.random.split(jax.random.key(0))[0])
     assert same(jax.tree.map(lambda x: x[0], params), start)
     assert metrics.read(tmp_path / 'metrics.jsonl')[-1]['absorbed'] == 0
-    (path,) = (tmp_path / 'faults').iterdir()  # the batch, as it was drawn from a ring that has moved on since
+    (path,) = (
+        tmp_path / 'faults'
+    ).iterdir()  # the batch, as it was drawn from a ring that has moved on since
     with np.load(path, allow_pickle=False) as found:
-        assert found['update'] == 0 and found['step/obs'].shape[:2] == (B, T) and found['step/is_first'].any()
+        assert (
+            found['update'] == 0
+            and found['step/obs'].shape[:2] == (B, T)
+            and found['step/is_first'].any()
+        )
         assert any(name.startswith('context') for name in found)
 
 
@@ -232,7 +270,14 @@ def test_a_killed_run_continues_bit_for_bit_ring_and_all(whole, tmp_path, record
         train(tmp_path, seeds=2, checkpoint_every_s=0.0, sinks=[Failing(records)])
     assert same(train(tmp_path, seeds=2, checkpoint_every_s=0.0), whole[1])
     ours, theirs = (metrics.read(f / 'metrics.jsonl') for f in (tmp_path, whole[0]))
-    for name in ('gradient_steps', 'env_frames', 'loss/fit', 'absorbed', 'env/return/seeds', 'env/episodes'):
+    for name in (
+        'gradient_steps',
+        'env_frames',
+        'loss/fit',
+        'absorbed',
+        'env/return/seeds',
+        'env/episodes',
+    ):
         assert [r[name] for r in ours] == [r[name] for r in theirs], name
 
 
@@ -240,8 +285,14 @@ def test_the_ring_is_in_the_checkpoint_in_compact_form(tmp_path):
     with pytest.raises(Crash):
         train(tmp_path, seeds=2, checkpoint_every_s=0.0, sinks=[Failing(3)])
     meta = json.loads((checkpoint.steps(tmp_path / 'checkpoints')[-1] / 'meta.json').read_text())
-    ring = {tuple(x['path'][2:]): x for x in meta['arrays']['train'] if x['path'][:2] == ['live', 'ring']}
-    kinds = {path[-1]: (tuple(x['shape']), x['dtype']) for path, x in ring.items() if path[0] == 'data'}
+    ring = {
+        tuple(x['path'][2:]): x
+        for x in meta['arrays']['train']
+        if x['path'][:2] == ['live', 'ring']
+    }
+    kinds = {
+        path[-1]: (tuple(x['shape']), x['dtype']) for path, x in ring.items() if path[0] == 'data'
+    }
     assert kinds == {
         'obs': ((2, N, 50, 2), 'uint8'),
         'action': ((2, N, 50), 'int8'),
@@ -278,7 +329,9 @@ def test_random_play_fills_the_ring_first():
     live = source(dataclasses.replace(PLAY, prefill=90, random_prefill=True))
     params = Toy().init(jax.random.key(0))
     playing = jax.jit(lambda p, k: live.begin(p, k, B, T))(params, jax.random.key(1))
-    assert int(playing.ring.written) == 30 and not np.asarray(playing.ring.data.memory['time']).any()
+    assert (
+        int(playing.ring.written) == 30 and not np.asarray(playing.ring.data.memory['time']).any()
+    )
     action = np.asarray(playing.ring.data.action)[:, :30]
     assert {-1, 0, 1} == set(action.ravel().tolist())
     assert 0.3 < (action == 1).sum() / (action >= 0).sum() < 0.7
@@ -293,9 +346,18 @@ def test_online_is_a_live_source_and_a_dataset_is_not():
 @pytest.mark.parametrize(
     'play, message',
     [
-        (dict(ratio=5.0), r'train ratio 5 with a batch of 4 x 6 steps makes 4.8 frames per update, 1.6 of each of 3'),
-        (dict(ratio=24.0), r'0.333333 of each of 3 environments; expected a whole number, at least 1'),
-        (dict(capacity=20), r'capacity of 20 steps is 6 of each of 3 environments; expected at least 7'),
+        (
+            dict(ratio=5.0),
+            r'train ratio 5 with a batch of 4 x 6 steps makes 4.8 frames per update, 1.6 of each of 3',
+        ),
+        (
+            dict(ratio=24.0),
+            r'0.333333 of each of 3 environments; expected a whole number, at least 1',
+        ),
+        (
+            dict(capacity=20),
+            r'capacity of 20 steps is 6 of each of 3 environments; expected at least 7',
+        ),
         (dict(ratio=0.0), r'train ratio 0'),
     ],
 )
@@ -307,7 +369,10 @@ def test_numbers_that_do_not_fit_are_named_before_training(tmp_path, play, messa
 
 def test_a_ring_larger_than_memory_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(online, 'available_bytes', lambda device=None: 10**6)
-    with pytest.raises(UserError, match=r'replay of 99999 steps of 10 bytes for 2 seeds takes 0.002 GB, but 0.001 GB'):
+    with pytest.raises(
+        UserError,
+        match=r'replay of 99999 steps of 10 bytes for 2 seeds takes 0.002 GB, but 0.001 GB',
+    ):
         train(tmp_path, live=source(dataclasses.replace(PLAY, capacity=99_999)), seeds=2)
 
 
@@ -317,7 +382,8 @@ def test_this_machine_says_how_much_memory_is_left():
 
 
 @pytest.mark.parametrize(
-    'ratio, batch, length, envs, steps', [(32, 16, 64, 16, 2), (0.5, 4, 5, 8, 5), (1024, 16, 64, 1, 1)]
+    'ratio, batch, length, envs, steps',
+    [(32, 16, 64, 16, 2), (0.5, 4, 5, 8, 5), (1024, 16, 64, 1, 1)],
 )
 def test_the_train_ratio_is_replayed_steps_per_frame(ratio, batch, length, envs, steps):
     assert vector_steps(ratio, batch, length, envs) == steps

@@ -1,4 +1,6 @@
-"""Training from environments on the host, with two in-process stand-ins for the vector of worker processes."""
+"""Training from environments on the host, with two in-process stand-ins for the vector of worker
+processes.
+"""
 
 import dataclasses
 
@@ -16,10 +18,17 @@ from reverie.types import HostLive, Live, Step, UserError
 
 
 class SignalVector:
-    """`Signal` in NumPy, n copies; observations live in memory that every step reuses, as shared memory does."""
+    """`Signal` in NumPy, n copies; observations live in memory that every step reuses, as shared
+    memory does.
+    """
 
     def __init__(self, seed=0, n=PLAY.envs):
-        self.rng, self.n, self.obs, self.moves = np.random.default_rng(seed), n, np.zeros((n, 2), np.uint8), 0
+        self.rng, self.n, self.obs, self.moves = (
+            np.random.default_rng(seed),
+            n,
+            np.zeros((n, 2), np.uint8),
+            0,
+        )
 
     @property
     def spec(self):
@@ -42,7 +51,14 @@ class SignalVector:
     def _step(self, prev_action, reward, first):
         self.obs[:] = np.stack([self.bit, self.time], -1)
         terminal = self.last & (self.time < 5)
-        return Step(self.obs, prev_action.astype(np.float32), reward.astype(np.float32), first, self.last, terminal)
+        return Step(
+            self.obs,
+            prev_action.astype(np.float32),
+            reward.astype(np.float32),
+            first,
+            self.last,
+            terminal,
+        )
 
 
 class Halves(SignalVector):
@@ -82,14 +98,20 @@ def test_the_toy_learns_and_records_count_what_was_played(whole):
     assert (w.argmax(-1) == np.arange(2)).all(), w
     assert [r['env_frames'] for r in records] == [30 + B * T // 2 * r['step'] for r in records]
     assert np.mean([r['env/return'] / r['env/length'] for r in records[-5:]]) > 0.8
-    assert all(len(r['env/return/seeds']) == 2 for r in records) and records[-1]['time/compilations'] == 1
+    assert (
+        all(len(r['env/return/seeds']) == 2 for r in records)
+        and records[-1]['time/compilations'] == 1
+    )
 
 
 def test_context_is_the_memory_of_the_step_before_and_absorbed_memories_come_back(whole):
     records = metrics.read(whole[0] / 'metrics.jsonl')
     assert all(r['right'] == 1 for r in records)
-    # The first two calls know only what the explorer remembered: memories come back two calls later.
-    assert [r['absorbed'] for r in records[:2]] == [0, 0] and records[2]['absorbed'] > 0 < records[-1]['absorbed']
+    # The first two calls know only what the explorer remembered: memories come back two calls
+    # later.
+    assert [r['absorbed'] for r in records[:2]] == [0, 0] and records[2]['absorbed'] > 0 < records[
+        -1
+    ]['absorbed']
 
 
 def test_a_seed_determines_the_run_whenever_it_is_saved(whole, tmp_path):
@@ -123,19 +145,27 @@ def test_a_killed_run_continues_with_its_replay_and_new_episodes(tmp_path):
         def set_arrays(self, arrays):
             super().set_arrays(arrays)
             ring = self.players[0].ring
-            restored.append((ring.written, int((ring.data.memory['time'] > 100).sum()), ring.data.flags.copy()))
+            restored.append(
+                (ring.written, int((ring.data.memory['time'] > 100).sum()), ring.data.flags.copy())
+            )
 
     live = Watched([SignalVector(7)], Watcher(), play, dataset=path)
     train(tmp_path / 'run', live=live)
     (count, absorbed, flags) = restored[0]
     assert count == 10 + 4 * 16 and absorbed > 20
-    assert ((flags[:, count - 1] & 6) >= 2).all()  # the newest step of every stream ends its episode
+    assert (
+        (flags[:, count - 1] & 6) >= 2
+    ).all()  # the newest step of every stream ends its episode
     records = metrics.read(tmp_path / 'run' / 'metrics.jsonl')
-    assert [r['step'] for r in records] == list(range(4, 41, 4)) and all(r['right'] == 1 for r in records)
+    assert [r['step'] for r in records] == list(range(4, 41, 4)) and all(
+        r['right'] == 1 for r in records
+    )
     assert live.vectors[0].moves == 4 * (40 - 16)  # no second prefill
     found = list(Episodes(path).records())
     cut = [r for r in found if r.complete and not r.flags[-1] & 4 and len(r) < 6]
-    assert len(found) >= 30 and 1 <= len(cut) <= 3  # else episodes end by termination, or after 5 steps
+    assert (
+        len(found) >= 30 and 1 <= len(cut) <= 3
+    )  # else episodes end by termination, or after 5 steps
     for record in found:
         assert record.obs[:, 1].tolist() == list(range(len(record)))
         answers = record.obs[:-1, 0] == record.action[1:]

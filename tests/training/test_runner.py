@@ -15,7 +15,7 @@ import pytest
 from toy_agent import Stream, Table, main, model_loss, poisoned, toy
 
 from reverie.training import checkpoint, metrics
-from reverie.training.runner import claim, flatten, run
+from reverie.training.runner import check_run_config, flatten, run
 from reverie.types import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -98,7 +98,12 @@ def test_a_finished_run_returns_its_parameters_without_training(whole):
 def test_the_saved_parameters_load_without_the_agent(whole):
     params, meta = checkpoint.load(whole[0])
     assert same(params, whole[1]) and jax.tree.structure(params) == jax.tree.structure(whole[1])
-    assert meta['phase'] == 'head' and meta['complete'] and meta['seeds'] == 2 and meta['config']['a'] == 1
+    assert (
+        meta['phase'] == 'head'
+        and meta['complete']
+        and meta['seeds'] == 2
+        and meta['config']['a'] == 1
+    )
 
 
 def test_seeds_trained_together_equal_each_trained_alone(tmp_path):
@@ -142,21 +147,31 @@ def test_each_phase_compiles_once_and_once_more_for_a_remainder(tmp_path):
     assert len(traced) <= 2 * per_compilation
 
 
-@pytest.mark.parametrize('source, threads', [(Table, ['MainThread', 'compiler_0']), (Stream, ['MainThread'] * 2)])
-def test_the_next_phase_is_compiled_beside_the_one_that_trains_and_never_twice(tmp_path, caplog, source, threads):
+@pytest.mark.parametrize(
+    'source, threads', [(Table, ['MainThread', 'compiler_0']), (Stream, ['MainThread'] * 2)]
+)
+def test_the_next_phase_is_compiled_beside_the_one_that_trains_and_never_twice(
+    tmp_path, caplog, source, threads
+):
     """Where the host loads batches the shapes of the next phase are not known before it begins."""
     jax.config.update('jax_log_compiles', True)  # in every thread, unlike jax.log_compiles
     try:
         train(tmp_path, agent=toy((4, 4)), source=source())
     finally:
         jax.config.update('jax_log_compiles', False)
-    compiled = [r.threadName for r in caplog.records if 'Finished XLA compilation of jit(call)' in r.getMessage()]
+    compiled = [
+        r.threadName
+        for r in caplog.records
+        if 'Finished XLA compilation of jit(call)' in r.getMessage()
+    ]
     assert compiled == threads
 
 
 def test_losses_that_stay_nan_stop_the_run_and_leave_checkpoints_alone(tmp_path):
     agent = toy((40, 4), model=poisoned(21, 1000))
-    with pytest.raises(UserError, match=r'phase model step 31: loss/size is NaN \(seed 0, 10 updates in a row'):
+    with pytest.raises(
+        UserError, match=r'phase model step 31: loss/size is NaN \(seed 0, 10 updates in a row'
+    ):
         train(tmp_path, agent=agent, checkpoint_every_s=0.0)
     saved = [int(p.name) for p in checkpoint.steps(tmp_path / 'checkpoints')]
     assert saved[-1] <= 32
@@ -176,9 +191,15 @@ def test_a_few_nan_updates_are_skipped_and_counted(tmp_path):
 def test_a_folder_of_another_config_is_refused_key_by_key(tmp_path):
     train(tmp_path, agent=toy((4, 4)), config=dict(opt=dict(lr=0.1, clip=1), log_every_s=1))
     with pytest.raises(UserError) as error:
-        train(tmp_path, agent=toy((4, 8)), config=dict(opt=dict(lr=0.2, clip=1), log_every_s=9, new=1))
+        train(
+            tmp_path, agent=toy((4, 8)), config=dict(opt=dict(lr=0.2, clip=1), log_every_s=9, new=1)
+        )
     text = str(error.value)
-    for part in ('opt.lr: saved 0.1, given 0.2', 'phases.head.steps: saved 4, given 8', 'new: saved'):
+    for part in (
+        'opt.lr: saved 0.1, given 0.2',
+        'phases.head.steps: saved 4, given 8',
+        'new: saved',
+    ):
         assert part in text
     assert 'clip' not in text and 'log_every_s' not in text
     with pytest.raises(UserError, match='seeds: saved 1, given 2'):
@@ -188,7 +209,7 @@ def test_a_folder_of_another_config_is_refused_key_by_key(tmp_path):
 
 def test_each_key_of_a_config_is_compared(tmp_path):
     config = dict(a=1, b=dict(c=[1, 2], d=None), log_every_s=3)
-    claim(tmp_path, config, ('log_every_s',))
+    check_run_config(tmp_path, config, ('log_every_s',))
     for key in flatten(config):
         changed = json.loads(json.dumps(config))
         node = changed
@@ -196,14 +217,16 @@ def test_each_key_of_a_config_is_compared(tmp_path):
             node = node[name]
         node[key.split('.')[-1]] = 'other'
         if key == 'log_every_s':
-            claim(tmp_path, changed, ('log_every_s',))
-            claim(tmp_path, config, ('log_every_s',))
+            check_run_config(tmp_path, changed, ('log_every_s',))
+            check_run_config(tmp_path, config, ('log_every_s',))
         else:
             with pytest.raises(UserError, match=f"{key}: saved .*given 'other'"):
-                claim(tmp_path, changed, ('log_every_s',))
+                check_run_config(tmp_path, changed, ('log_every_s',))
 
 
-def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(whole, tmp_path, capfd):
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
+    whole, tmp_path, capfd
+):
     source = Failing()
     source.calls = 4
     with pytest.raises(Crash):
@@ -226,7 +249,9 @@ def start(script, *args, **environment):
     env['JAX_COMPILATION_CACHE_DIR'] = str(HERE.parents[1] / '.jax_cache')
     env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     command = [sys.executable, *script, *map(str, args)]
-    return subprocess.Popen(command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def after_a_new_checkpoint(process, folder, known):
@@ -245,7 +270,9 @@ def test_kill_term_and_ctrl_c_lose_nothing(tmp_path):
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         process = start(script, folder)
         after_a_new_checkpoint(
-            process, folder / 'checkpoints', {p.name for p in checkpoint.steps(folder / 'checkpoints')}
+            process,
+            folder / 'checkpoints',
+            {p.name for p in checkpoint.steps(folder / 'checkpoints')},
         )
         process.send_signal(number)
         outcomes.append((process.communicate(timeout=60)[1], process.returncode))

@@ -46,7 +46,9 @@ def test_rms_normalisation_equals_a_plain_loop_and_starts_at_one():
     losses = np.random.default_rng(1).normal(size=(6, 2)) * [1.0, 1e4]
     square, running = {'a': jnp.zeros(()), 'b': jnp.zeros(())}, np.zeros(2)
     for t, (a, b) in enumerate(losses):
-        terms, square = normalise(dict(a=jnp.float32(a), b=jnp.float32(b)), square, 0.9, jnp.int32(t))
+        terms, square = normalise(
+            dict(a=jnp.float32(a), b=jnp.float32(b)), square, 0.9, jnp.int32(t)
+        )
         running = 0.9 * running + 0.1 * np.array([a, b]) ** 2
         expected = np.array([a, b]) / np.sqrt(running / (1 - 0.9 ** (t + 1)))
         np.testing.assert_allclose([terms['a'], terms['b']], expected, rtol=1e-4)
@@ -98,7 +100,9 @@ def test_sgd_on_the_head_equals_numpy():
         grad = (2 * error[..., None] * obs).mean((0, 1))
         np.testing.assert_allclose(metrics[i]['loss/head'], (error**2).mean(), rtol=1e-5)
         np.testing.assert_allclose(metrics[i]['opt/grad_norm'], np.linalg.norm(grad), rtol=1e-5)
-        np.testing.assert_allclose(metrics[i]['opt/update_norm'], 0.05 * np.linalg.norm(grad), rtol=1e-5)
+        np.testing.assert_allclose(
+            metrics[i]['opt/update_norm'], 0.05 * np.linalg.norm(grad), rtol=1e-5
+        )
         w = w - 0.05 * grad
         np.testing.assert_allclose(states[i + 1].params['head']['w'], w, rtol=1e-4, atol=1e-6)
 
@@ -116,7 +120,9 @@ def test_a_poisoned_update_changes_nothing_but_counters():
 
 
 def test_an_update_that_overflows_in_the_optimiser_is_skipped():
-    explode = optax.GradientTransformation(lambda p: (), lambda g, s, p=None: (jax.tree.map(lambda x: x / 0, g), s))
+    explode = optax.GradientTransformation(
+        lambda p: (), lambda g, s, p=None: (jax.tree.map(lambda x: x / 0, g), s)
+    )
     agent = toy(optimiser=explode)
     states, _ = step_by_step(agent, agent.phases[0], 1)
     assert int(states[1].skipped) == 1 and same(states[0].params, states[1].params)
@@ -154,12 +160,16 @@ def test_one_call_of_a_program_equals_single_updates(first_phase):
     train = jax.tree.map(lambda x: jnp.array(x)[None], states[0])
     train = state.own_buffers(train)
     source = Table()
-    train, means, streak, trace, memory, _ = program.call(train, source.data, None, jax.random.key(5)[None], updates=7)
+    train, means, streak, history, memory, _ = program.call(
+        train, source.data, None, jax.random.key(5)[None], updates=7
+    )
     for a, b in zip(leaves(train), leaves(states[-1]), strict=True):
         np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(means['loss/fit'][0], np.mean([m['loss/fit'] for m in metrics]), rtol=1e-5)
-    np.testing.assert_allclose(trace['loss/fit'][0], [m['loss/fit'] for m in metrics], rtol=1e-5)
-    assert streak.shape == (1, 7) and program.traces == [7] and memory is None
+    np.testing.assert_allclose(
+        means['loss/fit'][0], np.mean([m['loss/fit'] for m in metrics]), rtol=1e-5
+    )
+    np.testing.assert_allclose(history['loss/fit'][0], [m['loss/fit'] for m in metrics], rtol=1e-5)
+    assert streak.shape == (1, 7) and program.compile_log == [7] and memory is None
 
 
 def test_the_mean_of_a_call_leaves_out_what_is_not_finite():
@@ -167,12 +177,18 @@ def test_the_mean_of_a_call_leaves_out_what_is_not_finite():
     program, source = make_program(agent.phases[0], Table()), Table()
     train = state.create(agent.init(jax.random.key(0)), agent.phases[0])
     train = state.own_buffers(jax.tree.map(lambda x: x[None], train))
-    _, means, _, trace, _, _ = program.call(train, source.data, None, jax.random.key(5)[None], updates=3)
-    np.testing.assert_allclose(means['loss/size'][0], np.asarray(trace['loss/size'])[0, [0, 2]].mean(), rtol=1e-6)
+    _, means, _, history, _, _ = program.call(
+        train, source.data, None, jax.random.key(5)[None], updates=3
+    )
+    np.testing.assert_allclose(
+        means['loss/size'][0], np.asarray(history['loss/size'])[0, [0, 2]].mean(), rtol=1e-6
+    )
     assert float(means['opt/skipped'][0]) == 1
 
 
-@pytest.mark.parametrize('steps, wanted, size', [(100, 50, 50), (90, 50, 45), (97, 50, 50), (7, 50, 7), (10, 1, 1)])
+@pytest.mark.parametrize(
+    'steps, wanted, size', [(100, 50, 50), (90, 50, 45), (97, 50, 50), (7, 50, 7), (10, 1, 1)]
+)
 def test_calls_divide_a_phase_where_they_can(steps, wanted, size):
     assert call_size(steps, wanted) == size
 
@@ -182,5 +198,7 @@ def test_the_toy_has_gradients_in_both_terms():
     params, source = agent.init(jax.random.key(0)), Table()
     batch = source.sample(source.data, None, jax.random.key(1), BATCH, LENGTH)
     for name in ('fit', 'size'):
-        grad = jax.grad(lambda p, n=name: model_loss(p, batch, jax.random.key(2), 0)[0][n].mean())(params)
+        grad = jax.grad(lambda p, n=name: model_loss(p, batch, jax.random.key(2), 0)[0][n].mean())(
+            params
+        )
         assert np.abs(grad['model']['w']).max() > 0

@@ -23,7 +23,9 @@ def table(rows: int = 64) -> dict[str, jax.Array]:
 
 @dataclasses.dataclass
 class Table:
-    """Rows drawn at random on the device; counts what it has handed out, as a stateful source would."""
+    """Rows drawn at random on the device; counts what it has handed out, as a stateful source
+    would.
+    """
 
     data: Any = dataclasses.field(default_factory=table)
     drawn: int = 0
@@ -62,7 +64,9 @@ def model_loss(params, batch, key, step):
     """Two terms of very different size; noise, so that a wrong key shows."""
     obs = batch.step.obs + 0.01 * jax.random.normal(key, batch.step.obs.shape)
     pred = jnp.tanh(obs @ params['model']['w']) @ params['model']['v']
-    return dict(fit=(pred - batch.step.reward) ** 2, size=1e3 * jnp.abs(pred)), dict(pred=pred.mean())
+    return dict(fit=(pred - batch.step.reward) ** 2, size=1e3 * jnp.abs(pred)), dict(
+        pred=pred.mean()
+    )
 
 
 def head_loss(params, batch, key, step):
@@ -77,12 +81,17 @@ class Toy:
     readouts: Any = dataclasses.field(default_factory=dict)
 
     def init(self, key):
-        x = jax.random.normal(key, (35,))  # one draw: random numbers are what takes long to compile here
+        x = jax.random.normal(
+            key, (35,)
+        )  # one draw: random numbers are what takes long to compile here
         return dict(model=dict(w=x[:24].reshape(3, 8) / 2, v=x[24:32] / 3), head=dict(w=x[32:]))
 
 
 def toy(steps=(20, 10), model=model_loss, **changes) -> Toy:
-    """Phase `model`: RMS-normalised losses, a weight mean. Then phase `head`, which begins from half the head."""
+    """Phase `model`: RMS-normalised losses, a weight mean.
+
+    Then phase `head`, which begins from half the head.
+    """
     first = Phase(
         'model',
         ('model',),
@@ -96,7 +105,17 @@ def toy(steps=(20, 10), model=model_loss, **changes) -> Toy:
         ema_decay=0.8,
     )
     halve = lambda p: {**p, 'head': jax.tree.map(lambda x: x / 2, p['head'])}
-    second = Phase('head', ('head',), head_loss, dict(head=1.0), optax.sgd(0.05), steps[1], BATCH, LENGTH, begin=halve)
+    second = Phase(
+        'head',
+        ('head',),
+        head_loss,
+        dict(head=1.0),
+        optax.sgd(0.05),
+        steps[1],
+        BATCH,
+        LENGTH,
+        begin=halve,
+    )
     return Toy((dataclasses.replace(first, **changes), second))
 
 

@@ -7,7 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from reverie.envs.minatar.board import DOWN, LAST, LEFT, NOOP, RIGHT, SIZE, UP, cell, columns, integer, walk
+from reverie.envs.minatar.board import (
+    DOWN,
+    LAST,
+    LEFT,
+    NOOP,
+    RIGHT,
+    SIZE,
+    UP,
+    cell,
+    columns,
+    integer,
+    walk,
+)
 
 ROWS = SIZE - 2  # one traveller at most on each row between the top and the bottom one
 SPAWN_EVERY, MOVE_EVERY, RAMP_EVERY = 10, 5, 100
@@ -46,7 +58,9 @@ def arrive(travellers: Travellers, chance: Chance, due: Bool[Array, '']) -> Trav
     count = free.sum()
     # Rounding may lift the product to `count` itself.
     wanted = jnp.minimum((chance.row * count).astype(jnp.int32), count - 1)
-    earlier = (free & (jnp.arange(ROWS) < jnp.arange(ROWS)[:, None])).sum(axis=1)  # free rows above each
+    earlier = (free & (jnp.arange(ROWS) < jnp.arange(ROWS)[:, None])).sum(
+        axis=1
+    )  # free rows above each
     slot = due & free & (earlier == wanted)
     return Travellers(
         present=travellers.present | slot,
@@ -57,10 +71,16 @@ def arrive(travellers: Travellers, chance: Chance, due: Bool[Array, '']) -> Trav
 
 
 def meet(travellers: Travellers, y: Int[Array, ''], x: Int[Array, '']):
-    """The player at (y, x) takes the gold there or dies of the enemy: -> (travellers, gold taken, dead)."""
+    """The player at (y, x) takes the gold there or dies of the enemy: -> (travellers, gold taken,
+    dead).
+    """
     touched = travellers.present & (jnp.arange(1, ROWS + 1) == y) & (travellers.x == x)
     taken = touched & travellers.gold
-    return travellers._replace(present=travellers.present & ~taken), taken.any(), (touched & ~travellers.gold).any()
+    return (
+        travellers._replace(present=travellers.present & ~taken),
+        taken.any(),
+        (touched & ~travellers.gold).any(),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +155,9 @@ class Asterix:
 
 
 def ramp(state: State) -> State:
-    """Every 100 steps arrivals come faster, and every second time moves too, until both happen at every step."""
+    """Every 100 steps arrivals come faster, and every second time moves too, until both happen at
+    every step.
+    """
     active = (state.spawn_every > 1) | (state.move_every > 1)
     due = active & (state.ramp_timer < 0)
     faster = due & (state.move_every > 1) & (state.ramps % 2 == 1)

@@ -1,7 +1,7 @@
 """The 10 x 10 board all games share: action numbers and masks of cells.
 
-Positions are int32 scalars (row `y` down, column `x` right). Observations are built by comparing positions with these
-constant index arrays; scatters would be several times slower on a CPU.
+Positions are int32 scalars (row `y` down, column `x` right). Observations are built by comparing
+positions with these constant index arrays; scatters would be several times slower on a CPU.
 """
 
 import jax.numpy as jnp
@@ -24,20 +24,36 @@ def cell(y: Int[Array, ''], x: Int[Array, '']) -> Bool[Array, '10 10']:
 
 
 def columns(x: Int[Array, ' n'], present: Bool[Array, ' n']) -> Bool[Array, 'n 10']:
-    """One row of cells for each of n things: the cell at column `x` where the thing is present and on the board."""
+    """One row of cells for each of n things: the cell at column `x` where the thing is present and
+    on the board.
+    """
     return present[:, None] & (x[:, None] == jnp.arange(SIZE))
 
 
-def occupied(y: Int[Array, ' n'], x: Int[Array, ' n'], present: Bool[Array, ' n']) -> Bool[Array, '10 10']:
-    """The board with the cells of n things set. A row is put together as the bits of one integer, n times 10 steps."""
+def occupied(
+    y: Int[Array, ' n'], x: Int[Array, ' n'], present: Bool[Array, ' n']
+) -> Bool[Array, '10 10']:
+    """The board with the cells of n things set.
+
+    A row is put together as the bits of one integer, n times 10 steps.
+    """
     on_board = present & (x >= 0) & (x < SIZE)
     bit = jnp.where(on_board, 1 << jnp.clip(x, 0, LAST), 0)
     rows = jnp.bitwise_or.reduce(jnp.where(y == jnp.arange(SIZE)[:, None], bit, 0), axis=1)
     return ((rows[:, None] >> jnp.arange(SIZE)) & 1).astype(bool)
 
 
-def walk(position: Int[Array, ''], action: Int[Array, ''], back: int, ahead: int, low: int = 0, high: int = LAST):
-    """One step along an axis: `back` and `ahead` are the two actions that move; [low, high] is where it may stand."""
+def walk(
+    position: Int[Array, ''],
+    action: Int[Array, ''],
+    back: int,
+    ahead: int,
+    low: int = 0,
+    high: int = LAST,
+):
+    """One step along an axis: `back` and `ahead` are the two actions that move; [low, high] is
+    where it may stand.
+    """
     step = (action == ahead).astype(jnp.int32) - (action == back)
     return jnp.clip(position + step, low, high)
 

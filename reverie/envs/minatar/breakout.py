@@ -1,4 +1,6 @@
-"""Breakout: bounce the ball off the paddle to break three rows of bricks; +1 a brick, over when the ball is missed."""
+"""Breakout: bounce the ball off the paddle to break three rows of bricks; +1 a brick, over when the
+ball is missed.
+"""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -67,7 +69,9 @@ class Breakout:
         floor = ~ceiling & ~touched & (y == LAST)
         cleared = floor & ~state.bricks.any()
         caught_above = floor & (state.x == paddle)
-        caught_aside = floor & ~caught_above & (x == paddle)  # the corner of the paddle sends the ball back
+        caught_aside = (
+            floor & ~caught_above & (x == paddle)
+        )  # the corner of the paddle sends the ball back
 
         bounce = broken | caught_above | caught_aside
         bricks = jnp.where(cleared, wall(), state.bricks & ~(target & broken))

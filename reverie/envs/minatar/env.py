@@ -1,4 +1,6 @@
-"""A MinAtar game as an environment: sticky actions, action sets and the two protocols of the literature."""
+"""A MinAtar game as an environment: sticky actions, action sets and the two protocols of the
+literature.
+"""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -18,7 +20,10 @@ from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 @runtime_checkable
 class Game(Protocol):
-    """The rules of one game. All chance enters through `draw`, so that tests can replay somebody else's dice."""
+    """The rules of one game.
+
+    All chance enters through `draw`, so that tests can replay somebody else's dice.
+    """
 
     name: ClassVar[str]
     channels: ClassVar[tuple[str, ...]]
@@ -80,12 +85,20 @@ class MinAtar:
         )
         return StickyState(game, jnp.asarray(NOOP, jnp.int32)), step
 
-    def step(self, state: StickyState, action: Int[Array, ''], key: PRNGKeyArray) -> tuple[StickyState, Step]:
+    def step(
+        self, state: StickyState, action: Int[Array, ''], key: PRNGKeyArray
+    ) -> tuple[StickyState, Step]:
         """`prev_action` of the result is the action given, which the game may not have executed."""
         chance_key, sticky_key = jax.random.split(key)
-        wanted = jnp.asarray(self.actions, jnp.int32)[action] if self.minimal_actions else action.astype(jnp.int32)
+        wanted = (
+            jnp.asarray(self.actions, jnp.int32)[action]
+            if self.minimal_actions
+            else action.astype(jnp.int32)
+        )
         executed = jnp.where(jax.random.uniform(sticky_key) < self.sticky, state.executed, wanted)
-        game, reward, terminal = self.game.transition(state.game, executed, self.game.draw(chance_key))
+        game, reward, terminal = self.game.transition(
+            state.game, executed, self.game.draw(chance_key)
+        )
         step = Step(
             obs=self.game.observe(game),
             prev_action=jax.nn.one_hot(action, len(self.actions)),
@@ -99,8 +112,9 @@ class MinAtar:
 
 GAMES = {game.name: game for game in (Asterix, Breakout, Freeway, Seaquest, SpaceInvaders)}
 
-# What the literature calls MinAtar: the original's defaults, and those of the gymnax ports. Freeway's clock runs 2,500
-# steps in both; gymnax truncates there, one step before the game itself would end.
+# What the literature calls MinAtar: the original's defaults, and those of the gymnax ports.
+# Freeway's clock runs 2,500 steps in both; gymnax truncates there, one step before the game itself
+# would end.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     'minatar': dict(sticky=0.1, ramping=True, minimal_actions=False, time_limit=None),
     'gymnax': dict(sticky=0.0, ramping=True, minimal_actions=True, time_limit=1000),
@@ -108,7 +122,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, protocol: str = 'minatar', **options: Any) -> tuple[MinAtar, int | None]:
-    """-> (the game called `name`, its time limit in steps or None). `options` overrule the protocol's settings.
+    """-> (the game called `name`, its time limit in steps or None). `options` overrule the
+    protocol's settings.
 
     Raises UserError for an unknown protocol or option, or a value out of range.
     """
@@ -119,9 +134,13 @@ def build(name: str, protocol: str = 'minatar', **options: Any) -> tuple[MinAtar
         settings['time_limit'] = 2500
     for option, value in options.items():
         if option not in settings:
-            raise UserError(f'minatar/{name} has no option {option!r}; expected protocol, {", ".join(settings)}')
+            raise UserError(
+                f'minatar/{name} has no option {option!r}; expected protocol, {", ".join(settings)}'
+            )
         settings[option] = value
     if not 0.0 <= settings['sticky'] <= 1.0:
-        raise UserError(f'sticky={settings["sticky"]} is not a probability; expected a number from 0 to 1')
+        raise UserError(
+            f'sticky={settings["sticky"]} is not a probability; expected a number from 0 to 1'
+        )
     game = GAMES[name](ramping=settings['ramping'])
     return MinAtar(game, settings['sticky'], settings['minimal_actions']), settings['time_limit']

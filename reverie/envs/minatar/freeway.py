@@ -1,4 +1,6 @@
-"""Freeway: lead a chicken across eight lanes of cars; +1 a crossing, back to the start when hit, over by the clock."""
+"""Freeway: lead a chicken across eight lanes of cars; +1 a crossing, back to the start when hit,
+over by the clock.
+"""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -37,11 +39,21 @@ class Freeway:
 
     ramping: bool = True
     name: ClassVar[str] = 'freeway'
-    channels: ClassVar[tuple[str, ...]] = ('chicken', 'car', 'speed1', 'speed2', 'speed3', 'speed4', 'speed5')
+    channels: ClassVar[tuple[str, ...]] = (
+        'chicken',
+        'car',
+        'speed1',
+        'speed2',
+        'speed3',
+        'speed4',
+        'speed5',
+    )
     minimal: ClassVar[tuple[int, ...]] = (NOOP, UP, DOWN)
 
     def draw(self, key: PRNGKeyArray) -> Chance:
-        pick = (jax.random.uniform(key, (LANES,)) * 2 * TOP_SPEED).astype(jnp.int32) - TOP_SPEED  # -5 .. 4
+        pick = (jax.random.uniform(key, (LANES,)) * 2 * TOP_SPEED).astype(
+            jnp.int32
+        ) - TOP_SPEED  # -5 .. 4
         return Chance(speed=pick + (pick >= 0))
 
     def reset(self, chance: Chance) -> State:
@@ -57,7 +69,10 @@ class Freeway:
     def transition(
         self, state: State, action: Int[Array, ''], chance: Chance
     ) -> tuple[State, Float[Array, ''], Bool[Array, '']]:
-        """-> (state, reward, terminal). The clock running out is part of the rules, hence terminal."""
+        """-> (state, reward, terminal).
+
+        The clock running out is part of the rules, hence terminal.
+        """
         moves = (state.rest == 0) & ((action == UP) | (action == DOWN))
         chicken = jnp.where(moves, walk(state.chicken, action, UP, DOWN), state.chicken)
         rest = jnp.where(moves, REST, state.rest)
@@ -66,7 +81,8 @@ class Freeway:
         speed = jnp.where(crossed, chance.speed, state.speed)
         timer = jnp.where(crossed, jnp.abs(chance.speed), state.car_timer)
 
-        # A car hits the chicken where it stands and where it drives to. The rows at both ends are safe.
+        # A car hits the chicken where it stands and where it drives to. The rows at both ends are
+        # safe.
         drives = timer == 0
         car_x = (state.car_x + jnp.where(drives, jnp.sign(speed), 0)) % SIZE
         hit = ((state.car_x == COLUMN) | (car_x == COLUMN)) & (jnp.arange(1, LANES + 1) == chicken)

@@ -1,7 +1,7 @@
 """Seaquest: shoot fish and submarines, pick up divers and surface before the oxygen runs out.
 
-+1 for a fish or submarine shot; surfacing with six divers pays up to +10 for the oxygen left. Over on touching an enemy
-or its torpedo, without oxygen, or on surfacing without a diver.
++1 for a fish or submarine shot; surfacing with six divers pays up to +10 for the oxygen left. Over
+on touching an enemy or its torpedo, without oxygen, or on surfacing without a diver.
 """
 
 import dataclasses
@@ -11,16 +11,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from reverie.envs.minatar.board import DOWN, FIRE, LAST, LEFT, RIGHT, SIZE, UP, cell, integer, occupied, walk
+from reverie.envs.minatar.board import (
+    DOWN,
+    FIRE,
+    LAST,
+    LEFT,
+    RIGHT,
+    SIZE,
+    UP,
+    cell,
+    integer,
+    occupied,
+    walk,
+)
 
 RELOAD = 5  # steps between two shots of the player
 OXYGEN, FULL = 200, 6  # steps under water; divers that make a full load
 ENEMY_EVERY, ENEMY_MOVE, FASTEST_MOVE, ENEMY_SHOT = 20, 5, 2, 10
 DIVER_EVERY, DIVER_MOVE = 30, 5
 
-# Entities live in queues: a newcomer enters at the end and pushes the others towards slot 0. Entities leave in the
-# order they came or earlier, so a queue this long never pushes out a living one: an enemy crosses in 30 steps and one
-# comes a step at most; a diver crosses in 60 and comes every 30; a bullet flies 9 and the next follows after 5.
+# Entities live in queues: a newcomer enters at the end and pushes the others towards slot 0.
+# Entities leave in the order they came or earlier, so a queue this long never pushes out a living
+# one: an enemy crosses in 30 steps and one comes a step at most; a diver crosses in 60 and comes
+# every 30; a bullet flies 9 and the next follows after 5.
 ENEMIES, DIVERS, BULLETS = 32, 2, 2
 
 
@@ -80,7 +93,9 @@ class Chance(NamedTuple):
 
 def push(queue: PyTree, newcomer: PyTree, due: Bool[Array, '']) -> PyTree:
     """The newcomer enters at the end of the queue where it is due."""
-    return jax.tree.map(lambda old, new: jnp.where(due, jnp.append(old[1:], new), old), queue, newcomer)
+    return jax.tree.map(
+        lambda old, new: jnp.where(due, jnp.append(old[1:], new), old), queue, newcomer
+    )
 
 
 def advance(entities, due: Bool[Array, ' n']):
@@ -89,14 +104,23 @@ def advance(entities, due: Bool[Array, ' n']):
     return entities._replace(x=x, present=entities.present & (x >= 0) & (x <= LAST))
 
 
-def shoot_down(enemies: Enemies, bullets: Bullets, target: Bool[Array, '32'], rank: Int[Array, '32'], order):
-    """Each bullet, in the given order of slots, takes the target of lowest rank in its cell, and both are gone.
+def shoot_down(
+    enemies: Enemies, bullets: Bullets, target: Bool[Array, '32'], rank: Int[Array, '32'], order
+):
+    """Each bullet, in the given order of slots, takes the target of lowest rank in its cell, and
+    both are gone.
 
     -> (enemies, bullets, kills). Several may share a cell, so who goes first decides who stays.
     """
     left = bullets.present
     for i in order:
-        met = target & enemies.present & left[i] & (enemies.y == bullets.y[i]) & (enemies.x == bullets.x[i])
+        met = (
+            target
+            & enemies.present
+            & left[i]
+            & (enemies.y == bullets.y[i])
+            & (enemies.x == bullets.x[i])
+        )
         victim = met & (rank == jnp.where(met, rank, 2 * ENEMIES).min())
         enemies = enemies._replace(present=enemies.present & ~victim)
         left &= ~(met.any() & (jnp.arange(BULLETS) == i))
@@ -104,9 +128,14 @@ def shoot_down(enemies: Enemies, bullets: Bullets, target: Bool[Array, '32'], ra
 
 
 def spawn(state: State, chance: Chance) -> State:
-    """Enemies and divers arrive at the edges. No enemy enters a row where another one comes towards it."""
+    """Enemies and divers arrive at the edges.
+
+    No enemy enters a row where another one comes towards it.
+    """
     enemies, due = state.enemies, state.enemy_timer == 0
-    head_on = enemies.present & (enemies.y == chance.enemy_row) & (enemies.right != chance.enemy_right)
+    head_on = (
+        enemies.present & (enemies.y == chance.enemy_row) & (enemies.right != chance.enemy_right)
+    )
     enemy = Enemies(
         present=jnp.asarray(True),
         y=chance.enemy_row,
@@ -145,16 +174,22 @@ def steer(state: State, action: Int[Array, '']) -> State:
 
 
 def fly_bullets(state: State) -> tuple[State, Int[Array, '']]:
-    """The player's bullets move, the newest first, and take the oldest fish, then submarines: -> (state, kills)."""
+    """The player's bullets move, the newest first, and take the oldest fish, then submarines: ->
+    (state, kills).
+    """
     bullets = advance(state.bullets, state.bullets.present)
     rank = jnp.arange(ENEMIES) + jnp.where(state.enemies.submarine, ENEMIES, 0)
     anyone = jnp.ones(ENEMIES, bool)
-    enemies, bullets, kills = shoot_down(state.enemies, bullets, anyone, rank, reversed(range(BULLETS)))
+    enemies, bullets, kills = shoot_down(
+        state.enemies, bullets, anyone, rank, reversed(range(BULLETS))
+    )
     return state._replace(enemies=enemies, bullets=bullets), kills
 
 
 def move_divers(state: State) -> State:
-    """A diver is picked up where it swims or where it swims to, while there is room; the newest first."""
+    """A diver is picked up where it swims or where it swims to, while there is room; the newest
+    first.
+    """
     divers = state.divers
     due = divers.present & (divers.move_timer == 0)
     moved = advance(divers, due)
@@ -166,11 +201,15 @@ def move_divers(state: State) -> State:
     # Where it could not be picked up it swims on.
     present = moved.present & ~picked
     timer = jnp.where(due, DIVER_MOVE, divers.move_timer - 1)
-    return state._replace(divers=moved._replace(present=present, move_timer=timer), aboard=state.aboard + picked.sum())
+    return state._replace(
+        divers=moved._replace(present=present, move_timer=timer), aboard=state.aboard + picked.sum()
+    )
 
 
 def move_enemies(state: State) -> tuple[State, Int[Array, ''], Bool[Array, '']]:
-    """Enemies move, and shoot if submarines: -> (state, kills, dead). Swimming into a bullet kills like being hit."""
+    """Enemies move, and shoot if submarines: -> (state, kills, dead). Swimming into a bullet kills
+    like being hit.
+    """
     before = state.enemies
     here = lambda e: e.present & (e.y == state.y) & (e.x == state.x)
     due = before.present & (before.move_timer == 0)
@@ -182,7 +221,9 @@ def move_enemies(state: State) -> tuple[State, Int[Array, ''], Bool[Array, '']]:
     torpedoes = state.torpedoes | jnp.stack([occupied(enemies.y, enemies.x, f) for f in flying])
 
     rank = jnp.arange(ENEMIES)[::-1] + jnp.where(enemies.submarine, 0, ENEMIES)
-    enemies, bullets, kills = shoot_down(enemies, state.bullets, due & ~here(enemies), rank, range(BULLETS))
+    enemies, bullets, kills = shoot_down(
+        enemies, state.bullets, due & ~here(enemies), rank, range(BULLETS)
+    )
     enemies = enemies._replace(
         move_timer=jnp.where(due, state.enemy_move, before.move_timer - 1),
         shot_timer=jnp.where(shoots, ENEMY_SHOT, before.shot_timer - 1),
@@ -204,7 +245,8 @@ def fly_torpedoes(state: State) -> tuple[State, Bool[Array, '']]:
 def breathe(state: State, ramping: bool) -> tuple[State, Int[Array, ''], Bool[Array, '']]:
     """Oxygen falls under water; surfacing lands divers and refills it: -> (state, reward, dead).
 
-    As in the original, landing a full load leaves -1 divers aboard, and nobody dies of surfacing with less than none.
+    As in the original, landing a full load leaves -1 divers aboard, and nobody dies of surfacing
+    with less than none.
     """
     under = state.y > 0
     arrives = ~under & ~state.surfaced

@@ -1,4 +1,6 @@
-"""Space Invaders: shoot the aliens from a cannon; +1 an alien, over when a bullet or an alien reaches the cannon."""
+"""Space Invaders: shoot the aliens from a cannon; +1 an alien, over when a bullet or an alien
+reaches the cannon.
+"""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -20,7 +22,9 @@ class State(NamedTuple):
     bullets: Bool[Array, '10 10']  # the player's, flying up
     bombs: Bool[Array, '10 10']  # the aliens', falling
     reload: Int[Array, '']
-    move_every: Int[Array, '']  # steps between two moves of a full fleet; shrinks with every fleet shot down
+    move_every: Int[
+        Array, ''
+    ]  # steps between two moves of a full fleet; shrinks with every fleet shot down
     move_timer: Int[Array, '']
     shot_timer: Int[Array, '']  # steps until the aliens shoot
     ramps: Int[Array, '']  # how often difficulty was raised
@@ -36,13 +40,23 @@ def fleet() -> Bool[Array, '10 10']:
 
 
 def march(state: State, due: Bool[Array, '']):
-    """The aliens move sideways, or down and about at the edge of the board: -> (aliens, direction, landed)."""
-    outermost = jnp.where(state.direction < 0, state.aliens[:, 0].any(), state.aliens[:, LAST].any())
+    """The aliens move sideways, or down and about at the edge of the board: -> (aliens, direction,
+    landed).
+    """
+    outermost = jnp.where(
+        state.direction < 0, state.aliens[:, 0].any(), state.aliens[:, LAST].any()
+    )
     turn = due & outermost
     landed = turn & state.aliens[LAST].any()
-    sideways = jnp.where(state.direction < 0, jnp.roll(state.aliens, -1, axis=1), jnp.roll(state.aliens, 1, axis=1))
+    sideways = jnp.where(
+        state.direction < 0, jnp.roll(state.aliens, -1, axis=1), jnp.roll(state.aliens, 1, axis=1)
+    )
     moved = jnp.where(turn, jnp.roll(state.aliens, 1, axis=0), sideways)
-    return jnp.where(due, moved, state.aliens), jnp.where(turn, -state.direction, state.direction), landed
+    return (
+        jnp.where(due, moved, state.aliens),
+        jnp.where(turn, -state.direction, state.direction),
+        landed,
+    )
 
 
 def gunner(aliens: Bool[Array, '10 10'], cannon: Int[Array, '']) -> Bool[Array, '10 10']:

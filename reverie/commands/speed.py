@@ -1,4 +1,6 @@
-"""Speed of an agent's phases, and of imagination with the cache against recomputing the context for every frame."""
+"""Speed of an agent's phases, and of imagination with the cache against recomputing the context for
+every frame.
+"""
 
 import dataclasses
 import time
@@ -22,21 +24,31 @@ from reverie.training.update import make_program
 from reverie.types import Agent, Batch, EnvSpec, Params, Step
 
 
-class Noise:
+class SignalStep:
     """Batches of random frames made on the device: what is measured is the agent, not the data."""
 
     def __init__(self, spec: EnvSpec):
         self.spec = spec
         self.data: dict[str, Array] = {}
 
-    def load(self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0) -> None:
+    def load(
+        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> None:
         return None
 
     def sample(
-        self, data: Any, loaded: Any, key: PRNGKeyArray, batch: int, length: int, relevant: float = 0.0
+        self,
+        data: Any,
+        loaded: Any,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
     ) -> Batch:
         lead, no = (batch, length), jnp.zeros((batch, length), bool)
-        action = jax.nn.one_hot(jax.random.randint(key, lead, 0, self.spec.actions.size), self.spec.actions.size)
+        action = jax.nn.one_hot(
+            jax.random.randint(key, lead, 0, self.spec.actions.size), self.spec.actions.size
+        )
         obs = self.observations(key, lead)
         step = Step(obs, action, jnp.zeros(lead), no, no, no)
         yes = jnp.ones(batch, bool)
@@ -44,7 +56,9 @@ class Noise:
 
     def observations(self, key: PRNGKeyArray, lead: tuple[int, int]) -> Array:
         """Images as bytes, grids as bits, vectors as numbers."""
-        assert isinstance(self.spec.obs_shape, tuple), 'a dictionary of observations has no noise here'
+        assert isinstance(self.spec.obs_shape, tuple), (
+            'a dictionary of observations has no noise here'
+        )
         shape = (*lead, *self.spec.obs_shape)
         if kind(self.spec.obs_shape) == 'image':
             return jax.random.bits(key, shape, jnp.uint8)
@@ -60,7 +74,9 @@ class Noise:
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """p50, p95 and min of `repeats` calls after one that is not counted; `call` returns what is waited for."""
+    """p50, p95 and min of `repeats` calls after one that is not counted; `call` returns what is
+    waited for.
+    """
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):
@@ -70,13 +86,15 @@ def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
     return dict(p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times))
 
 
-def phases(agent: Agent, source: Noise, updates: int, repeats: int) -> dict[str, Any]:
+def phases(agent: Agent, source: SignalStep, updates: int, repeats: int) -> dict[str, Any]:
     """Frames per second of every phase, and how often it was compiled."""
     found, params = {}, agent.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 1)
     for phase in agent.phases:
         program = make_program(phase, source)
-        state = jax.tree.map(lambda x: x[None], create(phase.begin(params) if phase.begin else params, phase))
+        state = jax.tree.map(
+            lambda x: x[None], create(phase.begin(params) if phase.begin else params, phase)
+        )
         state = own_buffers(state)
         begin = time.perf_counter()
         state, *_ = program.call(state, source.data, None, keys, updates=updates)
@@ -91,16 +109,22 @@ def phases(agent: Agent, source: Noise, updates: int, repeats: int) -> dict[str,
         fps = phase.batch * phase.length / float(np.median(times))
         ms = {k: 1e3 * float(f(times)) for k, f in (('p50', np.median), ('min', np.min))}
         found[phase.name] = dict(
-            frames_per_s=fps, ms_per_update=ms, first_call_s=first, compilations=len(program.traces),
-            batch=phase.batch, length=phase.length,
-        )  # fmt: skip
+            frames_per_s=fps,
+            ms_per_update=ms,
+            first_call_s=first,
+            compilations=len(program.compile_log),
+            batch=phase.batch,
+            length=phase.length,
+        )
     return found
 
 
 def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray) -> Array:
-    """The next frame's latents with no cache: every denoising pass runs the whole window again. [N, Z, c]
+    """The next frame's latents with no cache: every denoising pass runs the whole window again. [N,
+    Z, c]
 
-    z [N, C, Z, c] are the context's latents, action [N, C + 1, A] what led to each frame and to the new one.
+    z [N, C, Z, c] are the context's latents, action [N, C + 1, A] what led to each frame and to the
+    new one.
     """
     dynamics, cfg = model.dynamics, model.dynamics.cfg
     n, c = z.shape[:2]
@@ -108,21 +132,33 @@ def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray)
     labelled = jnp.ones((n, c + 1), bool)
     key_noise, key_new = jax.random.split(key)
     noisy = dynamics.noised(z, key_noise)
-    level = jnp.full((n, c), cfg.context_level)
-    stride = jnp.concatenate([jnp.full((n, c), cfg.finest), jnp.full((n, 1), steps.bit_length() - 1)], 1)
+    signal_level = jnp.full((n, c), cfg.context_level)
+    step_exponent = jnp.concatenate(
+        [jnp.full((n, c), cfg.finest), jnp.full((n, 1), steps.bit_length() - 1)], 1
+    )
 
     def step(new, i):
-        levels = jnp.concatenate([level, jnp.full((n, 1), i * (cfg.k_max // steps))], 1)
+        levels = jnp.concatenate([signal_level, jnp.full((n, 1), i * (cfg.k_max // steps))], 1)
         x, _, _ = dynamics(
-            jnp.concatenate([noisy, new[:, None]], 1), levels, stride, action, labelled, first, agent=False
+            jnp.concatenate([noisy, new[:, None]], 1),
+            levels,
+            step_exponent,
+            action,
+            labelled,
+            first,
+            agent=False,
         )
         return new + (x[:, -1] - new) / (steps - i), None
 
     return jax.lax.scan(step, jax.random.normal(key_new, z[:, 0].shape), jnp.arange(steps))[0]
 
 
-def imagination(agent: Dreamer4, params: Params, rows: int, frames: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds per imagined frame with the cache and without, at the preset's context C, in one run."""
+def imagination(
+    agent: Dreamer4, params: Params, rows: int, frames: int, repeats: int
+) -> dict[str, Any]:
+    """Milliseconds per imagined frame with the cache and without, at the preset's context C, in one
+    run.
+    """
     context = agent.cfg.dynamics.transformer.context
     shape = agent.model(params, images=False).dynamics
     z = jax.random.normal(jax.random.key(0), (rows, context, shape.tokens, shape.channels))
@@ -135,7 +171,9 @@ def imagination(agent: Dreamer4, params: Params, rows: int, frames: int, repeats
     def cached(params, z):
         model = agent.model(params, images=False)
         state, _ = model.prefill(z, step, jnp.ones(rows, bool), keys[0])
-        return jax.lax.scan(lambda s, k: (model.imagine(s, action[:, -1], k)[0], None), state, keys)[0].z
+        return jax.lax.scan(
+            lambda s, k: (model.imagine(s, action[:, -1], k)[0], None), state, keys
+        )[0].z
 
     @jax.jit
     def window(params, z):
@@ -151,14 +189,23 @@ def imagination(agent: Dreamer4, params: Params, rows: int, frames: int, repeats
     theirs = milliseconds(lambda: window(params, z), repeats)
     per_frame = lambda ms: {k: v / frames for k, v in ms.items()}
     return dict(
-        name='imagination', ms=per_frame(ours), fps=rows * frames / ours['p50'] * 1e3,
-        baseline=dict(name='recomputing the context', ms=per_frame(theirs), fps=rows * frames / theirs['p50'] * 1e3),
-        ratio=theirs['p50'] / ours['p50'], shape=dict(context=context, rows=rows, frames=frames, prefill='included'),
-    )  # fmt: skip
+        name='imagination',
+        ms=per_frame(ours),
+        fps=rows * frames / ours['p50'] * 1e3,
+        baseline=dict(
+            name='recomputing the context',
+            ms=per_frame(theirs),
+            fps=rows * frames / theirs['p50'] * 1e3,
+        ),
+        ratio=theirs['p50'] / ours['p50'],
+        shape=dict(context=context, rows=rows, frames=frames, prefill='included'),
+    )
 
 
 def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
-    """The speed record of a preset on MinAtar Breakout's shapes; imagination at `context` frames if it has a cache."""
+    """The speed record of a preset on MinAtar Breakout's shapes; imagination at `context` frames if
+    it has a cache.
+    """
     spec = device.make('minatar/breakout').spec
     config = presets.get(preset)
     agent = presets.make(config, spec)
@@ -168,10 +215,14 @@ def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
     record = {
         'name': 'phases', 'preset': preset, 'command': command, **provenance(),
         'params': {name: count(group) for name, group in params.items()},
-        'phases': phases(agent, Noise(spec), updates, repeats),
+        'phases': phases(agent, SignalStep(spec), updates, repeats),
     }  # fmt: skip
     if isinstance(config, Dreamer4Config):
         longer = dataclasses.replace(config.dynamics.transformer, context=context)
-        wide = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, transformer=longer))
-        record['imagination'] = imagination(presets.make(wide, spec), params, 8 if cpu else 256, 8, repeats)
+        wide = dataclasses.replace(
+            config, dynamics=dataclasses.replace(config.dynamics, transformer=longer)
+        )
+        record['imagination'] = imagination(
+            presets.make(wide, spec), params, 8 if cpu else 256, 8, repeats
+        )
     return record

@@ -1,4 +1,6 @@
-"""Collecting: who plays which share, the arrival convention of what comes out, and the dataset on disk."""
+"""Collecting: who plays which share, the arrival convention of what comes out, and the dataset on
+disk.
+"""
 
 import dataclasses
 import shutil
@@ -8,9 +10,7 @@ import numpy as np
 import pytest
 
 from reverie.agents.ppo import PPOConfig, train
-from reverie.data.episodes import Episodes
-from reverie.envs.device import TimeLimit, make
-from reverie.programs.collect import (
+from reverie.commands.collect import (
     collect,
     frames_of_training,
     nearest,
@@ -21,6 +21,8 @@ from reverie.programs.collect import (
     weak,
     write_dataset,
 )
+from reverie.data.episodes import Episodes
+from reverie.envs.device import TimeLimit, make
 from reverie.types import UserError
 
 CONFIG = PPOConfig(env_frames=8192, envs=16, rollout=32, minibatches=2, width=16, snapshots=4)
@@ -62,12 +64,16 @@ def test_episodes_keep_the_arrival_convention(mixed):
 
 
 def test_what_arrives_is_what_the_game_does_after_the_recorded_action(mixed):
-    """Independent of the collector: the paddle moves where prev_action says, unless the game was sticky."""
+    """Independent of the collector: the paddle moves where prev_action says, unless the game was
+    sticky.
+    """
     moved = wrong = 0
     for _, episode, _ in mixed:
         paddle = np.argmax(episode.obs[:, 9, :, 0], -1)
         push = np.argmax(episode.prev_action, -1)
-        expected = np.clip(paddle[:-1] + np.select([push[1:] == 1, push[1:] == 3], [-1, 1], 0), 0, 9)
+        expected = np.clip(
+            paddle[:-1] + np.select([push[1:] == 1, push[1:] == 3], [-1, 1], 0), 0, 9
+        )
         moved += len(expected)
         wrong += int(np.sum(expected != paddle[1:]))
     assert wrong / moved < 0.1  # sticky 0.1, and a repeated action is often the same one
@@ -75,7 +81,9 @@ def test_what_arrives_is_what_the_game_does_after_the_recorded_action(mixed):
 
 def test_the_same_key_collects_the_same_episodes(game, run, mixed):
     again = list(collect(game, players('mixed', game, run), 4000, jax.random.key(1), envs=4))
-    assert [(label, complete) for label, _, complete in again] == [(label, complete) for label, _, complete in mixed]
+    assert [(label, complete) for label, _, complete in again] == [
+        (label, complete) for label, _, complete in mixed
+    ]
     for (_, a, _), (_, b, _) in zip(again, mixed, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -83,7 +91,7 @@ def test_the_same_key_collects_the_same_episodes(game, run, mixed):
 def test_chunks_join_without_a_seam(game, monkeypatch):
     player = players('random', game, None)[0]
     whole = list(play(game, player, 300, 3, jax.random.key(2)))
-    monkeypatch.setattr('reverie.programs.collect.CHUNK', 30)
+    monkeypatch.setattr('reverie.commands.collect.CHUNK', 30)
     parts = list(play(game, player, 300, 3, jax.random.key(2)))
     assert [len(x.reward) for x in whole] == [100] and [len(x.reward) for x in parts] == [25] * 4
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -108,7 +116,9 @@ def dataset(tmp_path_factory):
     path = tmp_path_factory.mktemp('collected') / 'data'
     options = {'time_limit': 100}
     config = dataclasses.replace(CONFIG, env_frames=4096)
-    write_dataset(path, 'minatar/breakout', 'mixed', 2000, options=options, config=config, seed=3, episodes=8)
+    write_dataset(
+        path, 'minatar/breakout', 'mixed', 2000, options=options, config=config, seed=3, episodes=8
+    )
     return path, options, config
 
 
@@ -120,12 +130,17 @@ def test_a_dataset_on_disk_carries_scores_curve_and_players(dataset):
         ('random', 'ppo25', 'ppo50', 'ppo100'), 500
     )
     provenance = data.manifest['provenance']
-    assert provenance['seed'] == 3 and provenance['env'] == {'name': 'minatar/breakout', 'options': options}
+    assert provenance['seed'] == 3 and provenance['env'] == {
+        'name': 'minatar/breakout',
+        'options': options,
+    }
     assert provenance['ppo']['curve']['env_frames'] == [1024, 2048, 3072, 4096]
     assert [x['kind'] for x in provenance['players']] == ['random', 'ppo25', 'ppo50', 'ppo100']
     found = provenance['scores']
     for score in (found['random']['sampled'], found['ppo']['sampled'], found['ppo']['greedy']):
-        assert len(score['returns']) == 8 and score['mean'] == pytest.approx(np.mean(score['returns']))
+        assert len(score['returns']) == 8 and score['mean'] == pytest.approx(
+            np.mean(score['returns'])
+        )
 
 
 def test_the_players_kept_beside_a_dataset_are_the_snapshots_of_the_run_that_made_it(dataset):
@@ -137,7 +152,11 @@ def test_the_players_kept_beside_a_dataset_are_the_snapshots_of_the_run_that_mad
     assert [p.label for p in kept] == ['ppo1024', 'ppo2048', 'ppo3072', 'ppo4096']
     np.testing.assert_array_equal([p.online_return for p in kept], again.curve['return'])
     for i, player in enumerate(kept):
-        jax.tree.map(np.testing.assert_array_equal, player.params, jax.tree.map(lambda x, i=i: x[i], again.snapshots))
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            player.params,
+            jax.tree.map(lambda x, i=i: x[i], again.snapshots),
+        )
     [chunk] = play(env, kept[0], 40, 4, jax.random.key(0))
     assert chunk.reward.shape == (10, 4)
 
@@ -156,8 +175,13 @@ def test_kept_players_that_changed_or_are_not_there_are_refused(dataset, tmp_pat
 
 
 def test_a_ppo_not_above_twice_random_play_is_named(dataset):
-    score = lambda random, ppo: {'random': {'sampled': {'mean': random}}, 'ppo': {'sampled': {'mean': ppo}}}
-    assert weak(score(0.5, 1.1)) == [] and weak(score(-3.0, 0.2)) == [] and weak({'random': {}}) == []
+    score = lambda random, ppo: {
+        'random': {'sampled': {'mean': random}},
+        'ppo': {'sampled': {'mean': ppo}},
+    }
+    assert (
+        weak(score(0.5, 1.1)) == [] and weak(score(-3.0, 0.2)) == [] and weak({'random': {}}) == []
+    )
     assert weak(score(0.5, 0.92)) == [
         'PPO scores 0.92 and random play 0.50; expected more than 1.00: give it more ppo-frames'
     ]
@@ -167,8 +191,15 @@ def test_a_ppo_not_above_twice_random_play_is_named(dataset):
 
 
 def test_ppo_trains_for_as_many_frames_as_are_recorded_but_long_enough_for_the_game():
-    assert [frames_of_training('minatar/breakout', n) for n in (1000, 200_000, 10**6)] == [200_000, 200_000, 10**6]
-    assert [frames_of_training('minatar/asterix', n) for n in (200_000, 10**7)] == [3_000_000, 10**7]
+    assert [frames_of_training('minatar/breakout', n) for n in (1000, 200_000, 10**6)] == [
+        200_000,
+        200_000,
+        10**6,
+    ]
+    assert [frames_of_training('minatar/asterix', n) for n in (200_000, 10**7)] == [
+        3_000_000,
+        10**7,
+    ]
 
 
 def test_players_that_are_not_numbers_do_not_play(game, run):
@@ -181,8 +212,10 @@ def test_players_that_are_not_numbers_do_not_play(game, run):
 
 
 def test_mistakes_are_refused_before_anything_is_trained(tmp_path, monkeypatch, game):
-    monkeypatch.setattr('reverie.programs.collect.train', lambda *_: pytest.fail('trained'))
-    write = lambda path, name, kind, frames: write_dataset(path, name, kind, frames, config=CONFIG, episodes=4)
+    monkeypatch.setattr('reverie.commands.collect.train', lambda *_: pytest.fail('trained'))
+    write = lambda path, name, kind, frames: write_dataset(
+        path, name, kind, frames, config=CONFIG, episodes=4
+    )
     with pytest.raises(UserError, match="kind 'best' is unknown"):
         write(tmp_path / 'a', 'minatar/breakout', 'best', 1000)
     with pytest.raises(UserError, match='pong'):

@@ -1,4 +1,6 @@
-"""Small charts as inline SVG text: curves and bars with intervals. Colours and fonts come from the page's style."""
+"""Small charts as inline SVG text: curves and bars with intervals. Colours and fonts come from the
+page's style.
+"""
 
 import dataclasses
 import html
@@ -23,7 +25,9 @@ class Line:
 
 
 def number(x: Number | None, digits: int = 3, strip: bool = False) -> str:
-    """A number as people read it: `digits` significant ones, thousands as k and M, a true minus sign."""
+    """A number as people read it: `digits` significant ones, thousands as k and M, a true minus
+    sign.
+    """
     if x is None or not math.isfinite(x):
         return '–'
     size = abs(x)
@@ -44,7 +48,10 @@ def ticks(low: Number, high: Number, count: int = 4) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) inside [low, high]."""
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count)
-    return [round(float(i * step), 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(float(i * step), 12)
+        for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def log_ticks(low: Number, high: Number) -> list[float]:
@@ -81,13 +88,21 @@ def _limits(values: np.ndarray, log: bool) -> tuple[float, float]:
     return low - (pad if low != 0 else 0), high + pad
 
 
-def _axes(x_limits: tuple[float, float], y_limits: tuple[float, float], log: bool, px: Callable[..., Any],
-          py: Callable[..., Any], x_label: str) -> list[str]:  # fmt: skip
+def _axes(
+    x_limits: tuple[float, float],
+    y_limits: tuple[float, float],
+    log: bool,
+    px: Callable[..., Any],
+    py: Callable[..., Any],
+    x_label: str,
+) -> list[str]:
     """Grid, tick labels and the name of x."""
     out = []
     for y in log_ticks(*y_limits) if log else ticks(*y_limits):
         at = float(py(y))
-        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        out.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        )
         out.append(
             f'<text class="tick" x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{number(y, 4, True)}</text>'
         )
@@ -96,16 +111,21 @@ def _axes(x_limits: tuple[float, float], y_limits: tuple[float, float], log: boo
             f'<text class="tick" x="{px(x):.1f}" y="{HEIGHT - 18}" text-anchor="middle">{number(x, 4, True)}</text>'
         )
     if log:
-        out.append(f'<text class="axis" x="{LEFT - 6}" y="{HEIGHT - 4}" text-anchor="end">log</text>')
+        out.append(
+            f'<text class="axis" x="{LEFT - 6}" y="{HEIGHT - 4}" text-anchor="end">log</text>'
+        )
     axis = html.escape(x_label)
-    out.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{axis}</text>')
+    out.append(
+        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{axis}</text>'
+    )
     return out
 
 
 def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = None,
            shade: tuple[Number, Number] | None = None, marks: Sequence[Number] = (),
            limits: tuple[Number | None, Number | None] = (None, None)) -> str:  # fmt: skip
-    """A line chart; `shade` greys a span of x, `marks` are dotted verticals, `limits` fix an end of y.
+    """A line chart; `shade` greys a span of x, `marks` are dotted verticals, `limits` fix an end of
+    y.
 
     Later lines lie on top.
     """
@@ -116,21 +136,35 @@ def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = N
     x_all, y_all = (np.concatenate([getattr(line, axis) for line in lines]) for axis in 'xy')
     x0, x1 = float(x_all.min()), float(x_all.max())
     x1 = x1 if x1 > x0 else x0 + 1
-    y0, y1 = (float(auto if fixed is None else fixed) for auto, fixed in zip(_limits(y_all, log), limits, strict=True))
+    y0, y1 = (
+        float(auto if fixed is None else fixed)
+        for auto, fixed in zip(_limits(y_all, log), limits, strict=True)
+    )
     scale = np.log if log else np.asarray
 
     def px(x: np.ndarray | Number) -> Any:
         return LEFT + (np.asarray(x) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
 
     def py(y: np.ndarray | Number) -> Any:
-        return HEIGHT - BOTTOM - (scale(y) - scale(y0)) / (scale(y1) - scale(y0)) * (HEIGHT - TOP - BOTTOM)
+        return (
+            HEIGHT
+            - BOTTOM
+            - (scale(y) - scale(y0)) / (scale(y1) - scale(y0)) * (HEIGHT - TOP - BOTTOM)
+        )
 
-    out = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">']
+    out = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
+    ]
     if shade:
         a, b = (float(px(np.clip(v, x0, x1))) for v in shade)
-        out.append(f'<rect class="shade" x="{a:.1f}" y="{TOP}" width="{b - a:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>')
+        out.append(
+            f'<rect class="shade" x="{a:.1f}" y="{TOP}" width="{b - a:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
+        )
     out += _axes((x0, x1), (y0, y1), log, px, py, x_label)
-    out += [f'<line class="mark" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' for x in marks]
+    out += [
+        f'<line class="mark" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        for x in marks
+    ]
     for line in lines:
         points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(px(line.x), py(line.y), strict=True))
         single = len(line.x) == 1
@@ -150,7 +184,12 @@ def scale_of(rows: Sequence[tuple[Number, Number, Number]]) -> tuple[float, floa
 
 
 def bar(
-    mean: Number, low: Number, high: Number, dots: Sequence[Number], limits: tuple[Number, Number], kind: str
+    mean: Number,
+    low: Number,
+    high: Number,
+    dots: Sequence[Number],
+    limits: tuple[Number, Number],
+    kind: str,
 ) -> str:
     """One horizontal bar with its interval and a dot per run, as wide as the page allows."""
 
@@ -159,11 +198,17 @@ def bar(
 
     left, right = sorted((at(0), at(mean)))
     out = [f'<svg class="bar {kind}" width="100%" height="26" aria-hidden="true">']
-    out += [f'<line class="grid" x1="{at(x):.2f}%" x2="{at(x):.2f}%" y1="0" y2="26"/>' for x in ticks(*limits, 6)]
+    out += [
+        f'<line class="grid" x1="{at(x):.2f}%" x2="{at(x):.2f}%" y1="0" y2="26"/>'
+        for x in ticks(*limits, 6)
+    ]
     out.append(f'<rect x="{left:.2f}%" width="{right - left:.2f}%" y="5" height="16" rx="1.5"/>')
     out += [f'<circle cx="{at(x):.2f}%" cy="13" r="2.5"/>' for x in dots]
     out.append(f'<line class="whisker" x1="{at(low):.2f}%" x2="{at(high):.2f}%" y1="13" y2="13"/>')
-    out += [f'<line class="whisker" x1="{at(x):.2f}%" x2="{at(x):.2f}%" y1="9" y2="17"/>' for x in (low, high)]
+    out += [
+        f'<line class="whisker" x1="{at(x):.2f}%" x2="{at(x):.2f}%" y1="9" y2="17"/>'
+        for x in (low, high)
+    ]
     return ''.join([*out, '</svg>'])
 
 
@@ -173,5 +218,7 @@ def bar_axis(limits: tuple[Number, Number]) -> str:
     for x in ticks(*limits, 6):
         at = 100 * (x - limits[0]) / (limits[1] - limits[0])
         anchor = 'start' if at < 2 else 'end' if at > 97 else 'middle'
-        out.append(f'<text class="tick" x="{at:.2f}%" y="13" text-anchor="{anchor}">{number(x, 4, True)}</text>')
+        out.append(
+            f'<text class="tick" x="{at:.2f}%" y="13" text-anchor="{anchor}">{number(x, 4, True)}</text>'
+        )
     return ''.join([*out, '</svg>'])

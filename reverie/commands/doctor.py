@@ -1,4 +1,6 @@
-"""What a user should know before anything heavy starts: the device, its speed, and what is installed."""
+"""What a user should know before anything heavy starts: the device, its speed, and what is
+installed.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -41,12 +43,17 @@ def check() -> list[str]:
     size = 1024 if cpu else 8192
     lines = [
         f'reverie     {reverie.__version__}, python {platform.python_version()}',
-        *(f'{name:<11} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax', 'grain')),
+        *(
+            f'{name:<11} {importlib.metadata.version(name)}'
+            for name in ('jax', 'flax', 'optax', 'grain')
+        ),
         f'device      {device_name()} ({jax.device_count()} for {jax.default_backend()})',
         f'speed       {matmul_tflops(size, "float32"):.2f} TFLOP/s fp32, {matmul_tflops(size, "bfloat16"):.2f} bf16',
     ]
     if cpu:
-        lines.append(f'cores       {os.cpu_count()}; presets: dreamer4_demo fits, dreamer4 wants a GPU')
+        lines.append(
+            f'cores       {os.cpu_count()}; presets: dreamer4_demo fits, dreamer4 wants a GPU'
+        )
     for module, use, extra in OPTIONAL:
         found = importlib.util.find_spec(module) is not None
         lines.append(

@@ -15,25 +15,40 @@ from jaxtyping import PRNGKeyArray
 from reverie.agents import presets
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.planet import Planet
+from reverie.commands import report_samples
 from reverie.data.episodes import Episodes
 from reverie.data.sources import open_source
 from reverie.envs import device
 from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
-from reverie.evaluation import report, returns, statistics, tables, trust
-from reverie.programs import showcase
+from reverie.evaluation import returns, statistics, tables, trust
+from reverie.report import report
 from reverie.training import checkpoint, metrics, runner, warm
-from reverie.training.online import Online, Play
+from reverie.training.legacy import modernise
+from reverie.training.online import CollectConfig, Online
 from reverie.training.online_host import OnlineHost
 from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
 
 # Keys of config.json that may differ when a run continues: where and how, not what.
 SAFE = (
-    'command', 'data', 'max_lost', 'export', 'score_every', 'score_episodes', 'device', 'date', 'commit', 'versions',
+    'command',
+    'data',
+    'max_lost',
+    'export',
+    'score_every',
+    'score_episodes',
+    'device',
+    'date',
+    'commit',
+    'versions',
     *runner.CADENCE,
-)  # fmt: skip
-SCORE_SEED = 500  # of the episodes played while training; those of the final scores have seeds of their own
-MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: enough for one bad shard of many
+)
+SCORE_SEED = (
+    500  # of the episodes played while training; those of the final scores have seeds of their own
+)
+MAX_LOST = (
+    0.01  # share of a dataset's episodes that may be damaged: enough for one bad shard of many
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +89,32 @@ class Experiment(abc.ABC):
         """What config.json says of the experience."""
 
     def score(
-        self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, max_steps: int, greedy: bool
+        self,
+        actor: Actor,
+        params: Params,
+        key: PRNGKeyArray,
+        *,
+        episodes: int,
+        max_steps: int,
+        greedy: bool,
     ) -> returns.Scores:
-        """Whole episodes in the real environment of every seed, params [seeds, ...]: fields [seeds, episodes]."""
+        """Whole episodes in the real environment of every seed, params [seeds, ...]: fields [seeds,
+        episodes].
+        """
         return returns.evaluate_seeds(
             self.env, actor, params, key, episodes=episodes, max_steps=max_steps, greedy=greedy
         )
 
     def baselines(self) -> dict[str, Any]:
-        """Scores of others to stand beside the agent's, and other fields of the results file under ''."""
+        """Scores of others to stand beside the agent's, and other fields of the results file under
+        ''.
+        """
         return {}
 
     def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
-        """How far the world model's dreams can be trusted, of all seeds; None where that is not measured."""
+        """How far the world model's dreams can be trusted, of all seeds; None where that is not
+        measured.
+        """
         return None
 
     @abc.abstractmethod
@@ -134,10 +162,21 @@ class Experiment(abc.ABC):
         if wandb:
             sinks.append(metrics.WandB(folder, wandb, folder.name, self.describe()))
         return runner.run(
-            agent, self.source, folder, seed=self.seed, seeds=self.seeds, updates_per_call=updates_per_call,
-            checkpoint_every_s=checkpoint_every_s, log_every_s=log_every_s, sinks=sinks, scoring=self.scoring,
-            init=init, config=self.describe(), safe=SAFE, keep_phase_ends=keep_phase_ends,
-        )  # fmt: skip
+            agent,
+            self.source,
+            folder,
+            seed=self.seed,
+            seeds=self.seeds,
+            updates_per_call=updates_per_call,
+            checkpoint_every_s=checkpoint_every_s,
+            log_every_s=log_every_s,
+            sinks=sinks,
+            scoring=self.scoring,
+            init=init,
+            config=self.describe(),
+            safe=SAFE,
+            keep_phase_ends=keep_phase_ends,
+        )
 
     @property
     def scoring(self) -> runner.Scoring | None:
@@ -145,8 +184,13 @@ class Experiment(abc.ABC):
         return None
 
     def under(self, options: Mapping[str, Any]) -> 'Experiment':
-        """The same experiment in the environment with other options. Raises UserError if they do not fit the agent."""
-        raise UserError(f'{self.env_name}: {dict(options)} given, but a dataset says which options its game has')
+        """The same experiment in the environment with other options.
+
+        Raises UserError if they do not fit the agent.
+        """
+        raise UserError(
+            f'{self.env_name}: {dict(options)} given, but a dataset says which options its game has'
+        )
 
     def evaluate(
         self,
@@ -159,14 +203,17 @@ class Experiment(abc.ABC):
         say: Callable[[str], None] = print,
         paths: Sequence[pathlib.Path] = (),
     ) -> dict[str, Any]:
-        """Score every read-out in the real environment beside random play and the baselines; writes it to `paths`.
+        """Score every read-out in the real environment beside random play and the baselines; writes
+        it to `paths`.
 
         The world model's dreams are measured before, where they can be.
         """
         agent, how = self.agent, dict(episodes=episodes, max_steps=max_steps)
         key = jax.random.key(eval_seed)
         one_seed = {'none': np.zeros(1)}  # random play has no parameters
-        random = self.score(returns.RandomActor(agent.spec.actions), one_seed, key, greedy=False, **how)
+        random = self.score(
+            returns.RandomActor(agent.spec.actions), one_seed, key, greedy=False, **how
+        )
         baselines = self.baselines()
         extra = baselines.pop('', {})
         if (measured := self.trust(params, key)) is not None:
@@ -176,12 +223,18 @@ class Experiment(abc.ABC):
         scores: dict[str, Any] = {'random': random.returns[0], **baselines}
         for name, readout in agent.readouts.items():
             scores[name] = {}
-            for law, greedy in (('sampled', False), ('greedy', True)):
-                played = self.score(readout.actor, readout.params(params), key, greedy=greedy, **how)
-                scores[name][law] = played
-                short = played.truncated & (played.lengths >= max_steps)  # by us, not by the game's own time limit
+            for mode, greedy in (('sampled', False), ('greedy', True)):
+                played = self.score(
+                    readout.actor, readout.params(params), key, greedy=greedy, **how
+                )
+                scores[name][mode] = played
+                short = played.truncated & (
+                    played.lengths >= max_steps
+                )  # by us, not by the game's own time limit
                 cut = f', {short.mean():.0%} cut at {max_steps} steps' if short.any() else ''
-                say(f'eval  {name:<12} {law:<8} {tables.text(statistics.summary(played.returns))}{cut}')
+                say(
+                    f'eval  {name:<12} {mode:<8} {tables.text(statistics.summary(played.returns))}{cut}'
+                )
         log = metrics.read(folder / 'metrics.jsonl')
         saved = json.loads((folder / 'config.json').read_text())
         record = returns.record(
@@ -198,9 +251,9 @@ class Experiment(abc.ABC):
             **extra,
         )
         for row in tables.difference_rows(record):
-            for law, figure in (('sampled', row.sampled), ('greedy', row.greedy)):
+            for mode, figure in (('sampled', row.sampled), ('greedy', row.greedy)):
                 if figure:
-                    say(f'eval  {row.name}, {law}: {tables.text(figure)}')
+                    say(f'eval  {row.name}, {mode}: {tables.text(figure)}')
         for path in paths:
             returns.save(path, record)
         return record
@@ -215,7 +268,8 @@ class Experiment(abc.ABC):
         arrays = self.draw(jax.tree.map(lambda x: x[0], params), jax.random.key(self.seed))
         if arrays:
             with open(folder / 'samples.npz', 'wb') as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for allow_pickle
+                # NumPy's stub takes them for allow_pickle
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         return report.write(folder)
 
 
@@ -223,7 +277,8 @@ class Experiment(abc.ABC):
 class Recorded(Experiment):
     """The agent learns from a dataset.
 
-    data: the dataset; its environment options are the game's too. max_lost: share of it that may be damaged.
+    data: the dataset; its environment options are the game's too. max_lost: share of it that may be
+    damaged.
     """
 
     data: pathlib.Path = pathlib.Path('datasets')
@@ -271,7 +326,7 @@ class Recorded(Experiment):
         if fewest:  # as many episodes of each kind, so that short ones do not outweigh the rest
             found['data'] = [r for kind in kinds.values() for r in kind[:fewest]]
         if 'ppo' in known:
-            found['ppo'] = {law: played['returns'] for law, played in known['ppo'].items()}
+            found['ppo'] = {mode: played['returns'] for mode, played in known['ppo'].items()}
         ppo = (self.episodes.provenance.get('ppo') or {}).get('curve') or {}
         found[''] = {
             'dataset': {kind: float(np.mean(r)) for kind, r in kinds.items() if r},
@@ -282,19 +337,21 @@ class Recorded(Experiment):
     def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
         if not self.episodes.schema.packed:  # not a boolean grid
             return None
-        return showcase.trust_of(self.agent, params, self.source, key, self.frames)
+        return report_samples.trust_of(self.agent, params, self.source, key, self.frames)
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
-        return showcase.of_dataset(self.agent, params, self.source, key)
+        return report_samples.of_dataset(self.agent, params, self.source, key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Played(Experiment):
     """The agent learns from what it plays.
 
-    options: of the environment. env_frames: how much is played, prefill included; sets the number of updates.
+    options: of the environment. env_frames: how much is played, prefill included; sets the number
+    of updates.
     export: where the replay is left as a dataset, if anywhere.
-    score_every: frames between two scores of `score_episodes` sampled episodes while training; 0 for none.
+    score_every: frames between two scores of `score_episodes` sampled episodes while training; 0
+    for none.
     score_steps: steps after which such an episode is cut.
     """
 
@@ -312,18 +369,29 @@ class Played(Experiment):
     def under(self, options: Mapping[str, Any]) -> 'Played':
         other = dataclasses.replace(self, options={**self.options, **options})
         if other.spec != self.spec:
-            raise UserError(f'{dict(options)} makes another environment: {other.spec}, the agent knows {self.spec}')
+            raise UserError(
+                f'{dict(options)} makes another environment: {other.spec}, the agent knows {self.spec}'
+            )
         return other
 
     @property
-    def play(self) -> Play:
+    def play(self) -> CollectConfig:
         r = self.config.replay
-        return Play(r.envs, min(r.capacity, self.env_frames), r.ratio, r.prefill, r.random_prefill, context=r.context)
+        return CollectConfig(
+            r.envs,
+            min(r.capacity, self.env_frames),
+            r.ratio,
+            r.prefill,
+            r.random_prefill,
+            context=r.context,
+        )
 
     @functools.cached_property
     def agent(self) -> Dreamer | Planet:
         """With as many updates as the frames allow."""
-        presets.make(self.config, self.spec)  # whether agent and environment fit comes before how much is played
+        presets.make(
+            self.config, self.spec
+        )  # whether agent and environment fit comes before how much is played
         r, play = self.config.replay, self.play
         one = play.env_frames(1, r.batch, r.length) - play.env_frames(0, r.batch, r.length)
         updates = (self.env_frames - play.env_frames(0, r.batch, r.length)) // one
@@ -376,7 +444,7 @@ class Played(Experiment):
         return self.play.env_frames(self.agent.phases[0].steps, r.batch, r.length)
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
-        return showcase.of_play(self.agent, params, self.env, key)
+        return report_samples.of_play(self.agent, params, self.env, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,11 +463,23 @@ class Hosted(Played):
             for i in range(self.seeds)
         ]
         return OnlineHost(
-            vectors, self.agent.explorer, self.play, self.seed, dataset=self.export, facts=self.provenance
+            vectors,
+            self.agent.explorer,
+            self.play,
+            self.seed,
+            dataset=self.export,
+            facts=self.provenance,
         )
 
     def score(
-        self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, max_steps: int, greedy: bool
+        self,
+        actor: Actor,
+        params: Params,
+        key: PRNGKeyArray,
+        *,
+        episodes: int,
+        max_steps: int,
+        greedy: bool,
     ) -> returns.Scores:
         seeds, each = len(jax.tree.leaves(params)[0]), []
         with HostVector(self.env_name, min(8, episodes), seed=10**6, **self.options) as vector:
@@ -410,19 +490,26 @@ class Hosted(Played):
                     episodes=episodes, max_steps=max_steps, greedy=greedy,
                 )  # fmt: skip
                 each.append(played)
-        return returns.Scores(*(np.stack([getattr(s, f.name) for s in each]) for f in dataclasses.fields(each[0])))
+        return returns.Scores(
+            *(np.stack([getattr(s, f.name) for s in each]) for f in dataclasses.fields(each[0]))
+        )
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
         with HostVector(self.env_name, 4, seed=2 * 10**6, **self.options) as vector:
-            return showcase.of_host(self.agent, params, vector, key)
+            return report_samples.of_host(self.agent, params, vector, key)
 
 
 def curve(log: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any] | None:
     """Returns while training, from the metrics of a run that plays.
 
-    of: 'score', episodes played to score the agent, if there are such; else 'play', those that ended while it learnt.
+    of: 'score', episodes played to score the agent, if there are such; else 'play', those that
+    ended while it learnt.
     """
-    name, of = ('score/return', 'score') if any('score/return' in r for r in log) else ('env/return', 'play')
+    name, of = (
+        ('score/return', 'score')
+        if any('score/return' in r for r in log)
+        else ('env/return', 'play')
+    )
     rows = [r for r in log if r.get(name) is not None]
     if not rows:
         return None
@@ -447,13 +534,22 @@ def describe(folder: pathlib.Path) -> Experiment:
     if not path.exists():
         raise UserError(f'{folder} is not a run folder, expected a config.json in it')
     try:
-        saved = json.loads(path.read_text())
+        saved = modernise(json.loads(path.read_text()))
         config = restore(presets.get(saved['preset']), saved['config'])
-        fields = (saved['preset'], config, saved['env'], saved['seed'], saved['seeds'], saved['command'])
+        fields = (
+            saved['preset'],
+            config,
+            saved['env'],
+            saved['seed'],
+            saved['seeds'],
+            saved['command'],
+        )
         if 'data' in saved:
             lost = saved.get('max_lost', MAX_LOST)
             return Recorded(*fields, pathlib.Path(saved['data']), saved['label_fraction'], lost)
-        return played(saved['env'])(*fields, options=saved['env_options'], env_frames=saved['env_frames'])
+        return played(saved['env'])(
+            *fields, options=saved['env_options'], env_frames=saved['env_frames']
+        )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(
             f'{path} cannot be read ({type(error).__name__}: {error}); expected the config of a run'
@@ -466,14 +562,18 @@ def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
     params, meta = checkpoint.load(folder)
     last = experiment.agent.phases[-1].name
     if meta['phase'] != last or not meta['complete']:
-        raise UserError(f'{folder} stopped in phase {meta["phase"]} at step {meta["step"]}; train it to its end first')
+        raise UserError(
+            f'{folder} stopped in phase {meta["phase"]} at step {meta["step"]}; train it to its end first'
+        )
     return experiment, params
 
 
 def restore(like: Any, value: dict[str, Any]) -> Any:
-    """A nested frozen dataclass from its JSON; the classes are those of `like`, the preset's own value.
+    """A nested frozen dataclass from its JSON; the classes are those of `like`, the preset's own
+    value.
 
-    A field that the JSON lacks is newer than the run: it takes its class's default, which is how things were before.
+    A field that the JSON lacks is newer than the run: it takes its class's default, which is how
+    things were before.
 
     Raises UserError for a field that the class does not have.
     """
@@ -493,4 +593,6 @@ def restore(like: Any, value: dict[str, Any]) -> Any:
 
     newer = {f.name: f.default for f in dataclasses.fields(like) if f.name not in value}
     newer = {name: x for name, x in newer.items() if x is not dataclasses.MISSING}
-    return dataclasses.replace(like, **newer, **{name: of(getattr(like, name), x) for name, x in value.items()})
+    return dataclasses.replace(
+        like, **newer, **{name: of(getattr(like, name), x) for name, x in value.items()}
+    )

@@ -1,4 +1,6 @@
-"""What a report page is made from: the files of a run, and the fragments of HTML its sections share."""
+"""What a report page is made from: the files of a run, and the fragments of HTML its sections
+share.
+"""
 
 import base64
 import dataclasses
@@ -42,7 +44,9 @@ def _metrics(path: pathlib.Path, notes: dict[str, str]) -> dict[str, dict[int, d
     for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
             row = json.loads(line)
-            phases.setdefault(str(row['phase']), {})[int(row['step'])] = row  # of a repeated step the last one counts
+            phases.setdefault(str(row['phase']), {})[int(row['step'])] = (
+                row  # of a repeated step the last one counts
+            )
         except (ValueError, KeyError, TypeError):
             bad += 1  # e.g. the half-written last line of a killed run
     if bad:
@@ -58,13 +62,17 @@ def read(folder: str | os.PathLike[str]) -> Run:
     try:
         config = _json(folder / 'config.json')
     except OSError as error:
-        raise UserError(f'report: {folder} is not a run folder, expected a config.json in it') from error
+        raise UserError(
+            f'report: {folder} is not a run folder, expected a config.json in it'
+        ) from error
     except ValueError as error:
         raise UserError(
             f'report: {folder / "config.json"} is not readable JSON, expected the config of a run'
         ) from error
     if not isinstance(config, dict):
-        raise UserError(f'report: {folder / "config.json"} holds a {type(config).__name__}, expected an object')
+        raise UserError(
+            f'report: {folder / "config.json"} holds a {type(config).__name__}, expected an object'
+        )
     notes: dict[str, str] = {}
     metrics, samples = {}, {}
     scores: dict[str, Any] = {}
@@ -111,11 +119,17 @@ def figure(title: str, value: str, chart: str) -> str:
 
 def line_key(*items: tuple[str, str]) -> str:
     """What the lines of the charts below are."""
-    return '<div class="key">' + ''.join(f'<span><i class="{k}"></i>{escape(v)}</span>' for k, v in items) + '</div>'
+    return (
+        '<div class="key">'
+        + ''.join(f'<span><i class="{k}"></i>{escape(v)}</span>' for k, v in items)
+        + '</div>'
+    )
 
 
 def labels(run: Run, what: str) -> list[str]:
-    """Names of the 'channels' or 'actions': from the config, else from the environment if it is one of ours."""
+    """Names of the 'channels' or 'actions': from the config, else from the environment if it is one
+    of ours.
+    """
     given, env = run.config.get(what), str(run.config.get('env'))
     if not isinstance(given, list) and env in device.names():
         spec = device.make(env).spec
@@ -129,7 +143,10 @@ def legend(run: Run, channels: int) -> str:
         return ''
     names = labels(run, 'channels')
     names += [f'channel {i}' for i in range(len(names), channels)]
-    colours = [f'rgb{tuple(int(x) for x in video.PALETTE[i % len(video.PALETTE)])}' for i in range(channels)]
+    colours = [
+        f'rgb{tuple(int(x) for x in video.PALETTE[i % len(video.PALETTE)])}'
+        for i in range(channels)
+    ]
     cells = [
         f'<span><i class="cell" style="background:{c}"></i>{escape(n)}</span>'
         for c, n in zip(colours, names, strict=False)

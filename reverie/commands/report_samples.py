@@ -11,19 +11,21 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
+from reverie.commands.collect import DataPlayer, play
 from reverie.envs.host import HostVector
 from reverie.evaluation import trust
 from reverie.evaluation.openloop import Dream, open_loop
 from reverie.models.latent import LatentModel
 from reverie.models.shortcut import ShortcutModel
-from reverie.programs.collect import Player, play
 from reverie.types import Env, Params, Source, Step
 
 MASK_RATES = (0.0, 0.3, 0.6, 0.9)
 
 
 def discounted_sum(reward: Float[Array, 'B T'], is_last, discount: float) -> np.ndarray:
-    """Discounted sum of the rewards that arrive after each frame, up to the window's or the episode's end. [B, T]"""
+    """Discounted sum of the rewards that arrive after each frame, up to the window's or the
+    episode's end. [B, T]
+    """
     out, running = np.zeros(reward.shape), np.zeros(len(reward))
     for t in range(reward.shape[1] - 2, -1, -1):
         running = np.where(is_last[:, t], 0.0, reward[:, t + 1] + discount * running)
@@ -31,7 +33,9 @@ def discounted_sum(reward: Float[Array, 'B T'], is_last, discount: float) -> np.
     return out
 
 
-def _reconstructions(agent: Dreamer4, params: Params, images: Array, key: PRNGKeyArray) -> dict[str, Array]:
+def _reconstructions(
+    agent: Dreamer4, params: Params, images: Array, key: PRNGKeyArray
+) -> dict[str, Array]:
     """Single frames [n, h, w, c] through the tokenizer at each masking rate."""
     encoder, decoder = (agent.bind[name](params[name]) for name in ('encoder', 'decoder'))
     frames, alone = images[:, None], jnp.ones((len(images), 1), bool)
@@ -59,9 +63,16 @@ def _whole(step: Step, count: int) -> Step:
 
 
 def of_dataset(
-    agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, *, context: int = 8, horizon: int = 24
+    agent: Dreamer4,
+    params: Params,
+    source: Source,
+    key: PRNGKeyArray,
+    *,
+    context: int = 8,
+    horizon: int = 24,
 ) -> dict[str, np.ndarray]:
-    """Reconstructions at several masking rates and open-loop dreams of dataset windows: keys `recon/*`, `dream/*`.
+    """Reconstructions at several masking rates and open-loop dreams of dataset windows: keys
+    `recon/*`, `dream/*`.
 
     params: of one seed. context: frames given before the dream starts. horizon: frames dreamed.
     """
@@ -80,46 +91,69 @@ def of_dataset(
         return recon, dream, value, _attention(agent.model(params, images=True), step, key_dream)
 
     recon, dream, value, attention = jax.device_get(run(params, step, images))
-    return recon | _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount) | attention
+    return (
+        recon | _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount) | attention
+    )
 
 
-def trust_of(agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, frames: int) -> dict[str, Any]:
-    """The trust numbers of all seeds, params [seeds, ...], given as many frames as the dynamics keeps.
+def trust_of(
+    agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, frames: int
+) -> dict[str, Any]:
+    """The trust numbers of all seeds, params [seeds, ...], given as many frames as the dynamics
+    keeps.
 
     frames: of the dataset; no more windows are drawn than their dreams would cover it once.
     """
     context, channels = agent.cfg.dynamics.transformer.context, agent.spec.channels
     windows = min(trust.WINDOWS, max(frames // trust.HORIZON, 1))
-    return trust.measure(agent.model, params, source, key, context=context, channels=channels, windows=windows)
+    return trust.measure(
+        agent.model, params, source, key, context=context, channels=channels, windows=windows
+    )
 
 
 def of_play(
-    agent: Dreamer | Planet, params: Params, env: Env, key: PRNGKeyArray, *, context: int = 5, horizon: int = 45
+    agent: Dreamer | Planet,
+    params: Params,
+    env: Env,
+    key: PRNGKeyArray,
+    *,
+    context: int = 5,
+    horizon: int = 45,
 ) -> dict[str, np.ndarray]:
-    """Open-loop dreams of windows that the agent plays itself: keys `dream/*`; nothing for observations of many parts.
+    """Open-loop dreams of windows that the agent plays itself: keys `dream/*`; nothing for
+    observations of many parts.
 
     Arguments as those of `of_dataset`.
     """
     if isinstance(env.spec.obs_shape, Mapping):
         return {}
     key_play, key_dream = jax.random.split(key)
-    windows = 1 if isinstance(agent, Planet) else 5  # of each environment; a plan costs a thousand actions of a policy
+    windows = (
+        1 if isinstance(agent, Planet) else 5
+    )  # of each environment; a plan costs a thousand actions of a policy
     frames = 16 * windows * (context + horizon)
-    chunks = list(play(env, Player('agent', agent.explorer, params), frames, 16, key_play))
+    chunks = list(play(env, DataPlayer('agent', agent.explorer, params), frames, 16, key_play))
     steps = jax.tree.map(lambda *x: np.concatenate(x), *chunks)  # [windows * length, 16]
     return _of_steps(agent, params, steps, key_dream, context, horizon)
 
 
 def of_host(
-    agent: Dreamer | Planet, params: Params, vector: HostVector, key: PRNGKeyArray, *, context: int = 5,
+    agent: Dreamer | Planet,
+    params: Params,
+    vector: HostVector,
+    key: PRNGKeyArray,
+    *,
+    context: int = 5,
     horizon: int = 45,
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
     """As `of_play`, for environments on the host."""
     if isinstance(vector.spec.obs_shape, Mapping):
         return {}
     key_play, key_dream = jax.random.split(key)
     act = jax.jit(
-        lambda state, step, t: agent.explorer.act(params, state, step, jax.random.fold_in(key_play, t), False)
+        lambda state, step, t: agent.explorer.act(
+            params, state, step, jax.random.fold_in(key_play, t), False
+        )
     )
     steps, state = [vector.reset()], agent.explorer.initial(params, vector.n)
     for t in range(4 * (context + horizon) - 1):
@@ -130,7 +164,12 @@ def of_host(
 
 
 def _of_steps(
-    agent: Dreamer | Planet, params: Params, steps: Step, key: PRNGKeyArray, context: int, horizon: int
+    agent: Dreamer | Planet,
+    params: Params,
+    steps: Step,
+    key: PRNGKeyArray,
+    context: int,
+    horizon: int,
 ) -> dict[str, np.ndarray]:
     """Dreams of windows cut from play [T, N]."""
     length = context + horizon
@@ -148,14 +187,26 @@ def _of_steps(
     return _dreams(jax.device_get(step), dream, value, context, agent.discount) | attention
 
 
-def _attention(model: LatentModel | ShortcutModel, step: Step, key: PRNGKeyArray) -> dict[str, Array]:
-    """What each step of the first window [B, T] looks at, [L, heads, T, T]; nothing where nothing attends."""
-    looks = model.attention(jax.tree.map(lambda x: x[:1], step), key)
-    return {} if looks is None else {'attention/weights': looks[:, 0].astype(jnp.float16)}
+def _attention(
+    model: LatentModel | ShortcutModel, step: Step, key: PRNGKeyArray
+) -> dict[str, Array]:
+    """What each step of the first window [B, T] looks at, [L, heads, T, T]; nothing where nothing
+    attends.
+    """
+    attention_maps = model.attention(jax.tree.map(lambda x: x[:1], step), key)
+    return (
+        {}
+        if attention_maps is None
+        else {'attention/weights': attention_maps[:, 0].astype(jnp.float16)}
+    )
 
 
-def _dreams(step: Step, dream: Dream, value: np.ndarray | None, context: int, discount: float) -> dict[str, np.ndarray]:
-    """Keys `dream/*` of windows [B, T]; truth and dream are images [B, T, h, w, c] on [0, 1], or numbers [B, T, n]."""
+def _dreams(
+    step: Step, dream: Dream, value: np.ndarray | None, context: int, discount: float
+) -> dict[str, np.ndarray]:
+    """Keys `dream/*` of windows [B, T]; truth and dream are images [B, T, h, w, c] on [0, 1], or
+    numbers [B, T, n].
+    """
     truth = np.asarray(step.obs, np.float32) / (255 if step.obs.dtype == np.uint8 else 1)
     images = truth.ndim == 5
     found: dict[str, np.ndarray] = {

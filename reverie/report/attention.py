@@ -4,10 +4,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from reverie.evaluation import video
-from reverie.evaluation.charts import Line, curves
-from reverie.evaluation.page import Run, escape, figure, image
+from reverie.report.charts import Line, curves
+from reverie.report.page import Run, escape, figure, image
 
-MAP, SMALL, SHOWN, LOOKS = 360, 132, 8, 3  # pixels of the large map and the small ones; frames of a strip; strips
+MAP, SMALL, SHOWN, LOOKS = (
+    360,
+    132,
+    8,
+    3,
+)  # pixels of the large map and the small ones; frames of a strip; strips
 GROUND, FULL = np.array((255, 255, 255), float), np.array((0, 72, 130), float)
 NOT_YET = np.array((238, 238, 234), np.uint8)
 
@@ -21,7 +26,7 @@ def heat(weights: Float[np.ndarray, 'T T'], pixels: int) -> UInt8[np.ndarray, 'h
     return video.enlarge(colours[None], max(1, pixels // t))[0]
 
 
-def looked_back(weights: Float[np.ndarray, 'T T'], near: int = 2) -> Float[np.ndarray, ' T']:
+def attended_steps(weights: Float[np.ndarray, 'T T'], near: int = 2) -> Float[np.ndarray, ' T']:
     """The share of each step's attention that goes further back than `near` steps."""
     t = np.arange(len(weights))
     return (weights * (t[:, None] - t > near)).sum(1)
@@ -33,7 +38,9 @@ def _map(weights: np.ndarray, title: str, pixels: int) -> str:
 
 
 def _by_distance(weights: Float[np.ndarray, 'L heads T T']) -> str:
-    """Mean attention by how many steps back it goes, one line for each layer; only steps that can look so far."""
+    """Mean attention by how many steps back it goes, one line for each layer; only steps that can
+    look so far.
+    """
     t = weights.shape[-1]
     reach = max(2, t // 2)
     mean = weights.mean(1)
@@ -51,12 +58,16 @@ def _strip(weights: Float[np.ndarray, 'T T'], frames: np.ndarray, step: int) -> 
     for i in most:
         picture = image(video.png(frames[i]), f'frame {i + 1}')
         back = f'{step - i} back' if i < step else 'itself'
-        cells.append(f'<figure>{picture}<figcaption>{back}<br>{100 * weights[step, i]:.0f}%</figcaption></figure>')
+        cells.append(
+            f'<figure>{picture}<figcaption>{back}<br>{100 * weights[step, i]:.0f}%</figcaption></figure>'
+        )
     return f'<p class="note">Step {step + 1} looks at</p><div class="frames">{"".join(cells)}</div>'
 
 
 def section(run: Run) -> str:
-    """Maps averaged and per head, the profile over distance, and what single steps look at; empty without attention."""
+    """Maps averaged and per head, the profile over distance, and what single steps look at; empty
+    without attention.
+    """
     s = run.samples
     if 'attention/weights' not in s:
         return ''
@@ -69,17 +80,23 @@ def section(run: Run) -> str:
         'a column a step looked at, from the left and from the top; darker is more, and a row adds up to one. '
         'A step is the token of what was known when its frame arrived.</p>'
     )
-    out.append(f'<div class="charts">{_map(mean, "mean of all heads", MAP)}{_by_distance(weights)}</div>')
+    out.append(
+        f'<div class="charts">{_map(mean, "mean of all heads", MAP)}{_by_distance(weights)}</div>'
+    )
     truth = s.get('dream/truth')
     if truth is not None and truth.ndim == 5 and truth.shape[1] == t:  # images
         frames = video.colourise(truth[0])
-        far = np.argsort(-looked_back(mean)[: t - 1], kind='stable')[: LOOKS - 1]
+        far = np.argsort(-attended_steps(mean)[: t - 1], kind='stable')[: LOOKS - 1]
         steps = [*sorted(int(i) for i in far), t - 1]
         out.append('<h3>The frames looked at most</h3>')
         out.append('<p class="note">The last step, and those that look back furthest.</p>')
         out += [_strip(mean, frames, step) for step in steps]
     maps = ''.join(
-        _map(weights[i, j], f'layer {i + 1}, head {j + 1}', SMALL) for i in range(layers) for j in range(heads)
+        _map(weights[i, j], f'layer {i + 1}, head {j + 1}', SMALL)
+        for i in range(layers)
+        for j in range(heads)
     )
-    out.append(f'<details><summary>Every head ({layers * heads})</summary><div class="films">{maps}</div></details>')
+    out.append(
+        f'<details><summary>Every head ({layers * heads})</summary><div class="films">{maps}</div></details>'
+    )
     return ''.join([*out, '</section>'])

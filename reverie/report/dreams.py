@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from reverie.evaluation import video
-from reverie.evaluation.charts import Line, curves, number
-from reverie.evaluation.page import Run, escape, figure, image, labels, legend, line_key, missing
+from reverie.report.charts import Line, curves, number
+from reverie.report.page import Run, escape, figure, image, labels, legend, line_key, missing
 
 FILMS, FRAMES = 4, 36  # dreams shown moving; frames of the strip
 PLOTS, NUMBERS = 2, 12  # dreams with plots; of an observation's numbers, how many are plotted
@@ -31,11 +31,17 @@ def write_text(image: UInt8[np.ndarray, 'h w 3'], text: str, x: int, y: int) -> 
         image[y : y + 10, x + 8 * i : x + 8 * i + 6][bits] = LIGHT
 
 
-def film(truth: UInt8[np.ndarray, 't h w 3'], dream: UInt8[np.ndarray, 't h w 3'], action: Int[np.ndarray, ' t'],
-         actions: int, context: int) -> UInt8[np.ndarray, 't H W 3']:  # fmt: skip
+def film(
+    truth: UInt8[np.ndarray, 't h w 3'],
+    dream: UInt8[np.ndarray, 't h w 3'],
+    action: Int[np.ndarray, ' t'],
+    actions: int,
+    context: int,
+) -> UInt8[np.ndarray, 't H W 3']:
     """Truth above, dream below; under them the frame counter, the action taken and the progress.
 
-    The dream's frames have a dim edge while they are given (t < context) and a bright one once they are dreamed.
+    The dream's frames have a dim edge while they are given (t < context) and a bright one once they
+    are dreamed.
     """
     scale, edge, line = max(1, 144 // truth.shape[1]), 3, 30
     truth, dream = video.enlarge(truth, scale), video.enlarge(dream, scale)
@@ -56,15 +62,21 @@ def film(truth: UInt8[np.ndarray, 't h w 3'], dream: UInt8[np.ndarray, 't h w 3'
     return out
 
 
-def _strip(truth: np.ndarray, dream: np.ndarray, decibel: np.ndarray, likeness: np.ndarray, context: int) -> str:
-    """Frames of one dream, evenly spaced if there are many; [t, h, w, 3] colours, [t] PSNR and SSIM."""
+def _strip(
+    truth: np.ndarray, dream: np.ndarray, decibel: np.ndarray, likeness: np.ndarray, context: int
+) -> str:
+    """Frames of one dream, evenly spaced if there are many; [t, h, w, 3] colours, [t] PSNR and
+    SSIM.
+    """
     t = len(truth)
     first = max(0, context - 2)
     shown = np.unique(np.linspace(first, t - 1, min(FRAMES, t - first)).round().astype(int))
     cells = []
     for i in shown:
         given = i < context
-        pair = image(video.png(truth[i]), f'truth, frame {i + 1}') + image(video.png(dream[i]), f'dream, frame {i + 1}')
+        pair = image(video.png(truth[i]), f'truth, frame {i + 1}') + image(
+            video.png(dream[i]), f'dream, frame {i + 1}'
+        )
         under = 'given' if given else f'{decibel[i]:.1f} dB<br>{likeness[i]:.2f}'
         cells.append(
             f'<figure class="{"given" if given else ""}">{pair}<figcaption>{i + 1}<br>{under}</figcaption></figure>'
@@ -79,12 +91,16 @@ def _fidelity(title: str, unit: str, dreamed: np.ndarray, held: np.ndarray, cont
     lines += [Line(x, held[:, context:].mean(0), 'base'), Line(x, dreamed[:, context:].mean(0))]
     lines = [dataclasses.replace(line, y=np.clip(line.y, 0.0, DRAWN)) for line in lines]
     chart = curves(lines, 'frame', f'{title} of each dreamed frame', False, limits=(0.0, None))
-    means = [f'{values[:, context:].mean():{".1f" if unit else ".3f"}}' for values in (dreamed, held)]
+    means = [
+        f'{values[:, context:].mean():{".1f" if unit else ".3f"}}' for values in (dreamed, held)
+    ]
     return figure(f'{title}{unit}', f'mean {means[0]}, still {means[1]}', chart)
 
 
 def _prediction_figures(run: Run, i: int, context: int) -> str:
-    """Reward, value and continuation of dream i against what happened; pairs that are not there are left out."""
+    """Reward, value and continuation of dream i against what happened; pairs that are not there are
+    left out.
+    """
     s, out = run.samples, []
     pairs = (
         ('reward', 'dream/reward_true', 'dream/reward_pred'),
@@ -96,9 +112,21 @@ def _prediction_figures(run: Run, i: int, context: int) -> str:
             continue
         x = np.arange(1, s[pred].shape[1] + 1)
         lines = [Line(x, s[truth][i], 'truth')] if truth in s else []
-        marks = (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist() if 'dream/is_first' in s else []
+        marks = (
+            (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist()
+            if 'dream/is_first' in s
+            else []
+        )
         limits = (0.0, 1.05) if pred == 'dream/cont_pred' else (None, None)
-        chart = curves([*lines, Line(x, s[pred][i])], 'frame', title, False, (1.0, float(context)), marks, limits)
+        chart = curves(
+            [*lines, Line(x, s[pred][i])],
+            'frame',
+            title,
+            False,
+            (1.0, float(context)),
+            marks,
+            limits,
+        )
         out.append(figure(f'dream {i + 1}: {title}', '', chart))
     return f'<div class="charts">{"".join(out)}</div>' if out else ''
 
@@ -124,7 +152,10 @@ def section(run: Run) -> str:
     truth, context = s['dream/truth'], int(s['dream/context'])
     n, t = truth.shape[:2]
     if context >= t:
-        return out[0] + f'<p class="missing">No dreams: all {t} frames of the samples are given ones.</p></section>'
+        return (
+            out[0]
+            + f'<p class="missing">No dreams: all {t} frames of the samples are given ones.</p></section>'
+        )
     out.append(
         f'<p>The model is given {context} frames; from then on it dreams alone, under the actions really taken. '
         'The games have chance of their own, so a possible dream need not be the one that happened.</p>'
@@ -132,7 +163,9 @@ def section(run: Run) -> str:
     out += _numbers(run, context) if truth.ndim == 3 else _images(run, context)
     plots = ''.join(_prediction_figures(run, i, context) for i in range(min(n, PLOTS)))
     if plots:
-        out.append('<h3>What it expects</h3><p class="note">Shaded: given frames. Dotted: a new episode starts.</p>')
+        out.append(
+            '<h3>What it expects</h3><p class="note">Shaded: given frames. Dotted: a new episode starts.</p>'
+        )
     return ''.join([*out, plots, _agreement(run, context), '</section>'])
 
 
@@ -144,7 +177,11 @@ def _numbers(run: Run, context: int) -> list[str]:
     names = labels(run, 'channels')
     names += [f'observation {k + 1}' for k in range(len(names), truth.shape[2])]
     for i in range(min(len(truth), PLOTS)):
-        marks = (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist() if 'dream/is_first' in s else []
+        marks = (
+            (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist()
+            if 'dream/is_first' in s
+            else []
+        )
         charts = []
         for k in range(min(truth.shape[2], NUMBERS)):
             lines = [Line(x, truth[i, :, k], 'truth'), Line(x, dream[i, :, k])]
@@ -169,13 +206,18 @@ def _images(run: Run, context: int) -> list[str]:
     out += [legend(run, truth.shape[-1]), '<h3>Moving</h3><div class="films">']
     for i in range(min(n, FILMS)):
         frames = film(rgb_truth[i], rgb_dream[i], action[i], actions, context)
-        out.append(f'<figure>{image(video.apng(frames, holds=(t - 1,)), f"dream {i + 1}, animated")}</figure>')
+        out.append(
+            f'<figure>{image(video.apng(frames, holds=(t - 1,)), f"dream {i + 1}, animated")}</figure>'
+        )
     cells = ', '.join(names)
     out.append(
         '</div><p class="note">Blue edge: dreamed; grey edge: given. Lit cell at the lower right: the action '
         f'that led to the frame{escape(f" (from the left: {cells})") if cells else ""}.</p>'
     )
-    out += ['<h3>Frame by frame</h3>', _strip(rgb_truth[0], rgb_dream[0], decibel[0], likeness[0], context)]
+    out += [
+        '<h3>Frame by frame</h3>',
+        _strip(rgb_truth[0], rgb_dream[0], decibel[0], likeness[0], context),
+    ]
     out.append(
         f'<p class="note">Dream 1: number of the frame, PSNR (identical frames: {video.PSNR_CAP:.0f} dB; the curve '
         f'below is drawn to {DRAWN:.0f}), SSIM (identical frames: 1).</p>'

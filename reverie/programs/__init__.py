@@ -1,1 +1,0 @@
-"""What the commands do. Programs may import everything; nothing but the command line and the server imports them."""
