@@ -43,7 +43,7 @@ SETTINGS = dict(
 )
 
 
-def fastest(f: Callable, state: ppo.TrainState, repeats: int = 3) -> tuple[float, float]:
+def fastest(f: Callable, state: ppo.PPOState, repeats: int = 3) -> tuple[float, float]:
     """-> (seconds of the fastest warm call, seconds of compilation and the first call)."""
     begin = time.perf_counter()
     state = jax.block_until_ready(f(state))
@@ -61,7 +61,7 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
     """
     agent, vector = ppo.PPO(env.spec, config), Vector(env, config.envs)
 
-    def chance(state: ppo.TrainState) -> ppo.TrainState:
+    def chance(state: ppo.PPOState) -> ppo.PPOState:
         def frame(carry, key):
             actions = jax.random.randint(key, (config.envs,), 0, env.spec.actions.size)
             return vector.step(carry[0], actions, key), None
