@@ -25,7 +25,7 @@ import numpy as np
 
 from reverie.agents import presets
 from reverie.agents.dreamer import Dreamer, DreamerConfig
-from reverie.commands.speed import Noise
+from reverie.commands.bench.phases import RandomBatches
 from reverie.envs.device import make
 from reverie.evaluation.returns import provenance, save
 from reverie.nn.core import count
@@ -39,7 +39,9 @@ STEPS = (('12m', IMAGE, 31.0), ('200m', IMAGE, 105.0), ('1m', VECTOR, 13.0), ('1
 RATIOS = (32, 128)
 
 
-def call(agent: Dreamer, source: Noise | Live, seeds: int, updates: int) -> Callable[[], Any]:
+def call(
+    agent: Dreamer, source: RandomBatches | Live, seeds: int, updates: int
+) -> Callable[[], Any]:
     """A function that makes `updates` gradient steps of every seed, from where its last call ended."""
     (phase,) = agent.phases
     keys = jax.random.split(jax.random.key(0), seeds)
@@ -102,7 +104,7 @@ def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, A
             cfg = config(preset, size, quick)
             agent = Dreamer(cfg, EnvSpec('noise', shape, ActionSpace('discrete', 6)))
             params = jax.eval_shape(agent.init, jax.random.key(0))
-            found = timed(call(agent, Noise(agent.spec), 1, updates), updates, repeats)
+            found = timed(call(agent, RandomBatches(agent.spec), 1, updates), updates, repeats)
             rssm = rssm or found['ms']['p50']
             yield dict(
                 preset=preset,

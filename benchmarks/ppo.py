@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from reverie.agents import ppo
-from reverie.cli import options_of, slug, whole
+from reverie.commands.arguments import options_of, slug, whole
 from reverie.envs.device import Vector, make
 from reverie.evaluation.returns import RandomActor, evaluate_seeds, provenance, record, save
 from reverie.types import Env, Params

@@ -21,7 +21,7 @@ import pytest
 from reverie import cli
 from reverie.agents import presets
 from reverie.agents.ppo import PPOConfig
-from reverie.commands import collect
+from reverie.commands.collect import dataset
 from reverie.commands.experiment import SAFE, Recorded
 from reverie.data import Episodes
 from reverie.evaluation import returns
@@ -41,7 +41,7 @@ PPO = PPOConfig(env_frames=4096, envs=16, rollout=16, minibatches=2, snapshots=4
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp('data') / 'breakout-mixed'
-    collect.write_dataset(path, 'minatar/breakout', 'mixed', 2000, config=PPO, episodes=4)
+    dataset.write_dataset(path, 'minatar/breakout', 'mixed', 2000, config=PPO, episodes=4)
     return path
 
 
@@ -212,7 +212,7 @@ def test_a_dataset_of_another_game_or_action_count_is_refused(capsys, monkeypatc
     train = ['train', 'dreamer4_debug', '--out', run, '--data', data, '--env']
     assert 'minatar/asterix' in fails(capsys, monkeypatch, *train, 'minatar/asterix')
     small = tmp_path / 'small'
-    collect.write_dataset(
+    dataset.write_dataset(
         small, 'minatar/breakout', 'random', 200, options={'minimal_actions': True}, episodes=2
     )
     assert Episodes(small).spec.actions.size == 3
@@ -309,7 +309,7 @@ def terminated(*args, **options):
 def test_sigterm_while_collecting_leaves_nothing_and_asks_to_be_requeued(
     capsys, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(collect, 'scores', terminated)
+    monkeypatch.setattr(dataset, 'scores', terminated)
     path = tmp_path / 'data'
     assert (
         run_main(

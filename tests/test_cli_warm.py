@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from reverie.agents import presets
-from reverie.commands import collect
+from reverie.commands.collect import dataset
 from reverie.commands.experiment import Recorded, load
 from reverie.data import Episodes
 from reverie.training import checkpoint
@@ -41,7 +41,7 @@ ALL = ('encoder', 'decoder', 'dynamics', 'policy', 'reward', 'cont', 'value', 'p
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp('data') / 'random'
-    collect.write_dataset(path, 'minatar/breakout', 'random', 1000, episodes=2)
+    dataset.write_dataset(path, 'minatar/breakout', 'random', 1000, episodes=2)
     return path
 
 
@@ -82,7 +82,7 @@ def test_imagination_in_two_runs_equals_imagination_in_one(source, data, tmp_pat
 def test_a_model_is_finetuned_on_other_data_with_few_labels(source, data, tmp_path):
     """The dynamics as after its phase, not as finetuned: a learning rate of 0 keeps them."""
     other = tmp_path / 'other'
-    collect.write_dataset(other, 'minatar/breakout', 'random', 1000, episodes=2, seed=5)
+    dataset.write_dataset(other, 'minatar/breakout', 'random', 1000, episodes=2, seed=5)
     brief = phase(phase(STEADY, 'imagine', steps=0), 'bc', steps=0)
     still = phase(brief, 'finetune', learning_rate=0.0)
     params = train(

@@ -23,8 +23,8 @@ ALLOWED = {
     'training': {'data', 'envs'},
     'evaluation': {'envs', 'data', 'report'},
     'report': {'evaluation', 'data', 'envs'},
-    'commands': EVERYTHING - {'serve', 'cli'},
-    'serve': EVERYTHING - {'cli'},
+    'commands': EVERYTHING - {'cli'},
+    'serve': {'data', 'envs', 'evaluation'},
     'cli': EVERYTHING,
 }
 

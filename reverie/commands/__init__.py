@@ -1,4 +1,4 @@
-"""What the commands do.
+"""Commands of `reverie`, one file each: their options as a dataclass, and `run`.
 
-Programs may import everything; nothing but the command line and the server imports them.
+These files import nothing heavy at the top, so that --help and a mistyped option answer at once.
 """

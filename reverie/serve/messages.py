@@ -16,7 +16,7 @@ import numpy as np
 
 from reverie.evaluation.video import colourise
 from reverie.serve import keys
-from reverie.types import ActionSpace
+from reverie.types import ActionSpace, EnvSpec
 
 MAX_BYTES = 4096  # of one order
 RAW_BYTES = 1 << 16  # pictures up to this size travel as they are, larger ones as JPEG
@@ -163,6 +163,14 @@ def picture(image: np.ndarray, symbolic: bool) -> tuple[dict[str, Any], bytes]:
     out = io.BytesIO()
     Image.fromarray(rgb).save(out, 'JPEG', quality=90)
     return {'kind': 'jpeg', **size}, out.getvalue()
+
+
+def is_symbolic(spec: EnvSpec) -> bool:
+    """Whether pictures are grids of symbols rather than grey or colour images."""
+    shape = spec.obs_shape
+    if not isinstance(shape, tuple) or len(shape) != 3:
+        return False
+    return bool(spec.channels) or shape[-1] not in (1, 3)
 
 
 def rgb_of(image: np.ndarray, symbolic: bool) -> np.ndarray:

@@ -20,10 +20,12 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from reverie.serve import messages
+from reverie.evaluation.video import PALETTE
+from reverie.serve import keys, messages
 from reverie.serve.engine import Engine
 from reverie.serve.guard import Bucket, Guard
 from reverie.serve.players import Client, Mailbox
+from reverie.serve.session import Session
 from reverie.types import UserError
 
 RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once
@@ -49,6 +51,26 @@ def policy(html: str) -> str:
         f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; connect-src 'self'; "
         "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+
+
+def hello(session: Session, title: str, symbolic: bool) -> dict[str, Any]:
+    """First message of a socket: the agent, the environment, its keys and the choices of a page."""
+    spec = session.agent.spec
+    channels = [
+        {'name': name, 'colour': PALETTE[i % len(PALETTE)].tolist()}
+        for i, name in enumerate(spec.channels)
+    ]
+    return {
+        'title': title,
+        'env': spec.name,
+        'kind': spec.actions.kind,
+        'rest': keys.rest(spec.actions),
+        'bindings': [b.plain() for b in keys.bindings(spec.actions)],
+        'views': session.views,
+        'sources': session.sources,
+        'steps_choices': session.steps_choices,
+        'channels': channels if symbolic else [],
+    }
 
 
 class Guarded:
@@ -91,7 +113,7 @@ class Guarded:
 
 
 class App:
-    """The routes. hello: what a page is told when its socket opens."""
+    """Routes of the server. hello: the first message of every socket."""
 
     def __init__(self, engine: Engine, guard: Guard, hello: dict[str, Any]):
         self.engine, self.hello = engine, hello

@@ -10,17 +10,8 @@ import numpy as np
 import pytest
 
 from reverie.agents.ppo import PPOConfig, train
-from reverie.commands.collect import (
-    collect,
-    frames_of_training,
-    nearest,
-    play,
-    players,
-    snapshots,
-    streams_for,
-    weak,
-    write_dataset,
-)
+from reverie.commands.collect.dataset import frames_of_training, weak, write_dataset
+from reverie.commands.collect.players import collect, nearest, play, players, snapshots, streams_for
 from reverie.data.episodes import Episodes
 from reverie.envs.device import TimeLimit, make
 from reverie.types import UserError
@@ -91,7 +82,7 @@ def test_the_same_key_collects_the_same_episodes(game, run, mixed):
 def test_chunks_join_without_a_seam(game, monkeypatch):
     player = players('random', game, None)[0]
     whole = list(play(game, player, 300, 3, jax.random.key(2)))
-    monkeypatch.setattr('reverie.commands.collect.CHUNK', 30)
+    monkeypatch.setattr('reverie.commands.collect.players.CHUNK', 30)
     parts = list(play(game, player, 300, 3, jax.random.key(2)))
     assert [len(x.reward) for x in whole] == [100] and [len(x.reward) for x in parts] == [25] * 4
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -212,7 +203,7 @@ def test_players_that_are_not_numbers_do_not_play(game, run):
 
 
 def test_mistakes_are_refused_before_anything_is_trained(tmp_path, monkeypatch, game):
-    monkeypatch.setattr('reverie.commands.collect.train', lambda *_: pytest.fail('trained'))
+    monkeypatch.setattr('reverie.commands.collect.dataset.train', lambda *_: pytest.fail('trained'))
     write = lambda path, name, kind, frames: write_dataset(
         path, name, kind, frames, config=CONFIG, episodes=4
     )

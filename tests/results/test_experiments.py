@@ -8,6 +8,9 @@ import sys
 import pytest
 
 from reverie import cli
+from reverie.commands.arguments import parse
+from reverie.commands.collect import Collect
+from reverie.commands.train import parse_train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -39,10 +42,10 @@ def test_commands_are_understood_and_the_last_one_writes_the_results(experiment)
             continue
         assert program == 'reverie'
         if args[0] == 'train':
-            parsed = cli.parse_train(*args[1:])
+            parsed = parse_train(*args[1:])
             assert parsed.seeds == experiment.seeds and str(parsed.results) == experiment.results
         else:
-            parsed = cli.parse(cli.COMMANDS[args[0]][0], args[1:], 'reverie')
+            parsed = parse(cli.COMMANDS[args[0]][0], args[1:], 'reverie')
             assert args[0] != 'bench' or str(parsed.out) == experiment.results
     assert experiment.device in ('cpu', 'gpu') and experiment.minutes > 0 and experiment.proves
 
@@ -51,6 +54,6 @@ def test_data_is_collected_where_training_looks_for_it():
     pairs = [e.commands for e in EXPERIMENTS if len(e.commands) == 2]
     assert pairs
     for collect, train in pairs:
-        made = cli.parse(cli.Collect, shlex.split(collect)[2:], 'reverie')
-        read = cli.parse_train(*shlex.split(train)[2:])
+        made = parse(Collect, shlex.split(collect)[2:], 'reverie')
+        read = parse_train(*shlex.split(train)[2:])
         assert made.overwrite and (made.out, made.env) == (read.data, read.env)

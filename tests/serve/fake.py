@@ -17,9 +17,8 @@ from reverie.serve.engine import Engine
 from reverie.serve.frame import Frame
 from reverie.serve.guard import Guard
 from reverie.serve.messages import unpack
-from reverie.serve.play import hello
 from reverie.serve.recording import Saver
-from reverie.serve.server import App, bind, make_server
+from reverie.serve.server import App, bind, hello, make_server
 from reverie.serve.session import Session
 from reverie.types import ActionSpace, EnvSpec
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from reverie.agents import presets
+from reverie.commands.play import serving as command
 from reverie.envs.host import HostVector
-from reverie.serve import play as command
 from reverie.serve.hosted import HostSession
 from reverie.serve.session import Session
 from reverie.types import ActionSpace, EnvSpec, Step, UserError

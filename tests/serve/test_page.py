@@ -19,8 +19,9 @@ import time
 import numpy as np
 import pytest
 
+from reverie.commands.play.serving import play
+from reverie.commands.play.setup import resolve_play
 from reverie.serve import keys
-from reverie.serve.play import play, resolve_play
 from reverie.types import ActionSpace, UserError
 from tests.serve.fake import wait
 

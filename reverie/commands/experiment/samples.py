@@ -1,4 +1,4 @@
-"""What a trained agent sees and dreams, as the arrays that the report shows."""
+"""Samples of what a trained agent sees and dreams, as arrays for the report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
-from reverie.commands.collect import DataPlayer, play
+from reverie.commands.collect.players import DataPlayer, play
 from reverie.envs.host import HostVector
 from reverie.evaluation import trust
 from reverie.evaluation.openloop import Dream, open_loop
@@ -23,10 +23,9 @@ MASK_RATES = (0.0, 0.3, 0.6, 0.9)
 
 
 def discounted_sum(reward: Float[Array, 'B T'], is_last, discount: float) -> np.ndarray:
-    """Discounted sum of the rewards that arrive after each frame, up to the window's or the
-    episode's end. [B, T]
-    """
-    out, running = np.zeros(reward.shape), np.zeros(len(reward))
+    """Discounted sum [B, T] of the rewards after each frame, to the window's or episode's end."""
+    out = np.zeros(reward.shape)
+    running = np.zeros(len(reward))
     for t in range(reward.shape[1] - 2, -1, -1):
         running = np.where(is_last[:, t], 0.0, reward[:, t + 1] + discount * running)
         out[:, t] = running
@@ -36,9 +35,10 @@ def discounted_sum(reward: Float[Array, 'B T'], is_last, discount: float) -> np.
 def _reconstructions(
     agent: Dreamer4, params: Params, images: Array, key: PRNGKeyArray
 ) -> dict[str, Array]:
-    """Single frames [n, h, w, c] through the tokenizer at each masking rate."""
+    """Single frames [n, h, w, c] through the tokenizer at each masking rate: keys `recon/*`."""
     encoder, decoder = (agent.bind[name](params[name]) for name in ('encoder', 'decoder'))
-    frames, alone = images[:, None], jnp.ones((len(images), 1), bool)
+    frames = images[:, None]
+    alone = jnp.ones((len(images), 1), bool)
     ph, pw = agent.cfg.tokenizer.patch
     rows, columns = images.shape[1] // ph, images.shape[2] // pw
     draws = jax.random.uniform(key, (len(images), 1, encoder.patches))
@@ -56,7 +56,7 @@ def _reconstructions(
 
 
 def _whole(step: Step, count: int) -> Step:
-    """The `count` windows of many that an episode's end interrupts least."""
+    """The `count` windows [B, T] that an episode's end interrupts least."""
     ends = np.asarray(step.is_first[:, 1:]).sum(1)
     order = np.argsort(ends, kind='stable')[:count]
     return jax.tree.map(lambda x: x[order], step)
@@ -71,10 +71,10 @@ def of_dataset(
     context: int = 8,
     horizon: int = 24,
 ) -> dict[str, np.ndarray]:
-    """Reconstructions at several masking rates and open-loop dreams of dataset windows: keys
-    `recon/*`, `dream/*`.
+    """Reconstructions at several masking rates, open-loop dreams and attention on dataset windows.
 
     params: of one seed. context: frames given before the dream starts. horizon: frames dreamed.
+    Returns arrays under `recon/*`, `dream/*` and `attention/*`.
     """
     key_draw, key_mask, key_dream = jax.random.split(key, 3)
     length = context + horizon
@@ -99,8 +99,7 @@ def of_dataset(
 def trust_of(
     agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, frames: int
 ) -> dict[str, Any]:
-    """The trust numbers of all seeds, params [seeds, ...], given as many frames as the dynamics
-    keeps.
+    """Trust numbers of all seeds, params [seeds, ...]; the context is what the dynamics keeps.
 
     frames: of the dataset; no more windows are drawn than their dreams would cover it once.
     """
@@ -120,17 +119,15 @@ def of_play(
     context: int = 5,
     horizon: int = 45,
 ) -> dict[str, np.ndarray]:
-    """Open-loop dreams of windows that the agent plays itself: keys `dream/*`; nothing for
-    observations of many parts.
+    """Open-loop dreams of windows that the agent plays itself, under `dream/*`.
 
-    Arguments as those of `of_dataset`.
+    Arguments are those of `of_dataset`. Empty for observations of many parts.
     """
     if isinstance(env.spec.obs_shape, Mapping):
         return {}
     key_play, key_dream = jax.random.split(key)
-    windows = (
-        1 if isinstance(agent, Planet) else 5
-    )  # of each environment; a plan costs a thousand actions of a policy
+    # of each environment; a plan costs a thousand actions of a policy
+    windows = 1 if isinstance(agent, Planet) else 5
     frames = 16 * windows * (context + horizon)
     chunks = list(play(env, DataPlayer('agent', agent.explorer, params), frames, 16, key_play))
     steps = jax.tree.map(lambda *x: np.concatenate(x), *chunks)  # [windows * length, 16]
@@ -146,7 +143,7 @@ def of_host(
     context: int = 5,
     horizon: int = 45,
 ) -> dict[str, np.ndarray]:
-    """As `of_play`, for environments on the host."""
+    """`of_play` for environments on the host."""
     if isinstance(vector.spec.obs_shape, Mapping):
         return {}
     key_play, key_dream = jax.random.split(key)
@@ -171,11 +168,15 @@ def _of_steps(
     context: int,
     horizon: int,
 ) -> dict[str, np.ndarray]:
-    """Dreams of windows cut from play [T, N]."""
+    """Dreams and attention of windows cut from play [T, N]."""
     length = context + horizon
     windows = len(steps.reward) // length
-    cut = lambda x: x.swapaxes(0, 1)[:, : windows * length].reshape(-1, length, *x.shape[2:])
-    step = _whole(jax.tree.map(lambda x: jnp.asarray(cut(x)), steps), 4)
+
+    def cut(x: np.ndarray) -> Array:
+        rows = x.swapaxes(0, 1)[:, : windows * length]
+        return jnp.asarray(rows.reshape(-1, length, *x.shape[2:]))
+
+    step = _whole(jax.tree.map(cut, steps), 4)
 
     @jax.jit
     def run(params: Params, step: Step):
@@ -190,23 +191,15 @@ def _of_steps(
 def _attention(
     model: LatentModel | ShortcutModel, step: Step, key: PRNGKeyArray
 ) -> dict[str, Array]:
-    """What each step of the first window [B, T] looks at, [L, heads, T, T]; nothing where nothing
-    attends.
-    """
-    attention_maps = model.attention(jax.tree.map(lambda x: x[:1], step), key)
-    return (
-        {}
-        if attention_maps is None
-        else {'attention/weights': attention_maps[:, 0].astype(jnp.float16)}
-    )
+    """Attention [L, heads, T, T] of the first window [B, T]; empty for a model without attention."""
+    weights = model.attention(jax.tree.map(lambda x: x[:1], step), key)
+    return {} if weights is None else {'attention/weights': weights[:, 0].astype(jnp.float16)}
 
 
 def _dreams(
     step: Step, dream: Dream, value: np.ndarray | None, context: int, discount: float
 ) -> dict[str, np.ndarray]:
-    """Keys `dream/*` of windows [B, T]; truth and dream are images [B, T, h, w, c] on [0, 1], or
-    numbers [B, T, n].
-    """
+    """Arrays `dream/*` of windows [B, T]: images [B, T, h, w, c] on [0, 1], or numbers [B, T, n]."""
     truth = np.asarray(step.obs, np.float32) / (255 if step.obs.dtype == np.uint8 else 1)
     images = truth.ndim == 5
     found: dict[str, np.ndarray] = {

@@ -1,6 +1,4 @@
-"""Speed of an agent's phases, and of imagination with the cache against recomputing the context for
-every frame.
-"""
+"""Speed of an agent's phases, and of imagination with the cache against recomputing the context."""
 
 import dataclasses
 import time
@@ -24,8 +22,8 @@ from reverie.training.update import make_program
 from reverie.types import Agent, Batch, EnvSpec, Params, Step
 
 
-class SignalStep:
-    """Batches of random frames made on the device: what is measured is the agent, not the data."""
+class RandomBatches:
+    """Source of random frames made on the device, so that the agent is measured and not the data."""
 
     def __init__(self, spec: EnvSpec):
         self.spec = spec
@@ -45,12 +43,10 @@ class SignalStep:
         length: int,
         relevant: float = 0.0,
     ) -> Batch:
-        lead, no = (batch, length), jnp.zeros((batch, length), bool)
-        action = jax.nn.one_hot(
-            jax.random.randint(key, lead, 0, self.spec.actions.size), self.spec.actions.size
-        )
-        obs = self.observations(key, lead)
-        step = Step(obs, action, jnp.zeros(lead), no, no, no)
+        lead, size = (batch, length), self.spec.actions.size
+        action = jax.nn.one_hot(jax.random.randint(key, lead, 0, size), size)
+        no = jnp.zeros(lead, bool)
+        step = Step(self.observations(key, lead), action, jnp.zeros(lead), no, no, no)
         yes = jnp.ones(batch, bool)
         return Batch(step, yes, yes, jnp.arange(batch) < round(relevant * batch))
 
@@ -74,9 +70,7 @@ class SignalStep:
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """p50, p95 and min of `repeats` calls after one that is not counted; `call` returns what is
-    waited for.
-    """
+    """p50, p95 and min of `repeats` calls after one that is not counted; waits for their results."""
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):
@@ -86,16 +80,15 @@ def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
     return dict(p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times))
 
 
-def phases(agent: Agent, source: SignalStep, updates: int, repeats: int) -> dict[str, Any]:
+def phases(agent: Agent, source: RandomBatches, updates: int, repeats: int) -> dict[str, Any]:
     """Frames per second of every phase, and how often it was compiled."""
-    found, params = {}, agent.init(jax.random.key(0))
+    found: dict[str, Any] = {}
+    params = agent.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 1)
     for phase in agent.phases:
         program = make_program(phase, source)
-        state = jax.tree.map(
-            lambda x: x[None], create(phase.begin(params) if phase.begin else params, phase)
-        )
-        state = own_buffers(state)
+        begun = phase.begin(params) if phase.begin else params
+        state = own_buffers(jax.tree.map(lambda x: x[None], create(begun, phase)))
         begin = time.perf_counter()
         state, *_ = program.call(state, source.data, None, keys, updates=updates)
         jax.block_until_ready(state)
@@ -120,11 +113,10 @@ def phases(agent: Agent, source: SignalStep, updates: int, repeats: int) -> dict
 
 
 def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray) -> Array:
-    """The next frame's latents with no cache: every denoising pass runs the whole window again. [N,
-    Z, c]
+    """The next frame's latents [N, Z, c] with no cache: every denoising pass runs the whole window.
 
-    z [N, C, Z, c] are the context's latents, action [N, C + 1, A] what led to each frame and to the
-    new one.
+    z [N, C, Z, c] are the context's latents, action [N, C + 1, A] those that led to each frame and
+    to the new one.
     """
     dynamics, cfg = model.dynamics, model.dynamics.cfg
     n, c = z.shape[:2]
@@ -156,9 +148,7 @@ def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray)
 def imagination(
     agent: Dreamer4, params: Params, rows: int, frames: int, repeats: int
 ) -> dict[str, Any]:
-    """Milliseconds per imagined frame with the cache and without, at the preset's context C, in one
-    run.
-    """
+    """Milliseconds per imagined frame with the cache and without, at the preset's context C."""
     context = agent.cfg.dynamics.transformer.context
     shape = agent.model(params, images=False).dynamics
     z = jax.random.normal(jax.random.key(0), (rows, context, shape.tokens, shape.channels))
@@ -203,8 +193,8 @@ def imagination(
 
 
 def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
-    """The speed record of a preset on MinAtar Breakout's shapes; imagination at `context` frames if
-    it has a cache.
+    """Speed record of a preset on MinAtar Breakout's shapes; imagination at `context` frames if it
+    has a cache.
     """
     spec = device.make('minatar/breakout').spec
     config = presets.get(preset)
@@ -215,7 +205,7 @@ def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
     record = {
         'name': 'phases', 'preset': preset, 'command': command, **provenance(),
         'params': {name: count(group) for name, group in params.items()},
-        'phases': phases(agent, SignalStep(spec), updates, repeats),
+        'phases': phases(agent, RandomBatches(spec), updates, repeats),
     }  # fmt: skip
     if isinstance(config, Dreamer4Config):
         longer = dataclasses.replace(config.dynamics.transformer, context=context)

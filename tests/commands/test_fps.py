@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from reverie.serve import fps
+from reverie.commands.bench import fps
 from reverie.types import UserError
 
 

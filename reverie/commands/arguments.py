@@ -1,0 +1,53 @@
+"""Parsing of the command line's arguments, shared by all commands."""
+
+import ast
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from reverie.types import UserError
+
+
+def parse(options: type, args: Sequence[str], prog: str, **more: Any) -> Any:
+    """An `options` value from `args`, by tyro; raises UserError for an option it does not know."""
+    parsed, unknown = tyro.cli(
+        options, args=list(args), prog=prog, return_unknown_args=True, **more
+    )
+    if unknown:
+        raise UserError(
+            f'{prog}: unknown option {unknown[0]!r}; {prog} --help lists the known ones'
+        )
+    return parsed
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """'sticky=0.0' -> {'sticky': 0.0}; raises UserError for anything but name=value."""
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition('=')
+        if not equals or not name:
+            raise UserError(f'environment option {pair!r}: expected name=value')
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[name] = text
+    return options
+
+
+def whole(name: str, value: float | int) -> int:
+    """1e6 -> 1000000; raises UserError unless it is a positive whole number."""
+    if value < 1 or value != int(value):
+        raise UserError(f'--{name} {value:g}: expected a positive whole number')
+    return int(value)
+
+
+def slug(env: str) -> str:
+    """'minatar/breakout' -> 'minatar_breakout', as part of a file's name."""
+    return env.replace('/', '_')
+
+
+def score_paths(results: pathlib.Path | None, run: pathlib.Path | None) -> list[pathlib.Path]:
+    """Files to write scores to: `results` if given, and scores.json of the run folder if given."""
+    return [path for path in (results, run and run / 'scores.json') if path]

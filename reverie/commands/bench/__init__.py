@@ -1,0 +1,59 @@
+"""`reverie bench`: speed of training and of play on this device."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import tyro
+
+from reverie.commands.terminal import command_line, show
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure speed on this device: of training (phases), or of play at the paper's shape (fps)."""
+
+    what: tyro.conf.Positional[Literal['phases', 'fps']] = 'phases'
+    """phases: updates of a preset, and imagination with the cache against recomputing the context.
+    fps: frames of play."""
+    preset: str = 'dreamer4'
+    """phases: which preset."""
+    model: str = 'dreamer4-2b'
+    """fps: dreamer4-2b, dreamer4-600m, dreamer4-200m or dreamer4-tiny, with random weights."""
+    players: int = 1
+    """fps: how many play at once."""
+    frames: int = 200
+    """fps: how many are timed."""
+    steps: int = 4
+    """fps: K, denoising steps of a frame."""
+    softcap: float | None = None
+    """fps: another soft cap of the attention's logits; 0 leaves it out."""
+    attention: Literal['xla', 'tokamax', 'auto'] = 'xla'
+    """fps: implementation of attention."""
+    out: pathlib.Path | None = None
+    """Results file to write."""
+
+
+def run(args: Bench) -> None:
+    """Measure, print the record, and write it if a file is given."""
+    from reverie.evaluation.returns import save
+
+    if args.what == 'fps':
+        from reverie.commands.bench import fps
+
+        record = fps.measure(
+            args.model,
+            command_line(),
+            players=args.players,
+            frames=args.frames,
+            steps=args.steps,
+            softcap=args.softcap,
+            kernel=args.attention,
+        )
+    else:
+        from reverie.commands.bench import phases
+
+        record = phases.measure(args.preset, command_line())
+    show(record)
+    if args.out:
+        save(args.out, record)

@@ -1,0 +1,40 @@
+"""`reverie eval`: score a run's agent again."""
+
+import dataclasses
+import pathlib
+
+import tyro
+
+from reverie.commands.arguments import options_of, score_paths
+from reverie.commands.terminal import say
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Score a run's agent in the real environment again."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """Run folder."""
+    episodes: int = 128
+    """Episodes of each seed and read-out."""
+    max_steps: int = 5000
+    """Environment steps after which an episode is cut."""
+    seed: int = 1000
+    """Seed of the evaluation episodes."""
+    results: pathlib.Path | None = None
+    """Also write the scores as a results file."""
+    env_options: tuple[str, ...] = ()
+    """Options that differ from the agent's own, e.g. pays=success; the run keeps its scores."""
+
+
+def run(args: Eval) -> None:
+    """Score every read-out; write scores.json of the run unless the environment's options differ."""
+    from reverie.commands.experiment import load
+
+    experiment, params = load(args.run)
+    if args.env_options:
+        experiment = experiment.under(options_of(args.env_options))
+    paths = score_paths(args.results, None if args.env_options else args.run)
+    experiment.evaluate(
+        args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say, paths=paths
+    )

@@ -1,0 +1,273 @@
+"""One agent in one environment, from training to the report."""
+
+import abc
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from reverie.agents import presets
+from reverie.evaluation import returns, statistics, tables, trust
+from reverie.report import report
+from reverie.training import metrics, runner, warm
+from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
+
+Say = Callable[[str], None]
+
+# Keys of config.json that may differ when a run continues: where and how, not what.
+SAFE = (
+    'command', 'data', 'max_lost', 'export', 'score_every', 'score_episodes', 'device', 'date',
+    'commit', 'versions', *runner.CADENCE,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(abc.ABC):
+    """One agent in one environment; `Recorded` and `Played` say where its experience comes from."""
+
+    preset: str  # the name that `config` started from
+    config: Any
+    env_name: str
+    seed: int = 0
+    seeds: int = 1
+    command: str = ''
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise UserError(f'--seeds {self.seeds}: expected at least 1')
+
+    @property
+    @abc.abstractmethod
+    def env(self) -> Env:
+        """The environment that scores count in."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.env.spec
+
+    @property
+    @abc.abstractmethod
+    def source(self) -> Source | Live | HostLive:
+        """Source of the training batches."""
+
+    @property
+    @abc.abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Entries of config.json about the experience."""
+
+    @property
+    @abc.abstractmethod
+    def frames(self) -> int:
+        """Environment frames that one seed learns from."""
+
+    @functools.cached_property
+    def agent(self) -> Any:
+        return presets.make(self.config, self.spec)
+
+    def describe(self) -> dict[str, Any]:
+        """The run's config.json, without what the runner adds."""
+        spec = self.spec
+        return {
+            'preset': self.preset,
+            'command': self.command,
+            **returns.provenance(),
+            'env': self.env_name,
+            **self.facts,
+            'channels': list(spec.channels),
+            'actions': list(spec.actions.meanings),
+            'config': dataclasses.asdict(self.config),
+        }
+
+    def under(self, options: Mapping[str, Any]) -> 'Experiment':
+        """The same experiment in the environment with other options.
+
+        Raises UserError if they do not fit the agent.
+        """
+        raise UserError(
+            f'{self.env_name}: {dict(options)} given, but a dataset says which options its game has'
+        )
+
+    # ---------------------------------------------------------------- training
+
+    def train(
+        self,
+        folder: pathlib.Path,
+        *,
+        updates_per_call: int = 50,
+        checkpoint_every_s: float = 120.0,
+        log_every_s: float = 5.0,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        init: warm.Init | None = None,
+        keep_phase_ends: bool = True,
+    ) -> Params:
+        """Run all phases, from where a run in `folder` was left; return params [seeds, ...].
+
+        init: the run that phases or parameter groups are taken from, if any.
+        """
+        agent = self.agent
+        sinks: list[metrics.Sink] = [metrics.Terminal(agent.phases)]
+        if tensorboard:
+            sinks.append(metrics.TensorBoard(folder / 'tensorboard'))
+        if wandb:
+            sinks.append(metrics.WandB(folder, wandb, folder.name, self.describe()))
+        return runner.run(
+            agent,
+            self.source,
+            folder,
+            seed=self.seed,
+            seeds=self.seeds,
+            updates_per_call=updates_per_call,
+            checkpoint_every_s=checkpoint_every_s,
+            log_every_s=log_every_s,
+            sinks=sinks,
+            scoring=self.scoring,
+            init=init,
+            config=self.describe(),
+            safe=SAFE,
+            keep_phase_ends=keep_phase_ends,
+        )
+
+    @property
+    def scoring(self) -> runner.Scoring | None:
+        """Scores taken while the agent trains, if any."""
+        return None
+
+    # ---------------------------------------------------------------- scores
+
+    def score(
+        self,
+        actor: Actor,
+        params: Params,
+        key: PRNGKeyArray,
+        *,
+        episodes: int,
+        max_steps: int,
+        greedy: bool,
+    ) -> returns.Scores:
+        """Play whole episodes in the real environment with params [seeds, ...].
+
+        Returns Scores with fields [seeds, episodes].
+        """
+        return returns.evaluate_seeds(
+            self.env, actor, params, key, episodes=episodes, max_steps=max_steps, greedy=greedy
+        )
+
+    def baselines(self) -> dict[str, Any]:
+        """Scores of others to stand beside the agent's."""
+        return {}
+
+    def extra(self) -> dict[str, Any]:
+        """More entries of the results file, about the data."""
+        return {}
+
+    def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
+        """Trust numbers of the world model's dreams, of all seeds; None where they are not taken."""
+        return None
+
+    def evaluate(
+        self,
+        folder: pathlib.Path,
+        params: Params,
+        episodes: int = 128,
+        max_steps: int = 5000,
+        *,
+        eval_seed: int = 1000,
+        say: Say = print,
+        paths: Sequence[pathlib.Path] = (),
+    ) -> dict[str, Any]:
+        """Score every read-out in the real environment, beside random play and the baselines.
+
+        The world model's dreams are measured before, where they can be. Writes the results file to
+        each of `paths` and returns it.
+        """
+        key = jax.random.key(eval_seed)
+        extra = self.extra()
+        if (measured := self.trust(params, key)) is not None:
+            extra['trust'] = measured
+            for line in trust.lines(measured):
+                say(line)
+        log = metrics.read(folder / 'metrics.jsonl')
+        saved = json.loads((folder / 'config.json').read_text())
+        record = returns.record(
+            preset=self.preset,
+            env=self.env_name,
+            command=self.command,
+            seeds=list(range(self.seed, self.seed + self.seeds)),
+            env_frames=self.frames,
+            gradient_steps={name: phase['steps'] for name, phase in saved['phases'].items()},
+            seconds=float(log[-1]['seconds']) if log else 0.0,
+            scores=self._scores(params, key, episodes, max_steps, say),
+            curve=curve(log, self.seeds),
+            **warm.summary(saved),
+            **extra,
+        )
+        for row in tables.difference_rows(record):
+            for mode, figure in (('sampled', row.sampled), ('greedy', row.greedy)):
+                if figure:
+                    say(f'eval  {row.name}, {mode}: {tables.text(figure)}')
+        for path in paths:
+            returns.save(path, record)
+        return record
+
+    def _scores(
+        self, params: Params, key: PRNGKeyArray, episodes: int, max_steps: int, say: Say
+    ) -> dict[str, Any]:
+        """Scores of random play, the baselines and each read-out, sampled and greedy."""
+        score = functools.partial(self.score, key=key, episodes=episodes, max_steps=max_steps)
+        one_seed = {'none': np.zeros(1)}  # random play has no parameters
+        random = score(returns.RandomActor(self.agent.spec.actions), one_seed, greedy=False)
+        scores: dict[str, Any] = {'random': random.returns[0], **self.baselines()}
+        for name, readout in self.agent.readouts.items():
+            scores[name] = {}
+            for mode, greedy in (('sampled', False), ('greedy', True)):
+                played = score(readout.actor, readout.params(params), greedy=greedy)
+                scores[name][mode] = played
+                # cut by us, not by the game's own time limit
+                short = played.truncated & (played.lengths >= max_steps)
+                cut = f', {short.mean():.0%} cut at {max_steps} steps' if short.any() else ''
+                figure = tables.text(statistics.summary(played.returns))
+                say(f'eval  {name:<12} {mode:<8} {figure}{cut}')
+        return scores
+
+    # ---------------------------------------------------------------- report
+
+    @abc.abstractmethod
+    def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        """Samples for the report, with one seed's weights."""
+
+    def report(self, folder: pathlib.Path, params: Params) -> pathlib.Path:
+        """Draw samples with the first seed's weights and write report.html; return its path."""
+        arrays = self.draw(jax.tree.map(lambda x: x[0], params), jax.random.key(self.seed))
+        if arrays:
+            with open(folder / 'samples.npz', 'wb') as file:
+                # NumPy's stub takes them for allow_pickle
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return report.write(folder)
+
+
+def curve(log: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any] | None:
+    """Returns while training, from the metrics of a run that plays; None if it logged none.
+
+    'of' is 'score' (episodes played to score the agent) where there are such, else 'play' (episodes
+    that ended while it learnt).
+    """
+    scored = any('score/return' in row for row in log)
+    name = 'score/return' if scored else 'env/return'
+    rows = [row for row in log if row.get(name) is not None]
+    if not rows:
+        return None
+    each = [row.get(f'{name}/seeds') or [row[name]] for row in rows]
+    kept = [(r, x) for r, x in zip(rows, each, strict=True) if len(x) == seeds and None not in x]
+    return {
+        'of': 'score' if scored else 'play',
+        'env_frames': [row['env_frames'] for row, _ in kept],
+        'seconds': [row['seconds'] for row, _ in kept],
+        'return_per_seed': [[x[i] for _, x in kept] for i in range(seeds)],
+    }

@@ -1,0 +1,177 @@
+"""Experiments of agents that learn from what they play."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from reverie.agents import presets
+from reverie.agents.dreamer import Dreamer
+from reverie.agents.planet import Planet
+from reverie.commands.experiment import samples
+from reverie.commands.experiment.base import Experiment
+from reverie.envs import device
+from reverie.envs.host import HostVector
+from reverie.envs.suites import FAMILIES
+from reverie.evaluation import returns
+from reverie.training import runner
+from reverie.training.online import CollectConfig, Online
+from reverie.training.online_host import OnlineHost
+from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, UserError
+
+SCORE_SEED = 500  # of the episodes played while training; the final scores have seeds of their own
+
+
+@dataclasses.dataclass(frozen=True)
+class Played(Experiment):
+    """The agent learns from what it plays, in environments on the device."""
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the environment
+    env_frames: int = 100_000  # played, prefill included; sets the number of updates
+    export: pathlib.Path | None = None  # dataset to leave the replay as
+    score_every: int = 0  # frames between two scores while training; 0 for none
+    score_episodes: int = 32  # sampled episodes of such a score
+    score_steps: int = 5000  # steps after which such an episode is cut
+
+    @property
+    def env(self) -> Env:
+        return device.make(self.env_name, **self.options)
+
+    def under(self, options: Mapping[str, Any]) -> 'Played':
+        other = dataclasses.replace(self, options={**self.options, **options})
+        if other.spec != self.spec:
+            raise UserError(
+                f'{dict(options)} makes another environment: {other.spec}, the agent knows {self.spec}'
+            )
+        return other
+
+    @property
+    def play(self) -> CollectConfig:
+        r = self.config.replay
+        return CollectConfig(
+            r.envs,
+            min(r.capacity, self.env_frames),
+            r.ratio,
+            r.prefill,
+            r.random_prefill,
+            context=r.context,
+        )
+
+    def _frames_after(self, updates: int) -> int:
+        """Environment frames that one seed has played after so many updates."""
+        r = self.config.replay
+        return self.play.env_frames(updates, r.batch, r.length)
+
+    @functools.cached_property
+    def agent(self) -> Dreamer | Planet:
+        """The agent, with as many updates as the frames allow; raises UserError if that is none."""
+        presets.make(self.config, self.spec)  # whether both fit comes before how much is played
+        prefill, first = self._frames_after(0), self._frames_after(1)
+        updates = (self.env_frames - prefill) // (first - prefill)
+        if updates < 1:
+            raise UserError(
+                f'--frames {self.env_frames}: expected at least {first}, the prefill and one update'
+            )
+        return presets.make(dataclasses.replace(self.config, steps=updates), self.spec)
+
+    @property
+    def source(self) -> Live | HostLive:
+        return Online(self.env, self.agent.explorer, self.play, self.export, self.provenance)
+
+    @property
+    def scoring(self) -> runner.Scoring | None:
+        """Sampled episodes of the first read-out, always begun with the same keys."""
+        if not self.score_every:
+            return None
+        readout = next(iter(self.agent.readouts.values()))
+
+        def play(params: Params) -> dict[str, np.ndarray]:
+            played = self.score(
+                readout.actor,
+                readout.params(params),
+                jax.random.key(SCORE_SEED),
+                episodes=self.score_episodes,
+                max_steps=self.score_steps,
+                greedy=False,
+            )
+            return {'score/return': played.returns.mean(1), 'score/length': played.lengths.mean(1)}
+
+        return runner.Scoring(self.score_every, play)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Provenance in the manifest of the exported replay."""
+        env = {'name': self.env_name, 'options': dict(self.options)}
+        return {'source': 'replay', 'preset': self.preset, 'command': self.command, 'env': env}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            'env_options': dict(self.options),
+            'env_frames': self.env_frames,
+            'export': self.export and str(self.export),
+            'score_every': self.score_every,
+            'score_episodes': self.score_episodes,
+        }
+
+    @property
+    def frames(self) -> int:
+        return self._frames_after(self.agent.phases[0].steps)
+
+    def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        return samples.of_play(self.agent, params, self.env, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosted(Played):
+    """The environments are Gymnasium's, in processes of their own; see `envs.host.HostVector`."""
+
+    def vector(self, copies: int, seed: int = 0) -> HostVector:
+        """Copies of the environment in processes; close it."""
+        return HostVector(self.env_name, copies, seed=seed, **self.options)
+
+    @functools.cached_property
+    def spec(self) -> EnvSpec:
+        with self.vector(1) as vector:
+            return vector.spec
+
+    @property
+    def source(self) -> HostLive:
+        seeds = range(self.seed, self.seed + self.seeds)
+        vectors = [self.vector(self.play.envs, seed=1000 * seed) for seed in seeds]
+        return OnlineHost(
+            vectors,
+            self.agent.explorer,
+            self.play,
+            self.seed,
+            dataset=self.export,
+            facts=self.provenance,
+        )
+
+    def score(
+        self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, **how: Any
+    ) -> returns.Scores:
+        each = []
+        with self.vector(min(8, episodes), seed=10**6) as vector:
+            for i in range(len(jax.tree.leaves(params)[0])):
+                one = jax.tree.map(lambda x, i=i: x[i], params)
+                key_seed = jax.random.fold_in(key, i)
+                each.append(
+                    returns.evaluate_host(vector, actor, one, key_seed, episodes=episodes, **how)
+                )
+        fields = [field.name for field in dataclasses.fields(returns.Scores)]
+        return returns.Scores(*(np.stack([getattr(s, name) for s in each]) for name in fields))
+
+    def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        with self.vector(4, seed=2 * 10**6) as vector:
+            return samples.of_host(self.agent, params, vector, key)
+
+
+def played(env_name: str) -> type[Played]:
+    """The kind of experiment for an agent that plays this environment."""
+    return Hosted if env_name.partition('/')[0] in FAMILIES else Played

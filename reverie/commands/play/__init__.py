@@ -1,0 +1,56 @@
+"""`reverie play`: play in an agent's dream, in the browser."""
+
+import dataclasses
+
+import tyro
+
+from reverie.commands.arguments import options_of
+from reverie.commands.terminal import say
+
+
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """Play inside an agent's dream, or beside it in the real game, in the browser."""
+
+    agent: tyro.conf.Positional[str]
+    """A run folder, or a preset to see with random weights."""
+    env: str | None = None
+    """Environment for a preset, e.g. minatar/asterix."""
+    env_options: tuple[str, ...] = ()
+    """Options of that environment as name=value."""
+    seed: int = 0
+    """Which of a run's seeds."""
+    players: int = 2
+    """Places; all players share one forward pass."""
+    fps: float = 20.0
+    """Frames per second that a page begins with."""
+    host: str = '127.0.0.1'
+    """Address to listen on; 0.0.0.0 lets other machines in, with the printed address's token."""
+    port: int = 8000
+    """0 takes any free one."""
+    allow_host: tuple[str, ...] = ()
+    """Further names that this server is reached by, e.g. that of a proxy."""
+    browser: bool = True
+    """Open the page when it is ready."""
+    steps: int | None = None
+    """K, denoising steps of a frame to begin with, for agents that have a choice."""
+
+
+def run(args: Play) -> None:
+    """Serve the page until Ctrl-C."""
+    from reverie.commands.play.serving import play
+
+    play(
+        args.agent,
+        env_name=args.env,
+        options=options_of(args.env_options),
+        host=args.host,
+        port=args.port,
+        players=args.players,
+        pace=args.fps,
+        seed=args.seed,
+        browser=args.browser,
+        names=args.allow_host,
+        steps=args.steps,
+        say=say,
+    )

@@ -1,0 +1,165 @@
+"""`reverie train`: train an agent, score it, write its report."""
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from reverie.commands.arguments import options_of, parse, score_paths, slug, whole
+from reverie.commands.terminal import command_line, say
+from reverie.types import UserError
+
+if TYPE_CHECKING:
+    from reverie.commands.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train an agent, score it in the real environment, write the report.
+
+    The same command continues.
+    """
+
+    config: Any
+    """The experiment; every field can be changed, e.g. --config.dynamics-phase.steps 5000."""
+    env: str
+    """Environment, e.g. minatar/breakout."""
+    out: pathlib.Path | None = None
+    """Run folder; runs/<preset>-<env> if not given."""
+    size: str | None = None
+    """Size of a preset that has sizes, e.g. 12m; the default is the preset's own."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Agents trained in one program, with seeds seed, seed + 1, .."""
+    from_: Annotated[str | None, tyro.conf.arg(name='from', metavar='RUN[:PHASE]')] = None
+    """Begin with what another run has learnt; every phase not taken is trained.
+    RUN: all phases it has finished. RUN:PHASE: those up to and with PHASE.
+    RUN:PHASE,PHASE: others as well. RUN:PHASE+: PHASE is trained on, to the updates it has here.
+    Seeds get their own models, or all that of a run with one seed."""
+    from_groups: tuple[str, ...] = ()
+    """With --from: take only the weights of these parameter groups, and train every phase."""
+    keep_phase_ends: bool = True
+    """Keep weights and optimiser at the end of each phase, for --from; four times the disk."""
+    episodes: int = 128
+    """Evaluation episodes of each seed and read-out."""
+    max_steps: int = 5000
+    """Environment steps after which an evaluation episode is cut."""
+    updates_per_call: int = 50
+    """Gradient steps between two looks at the clock."""
+    checkpoint_every_s: float = 120.0
+    """Seconds between two checkpoints."""
+    log_every_s: float = 5.0
+    """Seconds between two lines of metrics."""
+    tensorboard: bool = False
+    """Log to RUN/tensorboard as well."""
+    wandb: str | None = None
+    """W&B project to log to as well; WANDB_MODE=offline needs no account."""
+    results: pathlib.Path | None = None
+    """Also write the scores as a results file, e.g. results/dreamer4/minatar_breakout.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRecorded(Train):
+    __doc__ = Train.__doc__
+
+    data: pathlib.Path | None = None
+    """Dataset; datasets/<env>-mixed if not given."""
+    label_fraction: float = 1.0
+    """Share of the episodes whose actions are used; the others count as unlabelled video."""
+    max_lost: float = 0.01
+    """Share of the episodes that may be damaged and left out; beyond it nothing is trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPlayed(Train):
+    __doc__ = Train.__doc__
+
+    frames: float = 100_000
+    """Frames that each seed plays, with those before the first update."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment as name=value, e.g. sticky=0.0 action_repeat=2."""
+    export: pathlib.Path | None = None
+    """Leave the replay of all seeds as a dataset here."""
+    score_every: float = 0
+    """Frames between two scores while training, which make the curve of the results; 0 for none."""
+    score_episodes: int = 32
+    """Sampled episodes of each such score and seed."""
+
+
+def parse_train(preset: str, *rest: str) -> Train:
+    """The options of `reverie train`, with those of the preset's own configuration."""
+    from reverie.agents import presets
+
+    sizes = [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == '--size']
+    config = presets.get(preset, sizes[-1] if sizes else None)
+    kind = TrainPlayed if hasattr(config, 'replay') else TrainRecorded
+    typed = dataclasses.make_dataclass(
+        'Train', [('config', type(config))], bases=(kind,), frozen=True
+    )
+    typed.__doc__ = Train.__doc__
+    default = typed(config=config, env=tyro.MISSING)
+    prog, conf = f'reverie train {preset}', (tyro.conf.AvoidSubcommands,)
+    return parse(typed, rest, prog, default=default, config=conf)
+
+
+def main(args: list[str]) -> None:
+    """Parse what follows `reverie train`, the preset first, and run it."""
+    if not args or args[0].startswith('-'):
+        from reverie.agents import presets
+
+        raise UserError(
+            f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}'
+        )
+    run(parse_train(*args), args[0])
+
+
+def run(args: Train, preset: str) -> None:
+    """Train, score and report the experiment that the options describe."""
+    from reverie.training.warm import Init
+
+    if args.from_groups and args.from_ is None:
+        raise UserError(
+            f'--from-groups {" ".join(args.from_groups)}: expected --from RUN beside it'
+        )
+    init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
+    folder = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
+    experiment = experiment_of(args, preset)
+    params = experiment.train(
+        folder,
+        updates_per_call=args.updates_per_call,
+        checkpoint_every_s=args.checkpoint_every_s,
+        log_every_s=args.log_every_s,
+        tensorboard=args.tensorboard,
+        wandb=args.wandb,
+        init=init,
+        keep_phase_ends=args.keep_phase_ends,
+    )
+    paths = score_paths(args.results, folder)
+    experiment.evaluate(folder, params, args.episodes, args.max_steps, say=say, paths=paths)
+    say(f'report: {experiment.report(folder, params)}')
+
+
+def experiment_of(args: Train, preset: str) -> 'Experiment':
+    """The experiment that the options describe; raises UserError for a dataset that is not there."""
+    from reverie.commands.experiment import Recorded, played
+
+    fields = (preset, args.config, args.env, args.seed, args.seeds, command_line())
+    if isinstance(args, TrainPlayed):
+        return played(args.env)(
+            *fields,
+            options=options_of(args.env_options),
+            env_frames=whole('frames', args.frames),
+            export=args.export,
+            score_every=whole('score-every', args.score_every) if args.score_every else 0,
+            score_episodes=whole('score-episodes', args.score_episodes),
+            score_steps=args.max_steps,
+        )
+    assert isinstance(args, TrainRecorded)
+    data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'
+    if not data.exists():
+        raise UserError(
+            f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}'
+        )
+    return Recorded(*fields, data, args.label_fraction, args.max_lost)
