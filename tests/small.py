@@ -6,7 +6,7 @@ from reverie.agents.dreamer import Adams, LaProp
 from reverie.agents.planet import CEM, PlanetConfig
 from reverie.models.rssm import BlockGRU, CategoricalLatent, GaussianLatent
 from reverie.models.tssm import TSSMConfig
-from reverie.objectives.behavior import SlowCopy
+from reverie.objectives.critic import SlowCopy
 
 
 def world(cfg):

@@ -26,29 +26,25 @@ from reverie.agents.world import (
     WorldModelConfig,
 )
 from reverie.models.latent import LatentModel
-from reverie.nn.core import build, cast_all_kernels
-from reverie.nn.dists import (
+from reverie.nn.action_dists import (
     BoundedNormalDist,
     OneHotDist,
     StraightThroughDist,
     TanhNormalDist,
     TruncNormalDist,
 )
+from reverie.nn.core import build, cast_all_kernels
 from reverie.nn.optim import clipped_adam, laprop_agc, per_group
-from reverie.objectives.behavior import (
-    ActorObjective,
+from reverie.objectives.actor import ActorObjective
+from reverie.objectives.behavior import ExclusiveReturn, InclusiveReturn, by_row, rollout, with_root
+from reverie.objectives.critic import (
     Critic,
-    ExclusiveReturn,
-    InclusiveReturn,
     NoScale,
     PercentileScale,
     ReplayCritic,
     SlowAverage,
     SlowCopy,
-    by_row,
-    rollout,
-    with_root,
-)  # fmt: skip
+)
 from reverie.types import (
     Batch,
     EnvSpec,
@@ -142,7 +138,7 @@ class DreamerConfig:
 
     discrete, continuous: the policy's law and objective in either kind of action space.
     explore: what play adds to the policy.
-    value_dist: the distribution of values. returns, critic, scale: see `objectives.behavior`.
+    value_dist: the distribution of values. returns, critic, scale: see `objectives`.
     horizon: imagined steps. imagine_last: rollouts start from this many last steps of each window,
     None for all.
     recorded_root: whether the root of a rollout ended its episode is read from replay (V2), not

@@ -12,11 +12,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel, ShortcutState
+from reverie.models.dynamics import Dynamics, DynamicsConfig
+from reverie.models.shortcut import ShortcutModel, ShortcutState
 from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig, draw_mask
 from reverie.nn.core import MLP, build, cast_all_kernels
 from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp_bins
-from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
+from reverie.objectives.actor import PMPO
+from reverie.objectives.behavior import lambda_return, rollout
+from reverie.objectives.critic import critic_loss
 from reverie.objectives.flow import (
     SignalStep,
     bootstrap_target,

@@ -25,28 +25,19 @@ from reverie.models import rssm
 from reverie.models.encoders import ObsConfig
 from reverie.models.rssm import GRU, BlockGRU, CategoricalLatent, GaussianLatent, RSSMConfig
 from reverie.models.tssm import Concat, TSSMConfig
-from reverie.nn.attention import TransformerConfig
-from reverie.nn.core import Style
-from reverie.nn.dists import (
+from reverie.nn.action_dists import (
     BoundedNormalDist,
     OneHotDist,
     StraightThroughDist,
     TanhNormalDist,
     TruncNormalDist,
 )
+from reverie.nn.core import Style
+from reverie.nn.transformer import TransformerConfig
 from reverie.nn.vision import PooledConv, StridedConv
-from reverie.objectives.behavior import (
-    Backprop,
-    Critic,
-    ExclusiveReturn,
-    InclusiveReturn,
-    Mixed,
-    PercentileScale,
-    Reinforce,
-    ReplayCritic,
-    SlowAverage,
-    SlowCopy,
-)  # fmt: skip
+from reverie.objectives.actor import Backprop, Mixed, Reinforce
+from reverie.objectives.behavior import ExclusiveReturn, InclusiveReturn
+from reverie.objectives.critic import Critic, PercentileScale, ReplayCritic, SlowAverage, SlowCopy
 from reverie.objectives.latent import BalancedKL, FreeNatsOfMean, FreeNatsPerElement, TwoSidedKL
 from reverie.types import EnvSpec, UserError
 

@@ -1,9 +1,9 @@
 """The experiments of Dreamer 4; `presets.py` has them all by name."""
 
 from reverie.agents.dreamer4 import Dreamer4Config, PhaseConfig
-from reverie.models.shortcut import DynamicsConfig
+from reverie.models.dynamics import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
-from reverie.nn.attention import TransformerConfig
+from reverie.nn.transformer import TransformerConfig
 
 
 def dreamer4() -> Dreamer4Config:

@@ -7,17 +7,12 @@ unusable when one dies, and offers no way to replace it; and `multiprocessing` i
 main module, here JAX, into every worker. Observations go through shared memory here as there.
 """
 
-import contextlib
 import json
 import logging
 import mmap
 import multiprocessing.connection
 import os
-import signal
 import struct
-import subprocess
-import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -26,111 +21,18 @@ from typing import Any
 import numpy as np
 
 from reverie.envs import worker
+from reverie.envs.process import (
+    START_S,
+    Process,
+    WorkerError,
+    WorkerRefusedError,
+    memory_file,
+    stop_all,
+)
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 log = logging.getLogger(__name__)
-START_S = 120.0  # to import packages and build an environment, whatever timeout_s is
-LEAVE_S = 2.0  # to close an environment before its process is killed
-ONE_THREAD = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 Factory = Callable[[], Any]  # -> gymnasium.Env
-
-
-class WorkerError(Exception):
-    """A worker died, hung or raised; says how, in words."""
-
-
-class WorkerRefusedError(WorkerError):
-    """The environment was asked for wrongly; says what was given and what was expected."""
-
-
-class Process:
-    """The process of one copy.
-
-    `due` is when it must have answered; `ready`: it has told what it built.
-    """
-
-    def __init__(self, setup: bytes, memory: int):
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
-        self.pipe, theirs = multiprocessing.connection.Pipe()
-        env = os.environ | {
-            'PYTHONPATH': os.pathsep.join(p or os.getcwd() for p in sys.path),
-            'JAX_PLATFORMS': 'cpu',
-        }
-        env |= {name: os.environ.get(name, '1') for name in ONE_THREAD}
-        command = [
-            sys.executable,
-            '-P',
-            '-m',
-            worker.__name__,
-            *map(str, (theirs.fileno(), memory, os.getpid())),
-        ]
-        # A session of its own: Ctrl-C reaches us alone, and a kill reaches what the environment
-        # itself has started.
-        self.process = subprocess.Popen(
-            command, env=env, pass_fds=(theirs.fileno(), memory), start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-        )  # fmt: skip
-        theirs.close()
-        self.due, self.ready = time.monotonic() + START_S, False
-        self.send(setup)
-
-    def send(self, order: bytes) -> None:
-        with contextlib.suppress(OSError):  # a dead worker is noticed when it should answer
-            self.pipe.send_bytes(order)
-
-    def recv(self) -> bytes:
-        """Raises Failure if the process is gone or its environment raised."""
-        try:
-            reply = self.pipe.recv_bytes()
-        except (EOFError, OSError):
-            raise WorkerError(self.exit_message()) from None
-        if reply[:1] == b'?':
-            raise WorkerRefusedError(reply[1:].decode())
-        if reply[:1] == b'!':
-            raise WorkerError(reply[1:].decode())
-        return reply
-
-    def exit_message(self) -> str:
-        self.end(1.0)  # the pipe closes a moment before the exit code is known
-        code, size = self.process.returncode or 0, os.fstat(self.log.fileno()).st_size
-        how = (
-            f'was ended by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
-        )
-        printed = (
-            os.pread(self.log.fileno(), 2000, max(0, size - 2000))
-            .decode(errors='replace')
-            .split('\n')
-        )
-        said = [line.strip() for line in printed if line.strip(' \0')]
-        return f'its process {how}' + (f', saying last: {said[-1][:200]}' if said else '')
-
-    def end(self, grace: float) -> None:
-        """Ends the process, after `grace` seconds by force, and reaps it."""
-        self.pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(grace)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # stuck in the kernel: it will never run our code again
-            self.process.wait(LEAVE_S)
-
-    def close(self, grace: float) -> None:
-        self.end(grace)
-        self.log.close()
-
-
-def _stop_all(processes: list[Process], memory: Any, owner: int) -> None:
-    if os.getpid() != owner:  # a fork of the process that owns them
-        return
-    end = time.monotonic() + LEAVE_S
-    for process in processes:
-        process.pipe.close()  # all may leave at the same time
-    for process in processes:
-        process.close(max(0.0, end - time.monotonic()))
-    processes.clear()
-    memory.close()
 
 
 class HostVector:
@@ -186,10 +88,10 @@ class HostVector:
             worker.Setup(name, f, obs, size, action_repeat, time_limit, 0) for f in factories
         ]
         self._seed, self._strikes, self._births = seed, [0] * self.n, [0] * self.n
-        self._memory = _memory_file()
+        self._memory = memory_file()
         self._processes: list[Process] = []
         self._finalizer = weakref.finalize(
-            self, _stop_all, self._processes, self._memory, os.getpid()
+            self, stop_all, self._processes, self._memory, os.getpid()
         )
         self._layout: dict[str, Any] = {}
         try:
@@ -464,10 +366,3 @@ def _dumps(setup: worker.Setup, name: str) -> bytes:
         raise UserError(
             f'{name} cannot be sent to a worker process: {error}; expected a function to pickle'
         ) from error
-
-
-def _memory_file() -> Any:
-    """Shared memory without a name, so that nothing is left behind however we end."""
-    if hasattr(os, 'memfd_create'):
-        return os.fdopen(os.memfd_create('reverie'), 'r+b')
-    return tempfile.TemporaryFile()

@@ -11,9 +11,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, rope
+from reverie.nn.attention import rope
 from reverie.nn.core import Linear
 from reverie.nn.dists import MSE, Bernoulli
+from reverie.nn.transformer import BlockCausal, Cache, TransformerConfig
 from reverie.nn.vision import patch_grid, patchify, unpatchify
 from reverie.types import UserError
 

@@ -21,8 +21,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.models.rssm import CategoricalLatent, GaussianLatent
-from reverie.nn.attention import BlockCausal, Cache, TransformerConfig, rope
+from reverie.nn.attention import rope
 from reverie.nn.core import MLP, Dense, Style
+from reverie.nn.transformer import BlockCausal, Cache, TransformerConfig
 from reverie.types import UserError, sg
 
 

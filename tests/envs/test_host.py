@@ -66,7 +66,7 @@ def test_steps_arrive_and_episodes_follow_each_other_as_on_the_device():
 
 
 def test_repeated_actions_add_their_rewards_up_and_stop_at_the_end():
-    player = worker.Player(setup(factory=toys.Clock, action_repeat=3))
+    player = worker.EnvWorker(setup(factory=toys.Clock, action_repeat=3))
     player.reset()
     obs, reward, last, terminal = player.step(np.int32(1))
     assert (obs[2], reward, last, terminal) == (3, 1 + 2 + 3, False, False)
@@ -75,14 +75,14 @@ def test_repeated_actions_add_their_rewards_up_and_stop_at_the_end():
 
 
 def test_a_time_limit_truncates_and_does_not_terminate():
-    player = worker.Player(setup(factory=toys.Clock, action_repeat=2, time_limit=3))
+    player = worker.EnvWorker(setup(factory=toys.Clock, action_repeat=2, time_limit=3))
     player.reset()
     assert player.step(np.int32(0))[2:] == (False, False)
     obs, reward, last, terminal = player.step(np.int32(0))
     assert (obs[2], reward, last, terminal) == (3, 3, True, False)
     player.reset()
     assert player.step(np.int32(0))[2:] == (False, False)
-    at_its_end = worker.Player(setup(factory=toys.Clock, time_limit=5))
+    at_its_end = worker.EnvWorker(setup(factory=toys.Clock, time_limit=5))
     at_its_end.reset()
     assert [at_its_end.step(np.int32(0))[2:] for _ in range(5)][-1] == (True, True)
 
@@ -396,7 +396,7 @@ def test_atari_shows_the_brighter_of_the_last_two_frames():
         'space_invaders', frameskip=1, repeat_action_probability=0.25, full_action_space=True
     )
     play.reset(seed=3)
-    player = worker.Player(setup('atari/space_invaders', size=None))
+    player = worker.EnvWorker(setup('atari/space_invaders', size=None))
     player.reset()
     for _ in range(30):
         frames, rewards = zip(*[play.step(1)[:2] for _ in range(4)], strict=True)
@@ -416,7 +416,7 @@ def test_atari_shows_the_brighter_of_the_last_two_frames():
 def test_dmc_state_is_what_dm_control_shows_in_sorted_order():
     suite = pytest.importorskip('dm_control.suite', reason='dmc/* is not installed')
     play = suite.load('walker', 'walk', task_kwargs=dict(random=np.random.RandomState(3)))
-    player = worker.Player(setup('dmc/walker_walk'))
+    player = worker.EnvWorker(setup('dmc/walker_walk'))
 
     def seen(arrived) -> np.ndarray:
         assert list(arrived.observation) == ['orientations', 'height', 'velocity']
@@ -460,7 +460,7 @@ def test_crafter_plays_the_same_game_in_every_process():
 
 def test_crafter_ends_by_death_or_by_its_clock():
     crafter = pytest.importorskip('crafter', reason='crafter/* is not installed')
-    player = worker.Player(setup('crafter/reward'))
+    player = worker.EnvWorker(setup('crafter/reward'))
     play = crafter.Env(seed=3)
     np.testing.assert_array_equal(player.reset(), play.reset())
     obs, _, *ends = player.step(np.int32(0))

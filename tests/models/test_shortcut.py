@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.models.shortcut import Dynamics, DynamicsConfig, ShortcutModel
+from reverie.models.dynamics import Dynamics, DynamicsConfig
+from reverie.models.shortcut import ShortcutModel
 from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig
-from reverie.nn.attention import TransformerConfig
 from reverie.nn.core import build, cast_kernels
+from reverie.nn.transformer import TransformerConfig
 from reverie.types import Step, UserError
 
 TINY = TransformerConfig(

@@ -8,7 +8,7 @@ import scipy.stats
 from flax import nnx
 
 from reverie.models.tokenizer import Decoder, Encoder, TokenizerConfig, draw_mask
-from reverie.nn.attention import TransformerConfig
+from reverie.nn.transformer import TransformerConfig
 from reverie.types import UserError
 
 TINY = TransformerConfig(

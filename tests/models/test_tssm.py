@@ -12,8 +12,8 @@ from flax import nnx
 
 from reverie.models.rssm import CategoricalLatent, GaussianLatent
 from reverie.models.tssm import TSSM, Concat, History, TSSMConfig, TSSMState, sinusoid
-from reverie.nn.attention import BlockCausal, Gate, TransformerConfig
 from reverie.nn.core import Style, build
+from reverie.nn.transformer import BlockCausal, Gate, TransformerConfig
 from reverie.types import UserError
 from tests.golden_numbers import gate_from_torch, golden, layers_from_torch, linear_from_torch
 

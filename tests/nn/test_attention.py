@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.nn.attention import BlockCausal, Keys, TransformerConfig, attend, chosen, rope, rotate
+from reverie.nn.attention import Keys, attend, chosen, rope, rotate
 from reverie.nn.core import build
+from reverie.nn.transformer import BlockCausal, TransformerConfig
 from reverie.types import UserError
 
 CFG = TransformerConfig(

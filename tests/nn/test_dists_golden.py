@@ -6,21 +6,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from reverie.nn.dists import (
-    MSE,
-    Bernoulli,
+from reverie.nn.action_dists import (
     BoundedNormalDist,
-    Normal,
     OneHotDist,
-    OneHots,
-    Pixels,
-    SymlogMSE,
     TanhNormal,
     TanhNormalDist,
     TruncNormal,
     TruncNormalDist,
-    unimix,
 )
+from reverie.nn.dists import MSE, Bernoulli, Normal, OneHots, Pixels, SymlogMSE, unimix
 from reverie.types import sg
 from tests.golden_numbers import golden
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from reverie.nn.dists import Categorical, TwoHot, symexp_bins
-from reverie.objectives.behavior import PMPO, critic_loss, lambda_return, rollout
+from reverie.objectives.actor import PMPO
+from reverie.objectives.behavior import lambda_return, rollout
+from reverie.objectives.critic import critic_loss
 from reverie.types import Prediction
 
 

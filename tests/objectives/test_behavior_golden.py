@@ -7,23 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.nn.dists import BoundedNormalDist, Categorical, Normal, TwoHot, symexp_bins
+from reverie.nn.action_dists import BoundedNormalDist
+from reverie.nn.dists import Categorical, Normal, TwoHot, symexp_bins
+from reverie.objectives.actor import Backprop, Mixed, Reinforce
 from reverie.objectives.behavior import (
-    Backprop,
-    Critic,
     ExclusiveReturn,
     InclusiveReturn,
-    MeanStdScale,
-    Mixed,
-    NoScale,
-    PercentileScale,
-    Reinforce,
-    ReplayCritic,
-    SlowAverage,
-    SlowCopy,
     by_row,
     lambda_return,
     with_root,
+)
+from reverie.objectives.critic import (
+    Critic,
+    MeanStdScale,
+    NoScale,
+    PercentileScale,
+    ReplayCritic,
+    SlowAverage,
+    SlowCopy,
 )
 from tests.golden_numbers import golden
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.evaluation.returns import provenance
-from reverie.models.shortcut import DynamicsConfig
+from reverie.models.dynamics import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
-from reverie.nn.attention import Kernel, TransformerConfig, chosen
+from reverie.nn.attention import Kernel, chosen
 from reverie.nn.core import count
+from reverie.nn.transformer import TransformerConfig
 from reverie.serve.session import Session
 from reverie.types import ActionSpace, EnvSpec, Params, Step, UserError
 
