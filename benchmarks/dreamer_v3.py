@@ -32,34 +32,28 @@ from reverie.nn.core import count
 from reverie.training.online import CollectConfig, Online
 from reverie.training.state import create, own_buffers
 from reverie.training.update import make_program
-from reverie.types import ActionSpace, EnvSpec, Live
+from reverie.types import ActionSpace, EnvSpec, Source
 
 IMAGE, VECTOR = (64, 64, 3), (400,)
 STEPS = (('12m', IMAGE, 31.0), ('200m', IMAGE, 105.0), ('1m', VECTOR, 13.0), ('12m', VECTOR, 20.0))
 RATIOS = (32, 128)
 
 
-def call(
-    agent: Dreamer, source: RandomBatches | Live, seeds: int, updates: int
-) -> Callable[[], Any]:
+def call(agent: Dreamer, source: Source, seeds: int, updates: int) -> Callable[[], Any]:
     """A function that makes `updates` gradient steps of every seed, from where its last call ended."""
     (phase,) = agent.phases
     keys = jax.random.split(jax.random.key(0), seeds)
 
     def begin(key):
         params = agent.init(key)
-        live = (
-            source.begin(params, key, phase.batch, phase.length) if isinstance(source, Live) else ()
-        )
+        live = source.begin(params, key, phase.batch, phase.length)
         return own_buffers(create(params, phase)._replace(live=live))
 
     state, program = jax.jit(jax.vmap(begin))(keys), make_program(phase, source)
 
     def more():
         nonlocal state
-        state, *_ = program.call(
-            state, None if isinstance(source, Live) else source.data, None, keys, updates=updates
-        )
+        state, *_ = program.call(state, source.data, None, keys, updates=updates)
         return jax.block_until_ready(state.step)
 
     return more

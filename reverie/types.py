@@ -18,7 +18,7 @@ never `is_terminal`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -240,123 +240,107 @@ class ReadOut(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where training batches come from.
+    """Where training batches come from: a dataset, or environments that play while an agent learns.
 
-    `data` stays on the device and is an argument of the jitted update.
+    Three kinds of state, each where it is used. `data` lies on the device, shared by all seeds and
+    updates, an argument of the jitted update. `live` is one seed's part of the train state, donated
+    and checkpointed with the weights: environments and replay on the device, () where there are
+    none. What `load` hands over comes from the host: recorded windows, or play in environments that
+    run there. The methods with a body do nothing, which is right wherever there is nothing to do;
+    `data.sources.Dataset` has the defaults of a dataset.
     """
 
-    data: PyTree
+    data: PyTree = None
+    plays: ClassVar[bool] = False  # environments move while the agent learns
+
+    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
+        """Raise UserError before training if sizes do not fit or memory is short; `params` may be
+        shapes.
+        """
+        return None
+
+    def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> PyTree:
+        """Traced: `live` at the start of a phase, e.g. environments and a prefilled ring."""
+        return ()
+
+    def set_params(self, params: Params) -> None:
+        """Copy the weights [seeds, ...] to act with from the next `load` on, and begin the phase
+        if it is new; the caller donates their buffers.
+        """
+        return None
 
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
     ) -> PyTree:
-        """Host side of the next `updates` batches, leading dims [updates, seeds]; None where `data`
-        holds it all.
+        """Return the host's part of the next `updates` batches, leading dims [updates, seeds]; None
+        where there is none.
         """
-        ...
+        return None
 
     def sample(
         self,
+        live: PyTree,
+        params: Params,
         data: PyTree,
         loaded: PyTree,
         key: PRNGKeyArray,
         batch: int,
         length: int,
         relevant: float = 0.0,
-    ) -> Batch:
-        """Traced: the batch of one update of one seed. `loaded` is that update's slice of `load`.
-
-        The first round(relevant * batch) rows come from the task's own data and are marked so, the
-        rest uniformly.
-        """
-        ...
-
-    def get_state(self) -> dict[str, Any]: ...
-
-    def set_state(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class Live(Protocol):
-    """A source that changes while training: environments and replay of one seed, on the device
-    beside the weights.
-
-    Its state (`live`) is part of the train state: donated, vmapped over seeds, and checkpointed
-    with the rest.
-    """
-
-    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
-        """Host side, before training: raises UserError if the numbers do not fit, or memory does
-        not suffice.
-
-        params: shapes will do.
-        """
-        ...
-
-    def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> PyTree:
-        """Traced: `live` at the start of a phase: environments, and a ring prefilled with play."""
-        ...
-
-    def next(
-        self, live: PyTree, params: Params, key: PRNGKeyArray, batch: int, length: int
     ) -> tuple[PyTree, Batch, Metrics]:
-        """Traced: collect, write, sample one batch."""
+        """Traced: make the batch of one update of one seed; return (live, batch, metrics of play).
+
+        loaded: that update's slice of `load`. The first round(relevant * batch) rows come from the
+        task's own data and are marked so, the rest uniformly.
+        """
         ...
 
-    def absorb(self, live: PyTree, memory: PyTree, ok: Bool[Array, '']) -> PyTree:
-        """Traced: memories [B, T, ...] of the batch just sampled go back into the ring, if `ok`."""
-        ...
+    def write_memory(
+        self, live: PyTree, memory: PyTree, ok: Bool[Array, '']
+    ) -> tuple[PyTree, PyTree]:
+        """Traced: put memories [B, T, ...] of the batch just sampled into replay, if `ok`.
+
+        Return (live, what of them `write_back` needs on the host; None for nothing).
+        """
+        return live, None
+
+    def write_back(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
+        """Take memories [seeds, updates, B, T, ...] of the oldest unanswered `load`; keep them
+        where `ok`.
+        """
+        return None
+
+    def metrics(self) -> dict[str, Mean]:
+        """Return sums over the play on the host since the last call, fields [seeds]."""
+        return {}
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
-        """Environment frames that one seed has played after `updates` of a phase, the prefill
-        included.
+        """Return the frames that one seed has learnt from after `updates` of a phase: played, the
+        prefill included, or drawn from a dataset.
         """
         ...
 
     def finish(self, live: PyTree) -> None:
-        """Host side, at the end of a phase; leaves are [seeds, ...]."""
-        ...
-
-    def get_state(self) -> dict[str, Any]: ...
-
-    def set_state(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class HostLive(Source, Protocol):
-    """A source that changes while training, on the host: `load` plays environments and draws from
-    their replay.
-    """
-
-    def check(self, params: Params, batch: int, length: int, seeds: int) -> None: ...
-
-    def follow(self, params: Params) -> None:
-        """The weights [seeds, ...] to act with from the next `load` on, in buffers of the source's
-        own.
-        """
-        ...
-
-    def absorb(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
-        """Memories [seeds, updates, B, T, ...] of the oldest `load` not yet answered; kept where
-        `ok`.
-        """
-        ...
-
-    def metrics(self) -> dict[str, Mean]:
-        """Of the play since the last call, fields [seeds]."""
-        ...
-
-    def env_frames(self, updates: int, batch: int, length: int) -> int: ...
+        """End a phase on the host, e.g. by exporting the replay; leaves of `live` are [seeds, ...]."""
+        return None
 
     def arrays(self) -> PyTree:
-        """The replay as NumPy arrays, for a checkpoint; also their shapes and dtypes to restore to."""
-        ...
+        """Return the host's replay as NumPy arrays for a checkpoint, which also give the shapes and
+        dtypes to restore.
+        """
+        return None
 
     def set_arrays(self, arrays: PyTree) -> None:
-        """Replay restored; environments start anew, so that open episodes get a synthetic is_last."""
+        """Restore `arrays`; environments begin afresh, so open episodes get a synthetic is_last."""
+        return None
+
+    def get_state(self) -> dict[str, Any]:
+        """Return, as JSON, what must be the same when a run continues and how far the host got."""
         ...
 
-    def finish(self, live: PyTree) -> None: ...
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `get_state`; raise UserError naming what differs from the saved run."""
+        ...
 
 
 class Outcome(NamedTuple):

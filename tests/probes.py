@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from reverie.data.sources import Dataset
 from reverie.types import ActionSpace, Batch, EnvSpec, Step
 
 
@@ -44,7 +45,7 @@ class Counter:
         return (number != self.size - 1).astype(jnp.int32)
 
 
-class RandomPlay:
+class RandomPlay(Dataset):
     """A source that plays a `Counter` at random, anew for every batch.
 
     The counter's size is data, so that agents which differ in nothing else share their compiled
@@ -54,10 +55,7 @@ class RandomPlay:
     def __init__(self, env: Counter):
         self.actions, self.data = env.spec.actions.size, {'size': jnp.asarray(env.size)}
 
-    def load(self, updates, batch, length, seeds, relevant=0.0):
-        return None
-
-    def sample(self, data, loaded, key, batch, length, relevant=0.0) -> Batch:
+    def draw(self, data, loaded, key, batch, length, relevant=0.0) -> Batch:
         env = Counter(data['size'])
         key_reset, key_play = jax.random.split(key)
 

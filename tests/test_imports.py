@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -102,3 +103,10 @@ def test_the_rule_notices_a_breach():
     assert breaches('objectives', {'nn.core.build'}) and not breaches(
         'objectives', {'nn.dists.TwoHot'}
     )
+
+
+def test_sources_are_one_protocol_and_nobody_asks_which_it_is():
+    """Where sources differ, a method or attribute of `Source` says so."""
+    asked = re.compile(r'(isinstance|getattr|hasattr)\((self\.)?source\b')
+    files = [*ROOT.rglob('*.py'), *(ROOT.parent / 'benchmarks').rglob('*.py')]
+    assert [p.name for p in files if asked.search(p.read_text())] == []

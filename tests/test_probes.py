@@ -60,7 +60,7 @@ def trained(request, tmp_path_factory):
 def test_dreamed_frames_and_rewards_are_those_of_the_world_under_the_same_actions(trained):
     env, agent, params = trained
     play = RandomPlay(env)
-    step = play.sample(play.data, None, jax.random.key(7), 64, 12).step
+    step = play.draw(play.data, None, jax.random.key(7), 64, 12).step
     dream = jax.jit(lambda p: open_loop(agent.model(p, images=True), step, 4, jax.random.key(0)))(
         params
     )

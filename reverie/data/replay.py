@@ -180,7 +180,7 @@ class Ring(NamedTuple):
     data: Stored  # [N, L, ...]
     written: Int[Array, '']  # vector steps so far
     seen: Int[Array, '']  # windows that left the online queue
-    env: Int[Array, ' B']  # rows of the last batch, for `absorb`
+    env: Int[Array, ' B']  # rows of the last batch, for `write_memory`
     start: Int[Array, ' B']
 
     @property
@@ -242,7 +242,7 @@ def _like(mask: Any, x: Any) -> Any:
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def absorb(ring: Ring, memory: PyTree, ok: Bool[Array, '']) -> Ring:
+def write_memory(ring: Ring, memory: PyTree, ok: Bool[Array, '']) -> Ring:
     """New memories [B, T, ...] of the chosen rows over the old ones, if `ok`."""
     length = jax.tree.leaves(memory)[0].shape[1]
     slot = (ring.start[:, None] + jnp.arange(length)) % ring.slots
@@ -309,7 +309,7 @@ class HostRing:
         before = jax.tree.map(lambda x: np.where(_like(held, x), x, np.zeros((), x.dtype)), before)
         return found, before if jax.tree.leaves(before) else None
 
-    def absorb(self, rows: DrawnRows, memory: PyTree) -> None:
+    def write_memory(self, rows: DrawnRows, memory: PyTree) -> None:
         """New memories [B, T, ...] of rows drawn earlier; steps that were overwritten since are
         left out.
         """

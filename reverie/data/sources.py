@@ -11,6 +11,7 @@ own data, for behaviour cloning); the other rows are uniform over the stream (fo
 Dreamer 4 mixes the two half and half.
 """
 
+import abc
 import logging
 import math
 import os
@@ -35,15 +36,49 @@ from reverie.data.windows import (
     rewarded_steps,
     to_batch,
 )
-from reverie.types import Batch, EnvSpec, UserError
+from reverie.types import Batch, EnvSpec, Metrics, Params, Source, UserError
 
 log = logging.getLogger(__name__)
 
 
-class Resident:
+class Dataset(Source):
+    """Source of recorded windows: nothing is played, and nothing comes back from the loss."""
+
+    @abc.abstractmethod
+    def draw(
+        self,
+        data: PyTree,
+        loaded: PyTree,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
+    ) -> Batch:
+        """Traced: make the batch of one update of one seed; relevant rows come first."""
+
+    def sample(
+        self,
+        live: PyTree,
+        params: Params,
+        data: PyTree,
+        loaded: PyTree,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
+    ) -> tuple[PyTree, Batch, Metrics]:
+        """Traced: `draw`, in the signature of all sources."""
+        return live, self.draw(data, loaded, key, batch, length, relevant), {}
+
+    def env_frames(self, updates: int, batch: int, length: int) -> int:
+        """Return the frames drawn in `updates` batches."""
+        return updates * batch * length
+
+
+class Resident(Dataset):
     """The whole dataset on the device.
 
-    `sample` is traced and may be vmapped over keys with `data` shared.
+    `draw` is traced and may be vmapped over keys with `data` shared.
     """
 
     def __init__(
@@ -70,12 +105,6 @@ class Resident:
             stream = stream._replace(reward=half)
         self.data = jax.device_put({'stream': stream, 'rewarded': rewarded})
 
-    def load(
-        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
-    ) -> None:
-        """Nothing to load: `data` holds it all."""
-        return None
-
     def starts(
         self, data: PyTree, key: PRNGKeyArray, batch: int, length: int, count: int
     ) -> Int[Array, ' B']:
@@ -95,7 +124,7 @@ class Resident:
             [jnp.clip(data['rewarded'][chosen] - offset, 0, end), starts[count:]]
         )
 
-    def sample(
+    def draw(
         self,
         data: PyTree,
         loaded: PyTree,
@@ -180,7 +209,7 @@ def _group(records: Sequence[Record | None]) -> Stream | None:
     return concatenate(sound) if sound else None
 
 
-class Streaming:
+class Streaming(Dataset):
     """A dataset too large for the device: shuffled episodes are read ahead by Grain, a group of
     them at a time.
 
@@ -244,7 +273,7 @@ class Streaming:
             )
         )
 
-    def sample(
+    def draw(
         self,
         data: PyTree,
         loaded: PyTree,

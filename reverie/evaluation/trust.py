@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from reverie.data.sources import Dataset
 from reverie.evaluation.openloop import dream
 from reverie.report.charts import number
 from reverie.report.page import Run, escape, missing
-from reverie.types import Batch, Params, Prediction, Source, WorldModel
+from reverie.types import Batch, Params, Prediction, WorldModel
 
 WINDOWS, ROWS, HORIZON = 2048, 256, 16  # windows at most, in chunks of rows; dreamed steps
 STEPS = ((1, 1), (2, 4), (5, 8), (9, 16))  # first and last of the dreamed steps that are pooled
@@ -171,7 +172,7 @@ def over_seeds(each: Sequence[Any]) -> Any:
 def measure(
     model: Callable[[Params], Judge],
     params: Params,
-    source: Source,
+    source: Dataset,
     key: PRNGKeyArray,
     *,
     context: int,
@@ -196,7 +197,7 @@ def measure(
     def chunk(params: Params, data: Any, loaded: Any, key: PRNGKeyArray) -> EventCounts:
         key_draw, key_model = jax.random.split(key)
         return examine(
-            model(params), source.sample(data, loaded, key_draw, rows, length), context, key_model
+            model(params), source.draw(data, loaded, key_draw, rows, length), context, key_model
         )
 
     found: list[list[EventCounts]] = [[] for _ in range(seeds)]

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from reverie.types import (
     Mean,
     Metrics,
     Params,
+    Source,
     State,
     Step,
     UserError,
@@ -147,7 +148,7 @@ class OnlineState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Online:
+class Online(Source):
     """Environments and replay on the device: collecting and learning are one program, vmapped over
     seeds.
 
@@ -164,6 +165,7 @@ class Online:
     play: CollectConfig
     dataset: str | os.PathLike | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    plays: ClassVar[bool] = True
 
     @property
     def vector(self) -> Vector:
@@ -212,10 +214,18 @@ class Online:
         rest: Any = own_buffers(live._asdict() | {'ring': live.ring._asdict() | {'data': None}})
         return OnlineState(**rest | {'ring': Ring(**rest['ring'] | {'data': live.ring.data})})
 
-    def next(
-        self, live: OnlineState, params: Params, key: PRNGKeyArray, batch: int, length: int
+    def sample(
+        self,
+        live: OnlineState,
+        params: Params,
+        data: PyTree,
+        loaded: PyTree,
+        key: PRNGKeyArray,
+        batch: int,
+        length: int,
+        relevant: float = 0.0,
     ) -> tuple[OnlineState, Batch, Metrics]:
-        """Traced: plays, writes, and draws a batch."""
+        """Traced: play, write, and draw a batch; every row is relevant."""
         play_key, draw_key = jax.random.split(key)
         steps = vector_steps(self.play.ratio, batch, length, self.play.envs)
         live, metrics = self._collect(live, params, play_key, steps, False)
@@ -223,13 +233,15 @@ class Online:
         rows, context = replay.windows(ring, length, self.play.context)
         return live._replace(ring=ring), replay.to_batch(rows, context, self.layout), metrics
 
-    def absorb(self, live: OnlineState, memory: PyTree, ok: Bool[Array, '']) -> OnlineState:
-        """Traced: new memories [B, T, ...] of the last batch into the ring.
+    def write_memory(
+        self, live: OnlineState, memory: PyTree, ok: Bool[Array, '']
+    ) -> tuple[OnlineState, None]:
+        """Traced: write new memories [B, T, ...] of the last batch into the ring.
 
         In place if they depend on the batch's context, as latent states do; else XLA may read the
         context after the write, for which it copies the stored memories at each update.
         """
-        return live._replace(ring=replay.absorb(live.ring, memory, ok))
+        return live._replace(ring=replay.write_memory(live.ring, memory, ok)), None
 
     def _collect(
         self, live: OnlineState, params: Params, key: PRNGKeyArray, steps: int, random: bool

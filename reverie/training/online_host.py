@@ -5,7 +5,7 @@ what it does.
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,7 +22,18 @@ from reverie.training.online import (
     vector_steps,
 )
 from reverie.training.state import available_bytes
-from reverie.types import Batch, EnvSpec, Explorer, Mean, Metrics, Params, State, Step, UserError
+from reverie.types import (
+    Batch,
+    EnvSpec,
+    Explorer,
+    Mean,
+    Metrics,
+    Params,
+    Source,
+    State,
+    Step,
+    UserError,
+)
 
 
 @runtime_checkable
@@ -111,7 +122,7 @@ class HostCollector:
             self.advance(action, self.blank)
 
 
-class OnlineHost:
+class OnlineHost(Source):
     """Environments and replay on the host, whose play overlaps with training.
 
     While the device works on one call of updates, `load` plays and draws the next call's batches.
@@ -131,6 +142,8 @@ class OnlineHost:
     facts: what its manifest says of where it comes from.
     """
 
+    plays: ClassVar[bool] = True
+
     def __init__(
         self,
         vectors: Sequence[HostEnvs],
@@ -143,7 +156,6 @@ class OnlineHost:
     ):
         self.vectors, self.explorer, self.play, self.seed = tuple(vectors), explorer, play, seed
         self.acting, self.dataset, self.facts = acting, dataset, dict(facts or {})
-        self.data: dict[str, Any] = {}
         self.players: list[HostCollector] = []
         self.weights: list[Params] = []
         self._begin()
@@ -188,8 +200,8 @@ class OnlineHost:
         for player in self.players:
             player.begin()
 
-    def follow(self, params: Params) -> None:
-        """The weights [seeds, ...] to act with from the next `load` on."""
+    def set_params(self, params: Params) -> None:
+        """Copy the weights [seeds, ...] to act with from the next `load` on."""
         if self.over:  # another phase begins
             self._begin()
         self.weights = [self._take(params, i) for i in range(len(self.players))]
@@ -243,19 +255,28 @@ class OnlineHost:
 
     def sample(
         self,
+        live: PyTree,
+        params: Params,
         data: PyTree,
         loaded: PyTree,
         key: PRNGKeyArray,
         batch: int,
         length: int,
         relevant: float = 0.0,
-    ) -> Batch:
-        """Traced: one update's share of `load` as a Batch."""
-        return replay.to_batch(loaded['rows'], loaded['context'], self.players[0].layout)
+    ) -> tuple[PyTree, Batch, Metrics]:
+        """Traced: make a Batch of one update's share of `load`; every row is relevant."""
+        rows, context = loaded['rows'], loaded['context']
+        return live, replay.to_batch(rows, context, self.players[0].layout), {}
 
-    def absorb(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
-        """Memories [seeds, updates, B, T, ...] of the oldest `load` not answered yet; kept where
-        `ok`.
+    def write_memory(
+        self, live: PyTree, memory: PyTree, ok: Bool[Array, '']
+    ) -> tuple[PyTree, PyTree]:
+        """Traced: hand all memories [B, T, ...] to the host."""
+        return live, memory
+
+    def write_back(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
+        """Take memories [seeds, updates, B, T, ...] of the oldest unanswered `load`; keep them
+        where `ok`.
         """
         self.answers.append((memory, ok))
 
@@ -269,7 +290,7 @@ class OnlineHost:
                 for i, drawn in enumerate(of_seeds):
                     if ok[i, u]:
                         new = jax.tree.map(lambda x, i=i, u=u: x[i, u], memory)
-                        self.players[i].ring.absorb(drawn, new)
+                        self.players[i].ring.write_memory(drawn, new)
         for load in [
             load for load in self.asked if load < self.loads - 2
         ]:  # the loss gives no memories

@@ -24,7 +24,7 @@ from reverie.training.legacy import modernise
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.state import TrainState
 from reverie.training.update import Program, SkippedUpdate, call_size, make_program
-from reverie.types import Agent, HostLive, Live, Mean, Metrics, Params, Phase, Source, UserError
+from reverie.types import Agent, Mean, Metrics, Params, Phase, Source, UserError
 
 CADENCE = ('checkpoint_every_s', 'log_every_s')
 
@@ -51,7 +51,7 @@ EXIT = {
 
 def run(
     agent: Agent,
-    source: Source | Live,
+    source: Source,
     folder: str | pathlib.Path,
     *,
     seed: int = 0,
@@ -71,8 +71,8 @@ def run(
 ) -> Params:
     """Train every phase of `agent` for `seeds` seeds at once; -> params, each leaf [seeds, ...].
 
-    source: a dataset (`Source`), or environments with their replay, on the device (`Live`) or the
-        host (`HostLive`). Each phase begins with new environments and an empty replay.
+    source: a dataset, or environments with their replay, on the device or the host. Each phase
+        begins with new environments and an empty replay.
     folder: holds config.json, metrics.jsonl and checkpoints/; the same call again continues where
         it was, exactly (but for environments on the host, which start anew).
     seed: seed i of the run trains with `seed + i`, just as it would alone.
@@ -227,9 +227,6 @@ class _Call:
     skipped: SkippedUpdate  # [seeds, ...] of the first update that was skipped
 
 
-_copy = jax.jit(state.own_buffers)
-
-
 @dataclasses.dataclass
 class _Loop:
     """The state of a run on the host."""
@@ -240,7 +237,7 @@ class _Loop:
     ]  # the agent's, those taken from another run with the updates they had there
     given: frozenset[str]  # names of the phases taken from another run
     start: warm.Start | None  # a warm start, until the run has a checkpoint of its own
-    source: Source | Live
+    source: Source
     keys: Array  # [seeds, 2]: for initialisation, for training
     config: dict[str, Any]
     checkpoints: checkpoint.CheckpointManager
@@ -270,8 +267,7 @@ class _Loop:
             first, self.seconds_before = meta['phase_index'] + meta['complete'], meta['seconds']
             self.source.set_state(meta['source'])
             if train is not None:
-                if isinstance(self.source, HostLive):
-                    self.source.set_arrays(train.pop('host'))
+                self.source.set_arrays(train.pop('host'))
                 resumed = TrainState(params, **train)
             done = first == len(self.phases)
             checkpoint.warn(
@@ -329,16 +325,14 @@ class _Loop:
             )
 
         train = jax.jit(jax.vmap(begin))(params)
-        if isinstance(self.source, Live):
-            live = jax.jit(jax.vmap(functools.partial(self._begin_live, phase)))(
-                train.params, self._phase_keys(index)
-            )
-            train = train._replace(live=live)
+        live = jax.jit(jax.vmap(functools.partial(self._begin_live, phase)))(
+            train.params, self._phase_keys(index)
+        )
+        train = train._replace(live=live)
         return jax.device_put(train, self._layout(train))
 
     def _begin_live(self, phase: Phase, params: Params, key: PRNGKeyArray) -> PyTree:
         """Environments and replay of one seed; updates take the keys from 0 on, this the last one."""
-        assert isinstance(self.source, Live)
         return self.source.begin(
             params, jax.random.fold_in(key, 2**32 - 1), phase.batch, phase.length
         )
@@ -368,20 +362,18 @@ class _Loop:
         """Raises UserError before anything is trained if the environments and replay of a phase
         cannot be.
         """
-        if isinstance(self.source, Live | HostLive):
-            for index, phase in enumerate(self.phases):
-                self.source.check(
-                    self._shapes(index).params, phase.batch, phase.length, self.keys.shape[0]
-                )
+        for index, phase in enumerate(self.phases):
+            self.source.check(
+                self._shapes(index).params, phase.batch, phase.length, self.keys.shape[0]
+            )
 
     def _expected(self, index: int) -> TrainState:
         """What `_begin` gives: shapes [seeds, ...] and where they lie."""
         seeds, phase, train = self.keys.shape[0], self.phases[index], self._shapes(index)
-        if isinstance(self.source, Live):
-            live = jax.eval_shape(
-                functools.partial(self._begin_live, phase), train.params, self.keys[0, 0]
-            )
-            train = train._replace(live=live)
+        live = jax.eval_shape(
+            functools.partial(self._begin_live, phase), train.params, self.keys[0, 0]
+        )
+        train = train._replace(live=live)
         train = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), train)
         where = self._layout(train)
         return jax.tree.map(
@@ -392,8 +384,7 @@ class _Loop:
         """Shapes and shardings of a checkpoint of this run."""
         rest = self._expected(meta['phase_index'])._asdict()
         params = rest.pop('params')
-        if isinstance(self.source, HostLive):
-            rest['host'] = self.source.arrays()  # NumPy, so that they are read into NumPy
+        rest['host'] = self.source.arrays()  # NumPy, so that they are read into NumPy
         return params, rest
 
     def _phase(self, index: int, train: TrainState) -> Params:
@@ -403,8 +394,7 @@ class _Loop:
         self.program = None
         size = call_size(phase.steps, self.updates_per_call)
         keys = self._phase_keys(index)
-        if isinstance(self.source, HostLive):
-            self.source.follow(_copy(train.params))
+        self.source.set_params(train.params)
         pending: _Call | None = None
         self.logged_at, self.logged_step, self.calls_seen = time.monotonic(), step, 0
         self.played: dict[str, Mean] = {}
@@ -433,13 +423,12 @@ class _Loop:
         if pending is not None:
             self._look(index, pending, last=True)
         params = train.params if train.ema is None else {**train.params, **train.ema}
-        if isinstance(self.source, Live | HostLive):
-            self.source.finish(train.live)
+        self.source.finish(train.live)
         if (
             train.ema is not None
         ):  # beside the mean, the weights themselves, with which the phase could go on
             train = train._replace(ema=state.trained_groups(train.params, phase))
-        kept = self.checkpoints.keep_phase_ends and not isinstance(self.source, Live | HostLive)
+        kept = self.checkpoints.keep_phase_ends and not self.source.plays
         self._save(index, params, train if kept else None, phase.steps)
         self._stop_if_asked(index, phase.steps)
         return params
@@ -470,18 +459,12 @@ class _Loop:
         self, index: int, train: TrainState, keys: Array, step: int, updates: int
     ) -> tuple[TrainState, _Call]:
         phase = self.phases[index]
-        data = loaded = None
-        played: Metrics = {}
-        if not isinstance(self.source, Live):
-            loaded = self.source.load(
-                updates, phase.batch, phase.length, keys.shape[0], phase.relevant
-            )
-            data = self.source.data
-        if isinstance(self.source, HostLive):
-            # The call takes the weights' buffers, so the next `load`, which runs beside it, acts
-            # with a copy of them.
-            self.source.follow(_copy(train.params))
-            played |= self.source.metrics()
+        loaded = self.source.load(updates, phase.batch, phase.length, keys.shape[0], phase.relevant)
+        data = self.source.data
+        # The call takes the weights' buffers; the next `load`, which runs beside it, acts with a
+        # copy of them.
+        self.source.set_params(train.params)
+        played = self.source.metrics()
         if self.mesh is not None:
             data, loaded = jax.device_put((data, loaded), state.replicated(self.mesh))
         if self.program is None:
@@ -523,8 +506,8 @@ class _Loop:
         streak = np.asarray(call.streak)
         if fault := self.monitor.look(call.step - call.updates, streak, call.history, call.skipped):
             raise UserError(fault)
-        if isinstance(self.source, HostLive) and call.memory is not None:
-            self.source.absorb(jax.device_get(call.memory), streak == 0)
+        if call.memory is not None:
+            self.source.write_back(jax.device_get(call.memory), streak == 0)
         metrics = dict(jax.device_get(dict(call.metrics)))
         for name in [
             name for name, x in metrics.items() if isinstance(x, Mean)
@@ -550,7 +533,7 @@ class _Loop:
         if last or not first:  # the first call of a phase spends its time compiling
             record['time/updates_per_s'] = rate
             record['time/frames_per_s'] = rate * phase.batch * phase.length * self.keys.shape[0]
-            if isinstance(self.source, Live | HostLive):
+            if self.source.plays:
                 played = self._phase_frames(phase, call.step) - self._phase_frames(
                     phase, call.step - call.updates
                 )
@@ -584,12 +567,8 @@ class _Loop:
         return values
 
     def _phase_frames(self, phase: Phase, step: int) -> int:
-        """Frames that one seed has played, or of a dataset: been trained on, after `step` updates
-        of a phase.
-        """
-        if isinstance(self.source, Live | HostLive):
-            return self.source.env_frames(step, phase.batch, phase.length)
-        return step * phase.batch * phase.length
+        """Frames that one seed has learnt from after `step` updates of a phase."""
+        return self.source.env_frames(step, phase.batch, phase.length)
 
     def _env_frames(self, index: int, step: int) -> int:
         """The same, of this phase and those before it."""
@@ -608,8 +587,7 @@ class _Loop:
         if train is not None:
             rest = train._asdict()
             rest.pop('params')
-            if isinstance(self.source, HostLive):
-                rest['host'] = self.source.arrays()
+            rest['host'] = self.source.arrays()
         meta: checkpoint.Meta = dict(
             phase=phase.name,
             phase_index=index,

@@ -20,8 +20,6 @@ from reverie.training.state import (
 )
 from reverie.types import (
     Batch,
-    HostLive,
-    Live,
     Losses,
     Mean,
     Metrics,
@@ -187,13 +185,12 @@ def over_updates(metrics: Metrics) -> Metrics:
 
 
 def make_program(
-    phase: Phase, source: Source | Live, mesh: Mesh | None = None, shardings: PyTree = None
+    phase: Phase, source: Source, mesh: Mesh | None = None, shardings: PyTree = None
 ) -> Program:
-    """The program of `phase`. `source.data` is an argument of it: a constant would be folded into
-    the executable.
+    """Make the program of `phase`, in which sampling (play included, if it is on the device) and
+    learning are one.
 
-    With a `Live` source, data and loaded are None: collecting, drawing and learning are one
-    program.
+    `source.data` is an argument of it: a constant would be folded into the executable.
     """
     rows = None if mesh is None else batch_sharding(mesh, phase.batch)
     compile_log: list[int] = []
@@ -202,13 +199,9 @@ def make_program(
     def draw(
         state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray
     ) -> tuple[TrainState, Batch, Metrics]:
-        if not isinstance(source, Live):
-            return (
-                state,
-                source.sample(data, loaded, key, phase.batch, phase.length, phase.relevant),
-                {},
-            )
-        live, batch, played = source.next(state.live, state.params, key, phase.batch, phase.length)
+        live, batch, played = source.sample(
+            state.live, state.params, data, loaded, key, phase.batch, phase.length, phase.relevant
+        )
         return state._replace(live=live), batch, played
 
     def one_seed(
@@ -223,9 +216,9 @@ def make_program(
             given = SkippedUpdate(state.step, jax.random.key_data(loss_key), batch)
             state, metrics, memory, ok = learn(phase, state, batch, loss_key)
             skipped = select(ok | (skipped.update >= 0), skipped, given)
-            if isinstance(source, Live) and memory is not None:
-                state = state._replace(live=source.absorb(state.live, memory, ok))
-            memory = memory if isinstance(source, HostLive) else None
+            if memory is not None:
+                live, memory = source.write_memory(state.live, memory, ok)
+                state = state._replace(live=live)
             return (state, skipped), ({**metrics, **played}, state.streak, memory)
 
         like = jax.eval_shape(draw, state, data, jax.tree.map(lambda x: x[0], loaded), key)[1]

@@ -184,11 +184,11 @@ def test_absorbed_memories_replace_those_of_the_rows_and_the_last_row_wins(ok):
                 slot = (start[row] + t) % L
                 wanted['h'][env[row], slot] = new['h'][row, t]
                 wanted['n'][env[row], slot] = new['n'][row, t]
-    ring = jax.jit(replay.absorb)(ring, new, jnp.asarray(ok))
+    ring = jax.jit(replay.write_memory)(ring, new, jnp.asarray(ok))
     assert same(ring.data.memory, wanted) and ring.data.memory['n'].dtype == jnp.int16
     if ok:
         host = host_ring(13)
-        host.absorb(replay.DrawnRows(env, start), new)
+        host.write_memory(replay.DrawnRows(env, start), new)
         assert same(host.data.memory, wanted)
 
 
@@ -198,7 +198,7 @@ def test_the_host_does_not_absorb_what_was_overwritten_since():
     for time in (13, 14):
         host.write(stored(time))
     before = host.data.memory['n'].copy()
-    host.absorb(rows, {'h': np.full((1, T, 1), -1.0), 'n': np.full((1, T), -1)})
+    host.write_memory(rows, {'h': np.full((1, T, 1), -1.0), 'n': np.full((1, T), -1)})
     changed = np.argwhere(host.data.memory['n'] != before).tolist()
     assert changed == [[1, 5], [1, 6], [1, 7]]  # time 4 was in slot 4, which holds time 14 now
 
@@ -210,7 +210,9 @@ def test_rings_of_several_seeds_under_vmap_equal_each_alone():
         ring = replay.choose(_written(replay.empty(stored(0), L, B), steps), key, T)
         rows, context = replay.windows(ring, T)
         return (
-            replay.absorb(ring, jax.tree.map(lambda x: x + 1, rows.memory), jnp.asarray(True)),
+            replay.write_memory(
+                ring, jax.tree.map(lambda x: x + 1, rows.memory), jnp.asarray(True)
+            ),
             rows,
             context,
         )
@@ -249,7 +251,7 @@ def test_a_ring_leaves_a_dataset_that_sources_read(tmp_path):
     assert [len(r) for r in records if r.kind == 'seed0'] == [3, 3, 2, 4, 4, 2, 5, 4]
     assert [len(r) for r in records if r.kind == 'seed1'] == [3, 3, 1, 4, 3, 5, 2]
     source = Resident(episodes)
-    batch = source.sample(source.data, None, jax.random.key(0), B, T)
+    batch = source.draw(source.data, None, jax.random.key(0), B, T)
     assert (
         batch.step.obs.dtype == bool
         and bool(batch.has_action.all())

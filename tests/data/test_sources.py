@@ -34,7 +34,7 @@ def draw(
 
 @functools.lru_cache
 def sampler(source, batch, length, relevant):
-    one = lambda data, loaded, key: source.sample(data, loaded, key, batch, length, relevant)
+    one = lambda data, loaded, key: source.draw(data, loaded, key, batch, length, relevant)
     per_seed = jax.vmap(one, (None, 0, 0))
     return jax.jit(lambda data, loaded, keys: jax.vmap(per_seed, (None, 0, 0))(data, loaded, keys))
 

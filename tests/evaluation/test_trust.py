@@ -13,7 +13,7 @@ from reverie.commands.collect import dataset
 from reverie.commands.experiment import Recorded
 from reverie.data import Writer
 from reverie.data.episodes import Episodes
-from reverie.data.sources import Resident, Streaming
+from reverie.data.sources import Dataset, Resident, Streaming
 from reverie.evaluation import trust
 from reverie.report import report
 from reverie.report.page import escape
@@ -235,7 +235,7 @@ def test_every_seed_is_measured_on_the_same_windows_and_the_worst_is_named(episo
     json.dumps(found, allow_nan=False)
 
 
-class Listed:
+class Listed(Dataset):
     """A source that hands out given windows one chunk after the other."""
 
     def __init__(self, batch: Batch):
@@ -247,7 +247,7 @@ class Listed:
             lambda x: jnp.asarray(x[self.at - batch : self.at])[None, None], self.batch
         )
 
-    def sample(self, data, loaded, key, batch, length, relevant=0.0):
+    def draw(self, data, loaded, key, batch, length, relevant=0.0):
         return loaded
 
     def get_state(self):

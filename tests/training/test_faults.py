@@ -41,7 +41,7 @@ def test_a_skipped_update_leaves_the_very_batch_and_key_behind(tmp_path, capfd):
         index = ['model', 'head'].index(phase)
         key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], index)
         sample_key, loss_key = jax.random.split(jax.random.fold_in(key, update))
-        batch = rotten().sample(rotten().data, None, sample_key, BATCH, LENGTH)
+        batch = rotten().draw(rotten().data, None, sample_key, BATCH, LENGTH)
         with np.load(path, allow_pickle=False) as found:
             np.testing.assert_array_equal(found['step/obs'], batch.step.obs)
             np.testing.assert_array_equal(found['step/reward'], batch.step.reward)

@@ -19,7 +19,7 @@ from reverie.training import checkpoint, metrics, online, state
 from reverie.training.online import CollectConfig, Online, vector_steps
 from reverie.training.runner import run
 from reverie.training.update import make_program
-from reverie.types import ActionSpace, EnvSpec, Live, Outcome, Phase, Step, UserError
+from reverie.types import ActionSpace, EnvSpec, Outcome, Phase, Step, UserError
 
 B, T, N = 4, 6, 3
 
@@ -335,12 +335,6 @@ def test_random_play_fills_the_ring_first():
     action = np.asarray(playing.ring.data.action)[:, :30]
     assert {-1, 0, 1} == set(action.ravel().tolist())
     assert 0.3 < (action == 1).sum() / (action >= 0).sum() < 0.7
-
-
-def test_online_is_a_live_source_and_a_dataset_is_not():
-    from toy_agent import Table
-
-    assert isinstance(source(), Live) and not isinstance(Table(), Live)
 
 
 @pytest.mark.parametrize(

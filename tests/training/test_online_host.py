@@ -14,7 +14,7 @@ from reverie.data import Episodes
 from reverie.training import metrics, online_host
 from reverie.training.online_host import OnlineHost
 from reverie.training.runner import run
-from reverie.types import HostLive, Live, Step, UserError
+from reverie.types import Step, UserError
 
 
 class SignalVector:
@@ -175,16 +175,12 @@ def test_a_killed_run_continues_with_its_replay_and_new_episodes(tmp_path):
 def test_random_play_fills_the_ring_first_and_scores_nothing(tmp_path):
     live = source(play=dataclasses.replace(PLAY, prefill=90, random_prefill=True))
     live.check(Toy().init(jax.random.key(0)), B, T, 1)
-    live.follow(jax.tree.map(lambda x: x[None], Toy().init(jax.random.key(0))))
+    live.set_params(jax.tree.map(lambda x: x[None], Toy().init(jax.random.key(0))))
     loaded = live.load(1, B, T, 1)
     ring = live.players[0].ring
     assert ring.written == 30 + 4 and not ring.data.memory['time'][:, :30].any()
     assert loaded['rows'].obs.shape == (1, 1, B, T, 2) and loaded['rows'].obs.dtype == np.uint8
     assert live.metrics()['env/return'].n.shape == (1,) and live.metrics()['env/return'].n[0] == 0
-
-
-def test_it_is_a_host_source_and_not_a_device_source():
-    assert isinstance(source(), HostLive) and not isinstance(source(), Live)
 
 
 def test_numbers_that_do_not_fit_are_named_before_training(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def step_by_step(agent, phase, steps, source=None):
     key, states, metrics = jax.random.key(5), [train], []
     for i in range(steps):
         sample_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
-        train, m = one(train, source.sample(source.data, None, sample_key, BATCH, LENGTH), loss_key)
+        train, m = one(train, source.draw(source.data, None, sample_key, BATCH, LENGTH), loss_key)
         states.append(train)
         metrics.append(m)
     return states, metrics
@@ -94,7 +94,7 @@ def test_sgd_on_the_head_equals_numpy():
     w, bias = np.asarray(states[0].params['head']['w']), float(states[0].params['model']['v'].sum())
     for i in range(3):
         sample_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(5), i))
-        batch = source.sample(source.data, None, sample_key, BATCH, LENGTH)
+        batch = source.draw(source.data, None, sample_key, BATCH, LENGTH)
         obs, reward = np.asarray(batch.step.obs), np.asarray(batch.step.reward)
         error = obs @ w + bias - reward
         grad = (2 * error[..., None] * obs).mean((0, 1))
@@ -196,7 +196,7 @@ def test_calls_divide_a_phase_where_they_can(steps, wanted, size):
 def test_the_toy_has_gradients_in_both_terms():
     agent = toy()
     params, source = agent.init(jax.random.key(0)), Table()
-    batch = source.sample(source.data, None, jax.random.key(1), BATCH, LENGTH)
+    batch = source.draw(source.data, None, jax.random.key(1), BATCH, LENGTH)
     for name in ('fit', 'size'):
         grad = jax.grad(lambda p, n=name: model_loss(p, batch, jax.random.key(2), 0)[0][n].mean())(
             params

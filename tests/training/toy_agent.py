@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reverie.data.sources import Dataset
 from reverie.types import ActionSpace, Batch, EnvSpec, Phase, Step
 
 SPEC = EnvSpec('toy', (3,), ActionSpace('discrete', 2))
@@ -22,7 +23,7 @@ def table(rows: int = 64) -> dict[str, jax.Array]:
 
 
 @dataclasses.dataclass
-class Table:
+class Table(Dataset):
     """Rows drawn at random on the device; counts what it has handed out, as a stateful source
     would.
     """
@@ -34,7 +35,7 @@ class Table:
         self.drawn += updates
         return None
 
-    def sample(self, data, loaded, key, batch, length, relevant=0.0):
+    def draw(self, data, loaded, key, batch, length, relevant=0.0):
         rows = jax.random.bits(key, (batch,)) % data['obs'].shape[0]
         obs, reward = data['obs'][rows], data['reward'][rows]
         no, yes = jnp.zeros((batch, length), bool), jnp.ones((batch,), bool)
@@ -55,9 +56,9 @@ class Stream(Table):
         self.drawn += updates * seeds * batch
         return jnp.asarray(rows.reshape(updates, seeds, batch))
 
-    def sample(self, data, loaded, key, batch, length, relevant=0.0):
+    def draw(self, data, loaded, key, batch, length, relevant=0.0):
         data = jax.tree.map(lambda x: x[loaded], data)
-        return Table.sample(self, data, None, key, batch, length)
+        return Table.draw(self, data, None, key, batch, length)
 
 
 def model_loss(params, batch, key, step):

@@ -12,6 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from reverie.agents import presets
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
+from reverie.data.sources import Dataset
 from reverie.envs import device
 from reverie.evaluation.returns import provenance
 from reverie.models.encoders import kind
@@ -22,19 +23,14 @@ from reverie.training.update import make_program
 from reverie.types import Agent, Batch, EnvSpec, Params, Step
 
 
-class RandomBatches:
+class RandomBatches(Dataset):
     """Source of random frames made on the device, so that the agent is measured and not the data."""
 
     def __init__(self, spec: EnvSpec):
         self.spec = spec
         self.data: dict[str, Array] = {}
 
-    def load(
-        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
-    ) -> None:
-        return None
-
-    def sample(
+    def draw(
         self,
         data: Any,
         loaded: Any,

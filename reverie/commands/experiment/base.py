@@ -16,7 +16,7 @@ from reverie.agents import presets
 from reverie.evaluation import returns, statistics, tables, trust
 from reverie.report import report
 from reverie.training import metrics, runner, warm
-from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, Source, UserError
+from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ class Experiment(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def source(self) -> Source | Live | HostLive:
+    def source(self) -> Source:
         """Source of the training batches."""
 
     @property

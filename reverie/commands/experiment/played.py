@@ -22,7 +22,7 @@ from reverie.evaluation import returns
 from reverie.training import runner
 from reverie.training.online import CollectConfig, Online
 from reverie.training.online_host import OnlineHost
-from reverie.types import Actor, Env, EnvSpec, HostLive, Live, Params, UserError
+from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
 
 SCORE_SEED = 500  # of the episodes played while training; the final scores have seeds of their own
 
@@ -80,7 +80,7 @@ class Played(Experiment):
         return presets.make(dataclasses.replace(self.config, steps=updates), self.spec)
 
     @property
-    def source(self) -> Live | HostLive:
+    def source(self) -> Source:
         return Online(self.env, self.agent.explorer, self.play, self.export, self.provenance)
 
     @property
@@ -141,7 +141,7 @@ class Hosted(Played):
             return vector.spec
 
     @property
-    def source(self) -> HostLive:
+    def source(self) -> OnlineHost:
         seeds = range(self.seed, self.seed + self.seeds)
         vectors = [self.vector(self.play.envs, seed=1000 * seed) for seed in seeds]
         return OnlineHost(

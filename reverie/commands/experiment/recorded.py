@@ -11,9 +11,9 @@ from jaxtyping import PRNGKeyArray
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment
 from reverie.data.episodes import Episodes
-from reverie.data.sources import open_source
+from reverie.data.sources import Dataset, open_source
 from reverie.envs import device
-from reverie.types import Env, Params, Source
+from reverie.types import Env, Params
 
 MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: one bad shard of many
 
@@ -42,7 +42,7 @@ class Recorded(Experiment):
         return device.make(self.env_name, **options)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Dataset:
         return open_source(self.episodes, self.env.spec, label_fraction=self.label_fraction)
 
     @property

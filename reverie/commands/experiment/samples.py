@@ -12,12 +12,13 @@ from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
 from reverie.commands.collect.players import DataPlayer, play
+from reverie.data.sources import Dataset
 from reverie.envs.host import HostVector
 from reverie.evaluation import trust
 from reverie.evaluation.openloop import Dream, open_loop
 from reverie.models.latent import LatentModel
 from reverie.models.shortcut import ShortcutModel
-from reverie.types import Env, Params, Source, Step
+from reverie.types import Env, Params, Step
 
 MASK_RATES = (0.0, 0.3, 0.6, 0.9)
 
@@ -65,7 +66,7 @@ def _whole(step: Step, count: int) -> Step:
 def of_dataset(
     agent: Dreamer4,
     params: Params,
-    source: Source,
+    source: Dataset,
     key: PRNGKeyArray,
     *,
     context: int = 8,
@@ -79,7 +80,7 @@ def of_dataset(
     key_draw, key_mask, key_dream = jax.random.split(key, 3)
     length = context + horizon
     loaded = jax.tree.map(lambda x: x[0, 0], source.load(1, 64, length, 1, 0.5))
-    batch = source.sample(source.data, loaded, key_draw, 64, length, 0.5)
+    batch = source.draw(source.data, loaded, key_draw, 64, length, 0.5)
     step = _whole(batch.step, 4)
     images = batch.step.obs[::8, 0].astype(jnp.float32)
 
@@ -97,7 +98,7 @@ def of_dataset(
 
 
 def trust_of(
-    agent: Dreamer4, params: Params, source: Source, key: PRNGKeyArray, frames: int
+    agent: Dreamer4, params: Params, source: Dataset, key: PRNGKeyArray, frames: int
 ) -> dict[str, Any]:
     """Trust numbers of all seeds, params [seeds, ...]; the context is what the dynamics keeps.
 
