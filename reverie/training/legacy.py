@@ -8,6 +8,7 @@ from typing import Any
 RENAMED = {
     'world.number': 'reward_dist',
     'number': 'value_dist',
+    'law': 'dist',
     'squash': 'reward_transform',
     'even_channels': 'channel_weighting',
     'given_frames': 'context_frame_rate',
