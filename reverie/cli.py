@@ -17,7 +17,7 @@ from typing import Any
 from reverie.commands import bench, collect, data, doctor, evaluate, play, report, train
 from reverie.commands.arguments import parse
 from reverie.commands.terminal import say
-from reverie.types import UserError
+from reverie.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota or a file takes no more
 

@@ -26,6 +26,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from reverie.errors import OutOfMemoryError as OutOfMemoryError
+from reverie.errors import UserError as UserError
+
 Params = dict[str, Any]
 Losses = dict[str, Array]
 
@@ -42,22 +45,6 @@ class Mean(NamedTuple):
 Metrics = dict[str, Array | Mean]
 
 
-class UserError(ValueError):
-    """A mistake of the user's: one line that names what was given and what was expected. The CLI
-    prints it, exits 2.
-    """
-
-    code = 2
-
-
-class OutOfMemoryError(UserError):
-    """Something does not fit into memory; the line says what would. The CLI exits 71 (sysexits:
-    system error).
-    """
-
-    code = 71
-
-
 @dataclasses.dataclass(frozen=True)
 class ActionSpace:
     """`size` choices (discrete) or `size` numbers in [-1, 1] (continuous); `meanings` label keys on
@@ -67,6 +54,12 @@ class ActionSpace:
     kind: Literal['discrete', 'continuous']
     size: int
     meanings: tuple[str, ...] = ()
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Array:
+        """Draw n uniform actions: index [n] if discrete, [n, A] in [-1, 1] if continuous."""
+        if self.kind == 'discrete':
+            return jax.random.randint(key, (n,), 0, self.size)
+        return jax.random.uniform(key, (n, self.size), minval=-1.0, maxval=1.0)
 
 
 @dataclasses.dataclass(frozen=True)

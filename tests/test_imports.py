@@ -13,7 +13,11 @@ EVERYTHING = {
     'nn', 'models', 'objectives', 'agents', 'data', 'envs', 'training', 'evaluation', 'report',
     'commands', 'serve', 'cli',
 }  # fmt: skip
+FREE = {'types', 'errors', 'io', 'text', '__version__'}  # for everybody
 ALLOWED = {
+    'errors': set(),
+    'text': set(),
+    'io': set(),
     'types': set(),
     'nn': set(),
     'models': {'nn'},
@@ -42,7 +46,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def breaches(package: str, names: set[str]) -> set[str]:
-    allowed = ALLOWED[package] | {'types', '__version__', package}
+    allowed = ALLOWED[package] | FREE | {package}
     return {n for n in names if not any(n == a or n.startswith(f'{a}.') for a in allowed)}
 
 

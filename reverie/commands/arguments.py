@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from reverie.types import UserError
+from reverie.errors import UserError
 
 
 def parse(options: type, args: Sequence[str], prog: str, **more: Any) -> Any:

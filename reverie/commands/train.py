@@ -8,7 +8,7 @@ import tyro
 
 from reverie.commands.arguments import options_of, parse, score_paths, slug, whole
 from reverie.commands.terminal import command_line, say
-from reverie.types import UserError
+from reverie.errors import UserError
 
 if TYPE_CHECKING:
     from reverie.commands.experiment import Experiment

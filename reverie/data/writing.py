@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from reverie.data.manifest import MANIFEST, Tally, check_shard, file_hash, make_manifest
 from reverie.data.records import DTYPES, Record, Schema, encode, from_step
+from reverie.io import sync
 from reverie.types import EnvSpec, Step, UserError
 
 
@@ -122,7 +123,7 @@ class Writer:
         with path.open('xb') as file:
             # NumPy's stub takes them for allow_pickle
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        _sync(path)
+        sync(path)
         return {'file': name, 'bytes': path.stat().st_size, 'sha256': file_hash(path)}
 
     def _end_shard(self) -> None:
@@ -132,7 +133,7 @@ class Writer:
             self._writer.close()
         self._writer = None
         path = self._folder / self._shards[-1]['file']
-        _sync(path)
+        sync(path)
         self._shards[-1] |= {
             'records': self._records,
             'bytes': path.stat().st_size,
@@ -162,8 +163,8 @@ class Writer:
         )
         target = self._folder / MANIFEST
         target.write_text(json.dumps(manifest, indent=1, allow_nan=False))
-        _sync(target)
-        _sync(self._folder)
+        sync(target)
+        sync(self._folder)
         _refuse_existing(self.path, self.overwrite)
         old = None
         if self.path.exists():
@@ -175,7 +176,7 @@ class Writer:
             )
             self.path.rename(old)
         self._folder.rename(self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
         if old is not None:
             shutil.rmtree(old.parent, ignore_errors=True)
 
@@ -190,14 +191,6 @@ def _as_os_error() -> Iterator[None]:
             if os.strerror(code) in str(error):
                 raise OSError(code, f'{os.strerror(code)}: {str(error)[:200]}') from error
         raise
-
-
-def _sync(path: pathlib.Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _partial_prefix(path: pathlib.Path) -> str:

@@ -7,12 +7,10 @@ import datetime
 import functools
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +21,7 @@ from jaxtyping import PRNGKeyArray
 
 import reverie
 from reverie.evaluation.statistics import Returns, derive
+from reverie.io import atomic, plain
 from reverie.types import ActionSpace, Actor, Env, Params, Step
 
 
@@ -49,10 +48,7 @@ class RandomActor:
     def act(
         self, params: Params, state: tuple, step: Step, key: PRNGKeyArray, greedy: bool | jax.Array
     ) -> tuple[tuple, jax.Array]:
-        n = step.reward.shape[0]
-        if self.actions.kind == 'discrete':
-            return state, jax.random.randint(key, (n,), 0, self.actions.size)
-        return state, jax.random.uniform(key, (n, self.actions.size), minval=-1.0, maxval=1.0)
+        return state, self.actions.sample(key, step.reward.shape[0])
 
 
 class _Static:
@@ -340,31 +336,14 @@ def record(*, preset: str, env: str, command: str, seeds: Sequence[int], env_fra
     }
 
 
-def _plain(value: Any, where: str) -> Any:
-    """NumPy and JAX values as JSON ones; a number that is not finite is named and refused."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, f'{where}.{k}' if where else str(k)) for k, v in value.items()}
-    if isinstance(value, np.ndarray | jax.Array | np.generic):
-        value = np.asarray(value).tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(v, f'{where}[{i}]') for i, v in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f'results: {where} is {value}, expected a finite number')
-    return value
-
-
 def save(path: str | os.PathLike[str], record: Mapping[str, Any]) -> pathlib.Path:
-    """Writes a results file at once or not at all.
+    """Write a results file, whole or not at all; return its path.
 
     Raises ValueError naming the first number that is not finite.
     """
     path = pathlib.Path(path)
-    text = json.dumps(_plain(record, ''), allow_nan=False, indent=1) + '\n'
+    text = json.dumps(plain(record, 'results'), allow_nan=False, indent=1) + '\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        'w', dir=path.parent, prefix=f'.{path.name}.', delete=False
-    ) as file:
+    with atomic(path) as file:
         file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
     return path

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.data.sources import Dataset
 from reverie.evaluation.openloop import dream
-from reverie.report.charts import number
 from reverie.report.page import Run, escape, missing
+from reverie.text import number, percent
 from reverie.types import Batch, Params, Prediction, WorldModel
 
 WINDOWS, ROWS, HORIZON = 2048, 256, 16  # windows at most, in chunks of rows; dreamed steps
@@ -267,10 +267,6 @@ def warnings(trust: Mapping[str, Any]) -> list[str]:
             shares = f'{percent(kept[worst])} by the tokenizer, {percent(dreamed[worst])} at the first dreamed step'
             found.append(f'recall of {channel["name"]}: {shares}{whose(bad, len(kept))}')
     return found
-
-
-def percent(share: float | None) -> str:
-    return '–' if share is None else f'{100 * share:.0f}%'
 
 
 def steps(trust: Mapping[str, Any], i: int) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from reverie.text import Number, number
+
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 196, 46, 12, 10, 34  # of a chart, in SVG units
 POINTS = 240  # of a line; longer ones are averaged down
-Number = float | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,26 +23,6 @@ class Line:
     x: np.ndarray
     y: np.ndarray
     kind: str = 'main'
-
-
-def number(x: Number | None, digits: int = 3, strip: bool = False) -> str:
-    """A number as people read it: `digits` significant ones, thousands as k and M, a true minus
-    sign.
-    """
-    if x is None or not math.isfinite(x):
-        return '–'
-    size = abs(x)
-    for unit, name in ((1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
-        if size >= unit:
-            return number(x / (1e3 if name == 'k' else unit), digits, strip) + name
-    if size and size < 1e-3:
-        mantissa, exponent = f'{size:.{max(digits - 2, 0)}e}'.split('e')
-        text = f'{mantissa.rstrip("0").rstrip(".")}e{int(exponent)}'
-    else:
-        decimals = max(0, digits - 1 - (math.floor(math.log10(size)) if size else 0))
-        text = f'{size:.{min(decimals, 4)}f}'
-        text = text.rstrip('0').rstrip('.') if strip and '.' in text else text
-    return ('−' if x < 0 else '') + text
 
 
 def ticks(low: Number, high: Number, count: int = 4) -> list[float]:

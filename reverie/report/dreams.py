@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from reverie.evaluation import video
-from reverie.report.charts import Line, curves, number
+from reverie.report.charts import Line, curves
 from reverie.report.page import Run, escape, figure, image, labels, legend, line_key, missing
+from reverie.text import number
 
 FILMS, FRAMES = 4, 36  # dreams shown moving; frames of the strip
 PLOTS, NUMBERS = 2, 12  # dreams with plots; of an observation's numbers, how many are plotted

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import html
 import json
-import math
 import os
 import pathlib
 import zipfile
@@ -101,16 +100,6 @@ def missing(run: Run, name: str, what: str) -> str:
 def image(data: bytes, alt: str, kind: str = '') -> str:
     uri = base64.b64encode(data).decode()
     return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/png;base64,{uri}">'
-
-
-def duration(seconds: float | int | None) -> str:
-    """Seconds as '45 s', '12 min' or '3 h 20 min'."""
-    if seconds is None or not math.isfinite(seconds):
-        return '–'
-    if seconds < 90:
-        return f'{seconds:.0f} s'
-    minutes = round(seconds / 60)
-    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
 
 
 def figure(title: str, value: str, chart: str) -> str:

@@ -8,7 +8,6 @@ data URIs. What a run does not have yet is said in its place.
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,19 +17,11 @@ import reverie
 from reverie.evaluation import trust, video
 from reverie.evaluation.statistics import BOOTSTRAP_FROM, UNTRAINED
 from reverie.evaluation.tables import Row, difference_rows, interval_label, name_of, score_rows
+from reverie.io import atomic
 from reverie.report import attention, dreams
-from reverie.report.charts import Line, Number, bar, bar_axis, curves, number, scale_of
-from reverie.report.page import (
-    Run,
-    duration,
-    escape,
-    figure,
-    image,
-    legend,
-    line_key,
-    missing,
-    read,
-)
+from reverie.report.charts import Line, bar, bar_axis, curves, scale_of
+from reverie.report.page import Run, escape, figure, image, legend, line_key, missing, read
+from reverie.text import Number, duration, number
 
 OURS = ('bc', 'wm_bc', 'imagination', 'agent')  # read-outs this run trained
 ROWS = 8  # reconstructed frames in a row
@@ -428,10 +419,6 @@ def write(folder: str | os.PathLike[str]) -> pathlib.Path:
     """
     run = read(folder)
     path = run.folder / 'report.html'
-    with tempfile.NamedTemporaryFile(
-        'w', dir=run.folder, prefix='.report.', delete=False, encoding='utf-8'
-    ) as file:
+    with atomic(path) as file:
         file.write(render(run))
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
     return path

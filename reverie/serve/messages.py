@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from reverie.evaluation.video import colourise
+from reverie.io import plain
 from reverie.serve import keys
 from reverie.types import ActionSpace, EnvSpec
 
@@ -185,11 +186,7 @@ def rgb_of(image: np.ndarray, symbolic: bool) -> np.ndarray:
 
 def pack(header: dict[str, Any], pictures: list[tuple[dict[str, Any], bytes]]) -> bytes:
     """A frame as one binary message. Numbers that are not finite become null."""
-    header = {
-        name: (None if isinstance(x, float) and not math.isfinite(x) else x)
-        for name, x in header.items()
-    }
-    header['pictures'] = [{**what, 'bytes': len(data)} for what, data in pictures]
+    header = plain(header) | {'pictures': [{**what, 'bytes': len(x)} for what, x in pictures]}
     text = json.dumps(header, allow_nan=False, separators=(',', ':')).encode()
     return b''.join([struct.pack('>I', len(text)), text, *(data for _, data in pictures)])
 

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
+from reverie.io import sync, write_json
 from reverie.types import Params, UserError
 
 FORMAT = 1
@@ -46,16 +47,6 @@ def warn(line: str) -> None:
         print(f'reverie: {line}', file=sys.stderr, flush=True)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write atomically: the file is the old one or the new one, never half of either."""
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with open(temporary, 'w') as f:
-        json.dump(value, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-
-
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
     """Nested dicts -> {dotted path: leaf}."""
     if not isinstance(tree, Mapping) or not tree:
@@ -64,15 +55,6 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
         flatten(value, f'{prefix}.{name}' if prefix else str(name)) for name, value in tree.items()
     ]
     return {name: value for part in parts for name, value in part.items()}
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Ask the disk to keep what was written to a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest(path: pathlib.Path) -> str:
@@ -151,12 +133,12 @@ def save(
             {p.relative_to(temporary).as_posix(): digest(p) for p in _files(temporary)},
         )
         for path in _files(temporary):
-            _sync(path)
+            sync(path)
         doomed = folder / f'tmp-old-{number:09d}'
         if final.exists():
             os.rename(final, doomed)
         os.rename(temporary, final)
-        _sync(folder)
+        sync(folder)
         shutil.rmtree(doomed, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

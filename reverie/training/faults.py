@@ -9,7 +9,6 @@ faults/model-000000021-seed0.npz
 """
 
 import contextlib
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from reverie.io import atomic
 from reverie.training.checkpoint import key_name, warn
 from reverie.training.update import SkippedUpdate
 from reverie.types import OutOfMemoryError, Phase
@@ -64,18 +64,14 @@ def dump(
     arrays |= {'key': np.asarray(skipped.key), 'update': np.asarray(skipped.update)}
     arrays |= {f'value/{name}': np.asarray(x, np.float32) for name, x in values.items()}
     path = folder / FOLDER / f'{phase.name}-{int(skipped.update):09d}-seed{seed}.npz'
-    temporary = path.with_name(f'.{path.name}.tmp')
     try:
         path.parent.mkdir(exist_ok=True)
-        with open(temporary, 'wb') as file:
+        with atomic(path, 'wb') as file:
             # NumPy's stub takes them for allow_pickle
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
         for old in sorted(path.parent.glob('*.npz'), key=lambda p: p.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         return f'its batch could not be written to {path} ({error})'
     return f'its batch and key are in {path}'
 

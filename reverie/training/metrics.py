@@ -17,6 +17,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from reverie.io import atomic, plain
+from reverie.text import duration
 from reverie.training.checkpoint import warn
 from reverie.types import Phase, UserError
 
@@ -45,13 +47,6 @@ def scalars(record: Record) -> dict[str, float]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    if isinstance(value, list):
-        return [_plain(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Jsonl:
     """One JSON object per line, appended and flushed.
 
@@ -62,7 +57,7 @@ class Jsonl:
         self.path, self.warned = path, False
 
     def write(self, record: Record) -> None:
-        line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False)
+        line = json.dumps(plain(record), allow_nan=False)
         try:
             with open(self.path, 'a') as f:
                 f.write(line + '\n')
@@ -83,9 +78,8 @@ class Jsonl:
         kept = [
             line for line in self.path.read_text().splitlines() if _at_most(line, gradient_steps)
         ]
-        temporary = self.path.with_name(f'.{self.path.name}.tmp')
-        temporary.write_text(''.join(f'{line}\n' for line in kept))
-        os.replace(temporary, self.path)
+        with atomic(self.path) as file:
+            file.write(''.join(f'{line}\n' for line in kept))
 
 
 def _at_most(line: str, gradient_steps: int) -> bool:
@@ -98,15 +92,6 @@ def _at_most(line: str, gradient_steps: int) -> bool:
 def read(path: str | os.PathLike[str]) -> list[Record]:
     """The records of a metrics.jsonl."""
     return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
-
-
-def duration(seconds: float | int) -> str:
-    """Hours, minutes and seconds for people: '1h02', '3m20', '8s'."""
-    if not math.isfinite(seconds):
-        return '?'
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f'{hours}h{m:02d}' if hours else f'{m}m{s:02d}' if m else f'{s}s'
 
 
 class Terminal:

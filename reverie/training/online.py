@@ -111,13 +111,6 @@ class CollectConfig:
         return steps * self.envs
 
 
-def random_actions(actions: ActionSpace, key: PRNGKeyArray, n: int) -> Array:
-    """Uniform: index [n] if discrete, [n, A] in [-1, 1] if continuous."""
-    if actions.kind == 'discrete':
-        return jax.random.randint(key, (n,), 0, actions.size)
-    return jax.random.uniform(key, (n, actions.size), minval=-1.0, maxval=1.0)
-
-
 class EpisodeTally(NamedTuple):
     """Of the episode that each environment is in."""
 
@@ -252,7 +245,7 @@ class Online(Source):
             act_key, env_key = jax.random.split(key)
             actor = live.actor
             if random:
-                action = random_actions(self.actions, act_key, self.play.envs)
+                action = self.actions.sample(act_key, self.play.envs)
             else:
                 actor, action = self.explorer.act(params, actor, live.step, act_key, False)
             stored = replay.to_stored(live.step, self.explorer.memory(actor), self.actions)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from reverie.io import write_json
 from reverie.training import checkpoint, faults, state, warm
 from reverie.training.checkpoint import flatten
 from reverie.training.legacy import modernise
@@ -185,7 +186,7 @@ def check_run_config(
             raise UserError(
                 f'{folder} was made with another config; {"; ".join(differing)}; use another folder'
             )
-    checkpoint.write_json(path, config)
+    write_json(path, config)
     return config
 
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -82,14 +81,6 @@ def finite(tree: PyTree) -> Bool[Array, '']:
     return (
         jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
     )
-
-
-def count(params: Params) -> dict[str, int]:
-    """Number of parameters per group."""
-    return {
-        group: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-        for group, tree in params.items()
-    }
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:

@@ -13,7 +13,8 @@ import pytest
 from reverie.evaluation import returns
 from reverie.report import report
 from reverie.report.attention import attended_steps, heat
-from reverie.report.charts import Line, curves, number, ticks
+from reverie.report.charts import Line, curves, ticks
+from reverie.text import number
 from reverie.types import UserError
 
 HOSTILE = '<script src="https://evil.example/x.js">alert("1")</script>'

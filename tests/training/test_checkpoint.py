@@ -170,7 +170,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_step(copy, tmp_path, monk
     for place, name in [
         (checkpoint, '_write_arrays'),
         (checkpoint, 'write_json'),
-        (checkpoint, '_sync'),
+        (checkpoint, 'sync'),
     ]:
         watched(place, name)
     for place, name in [(os, 'rename'), (shutil, 'rmtree')]:

@@ -57,7 +57,7 @@ def test_the_terminal_knows_the_time_left():
     assert terminal.left(record(10)) == (5.0, 10.0)
     assert '1/2 model  10/20' in terminal.line(
         record(10)
-    ) and 'left 5s, in all ~10s' in terminal.line(record(10))
+    ) and 'left 5 s, in all ~10 s' in terminal.line(record(10))
 
 
 def test_without_a_terminal_lines_come_every_few_seconds_and_at_phase_ends():
@@ -79,7 +79,7 @@ def test_without_a_terminal_lines_come_every_few_seconds_and_at_phase_ends():
 def test_a_record_without_a_speed_yet_says_so():
     first = {k: v for k, v in record(4).items() if not k.startswith('time/')}
     line = metrics.Terminal(toy().phases, file=io.StringIO()).line(first)
-    assert 'left ?' in line and '0 frames/s' not in line
+    assert 'left –' in line and '0 frames/s' not in line
 
 
 def test_the_live_display_shows_each_phase(monkeypatch):
@@ -184,7 +184,7 @@ def test_a_missing_back_end_names_the_command_that_installs_it(
 
 
 @pytest.mark.parametrize(
-    'seconds, text', [(8, '8s'), (200, '3m20'), (3720, '1h02'), (float('inf'), '?')]
+    'seconds, text', [(8, '8 s'), (200, '3 min'), (3720, '1 h 2 min'), (float('inf'), '–')]
 )
 def test_durations_are_short(seconds, text):
     assert metrics.duration(seconds) == text
