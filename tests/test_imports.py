@@ -26,7 +26,7 @@ ALLOWED = {
     'data': set(),
     'envs': set(),
     'training': {'data', 'envs'},
-    'evaluation': {'envs', 'data', 'report'},
+    'evaluation': {'envs', 'data'},
     'report': {'evaluation', 'data', 'envs'},
     'commands': EVERYTHING - {'cli'},
     'serve': {'data', 'envs', 'evaluation'},

@@ -18,6 +18,6 @@ class Report:
 
 def run(args: Report) -> None:
     """Write the page from the files of the run folder."""
-    from reverie.report.report import write
+    from reverie.report import write
 
     say(f'report: {write(args.run)}')

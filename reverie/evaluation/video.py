@@ -1,17 +1,12 @@
-"""Frames a person can see and numbers for how right they are: PSNR, colours for symbolic grids, PNG
-and APNG bytes.
+"""Frames as pictures, and how right they are: PSNR, SSIM, colours for symbolic grids, image files."""
 
-The encoder is ~30 lines of zlib and struct, so that a report needs no imaging package (PNG
-specification, 3rd
-edition: the image, and the animation chunks acTL, fcTL, fdAT).
-"""
-
-import struct
-import zlib
+import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 from scipy import ndimage
 
 PSNR_CAP = 100.0  # dB, of identical frames: a mean square error below 1e-10 counts as 1e-10
@@ -32,8 +27,9 @@ HIDDEN = np.array((72, 74, 82), np.uint8)  # a cell the encoder was not shown
 def psnr(
     truth: Float[np.ndarray, '*n h w c'], dream: Float[np.ndarray, '*n h w c']
 ) -> Float[np.ndarray, '*n']:
-    """Peak signal-to-noise ratio of each frame in dB: -10 log10(MSE), values in [0, 1], at most
-    `PSNR_CAP`.
+    """Peak signal-to-noise ratio of each frame in dB: -10 log10(MSE) of values in [0, 1].
+
+    At most `PSNR_CAP`.
     """
     square = (np.asarray(truth, np.float64) - np.clip(np.asarray(dream, np.float64), 0, 1)) ** 2
     return -10 * np.log10(np.maximum(square.mean((-3, -2, -1)), 10 ** (-PSNR_CAP / 10)))
@@ -53,20 +49,20 @@ def ssim(
     x, y = np.asarray(truth, np.float64), np.clip(np.asarray(dream, np.float64), 0, 1)
     side = min(x.shape[-3:-1])
     size = 11 if side >= 11 else min(7, side - 1 + side % 2)
-    window = (
-        np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * 1.5**2))
-        if size == 11
-        else np.ones(size)
-    )
-    window, inside = window / window.sum(), slice(size // 2, -(size // 2) or None)
+    window = np.ones(size)
+    if size == 11:
+        window = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    inside = slice(size // 2, -(size // 2) or None)
 
     def local(z: np.ndarray) -> np.ndarray:
-        return ndimage.correlate1d(ndimage.correlate1d(z, window, -3), window, -2)[
-            ..., inside, inside, :
-        ]
+        along_rows = ndimage.correlate1d(z, window, -3)
+        return ndimage.correlate1d(along_rows, window, -2)[..., inside, inside, :]
 
     mx, my = local(x), local(y)
-    vx, vy, cov = local(x * x) - mx * mx, local(y * y) - my * my, local(x * y) - mx * my
+    vx = local(x * x) - mx * mx
+    vy = local(y * y) - my * my
+    cov = local(x * y) - mx * my
     likeness = (2 * mx * my + 0.01**2) * (2 * cov + 0.03**2)
     return (likeness / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2))).mean((-3, -2, -1))
 
@@ -91,7 +87,7 @@ def colourise(
 
 
 def hide(rgb: UInt8[np.ndarray, '*n h w 3'], mask: np.ndarray) -> UInt8[np.ndarray, '*n h w 3']:
-    """What the encoder saw: cells where `mask` [*n, h, w] is true are grey."""
+    """Frames as the encoder saw them: cells where `mask` [*n, h, w] is true are grey."""
     return np.where(mask[..., None], HIDDEN, rgb)
 
 
@@ -100,60 +96,37 @@ def enlarge(rgb: UInt8[np.ndarray, '*n h w k'], factor: int) -> UInt8[np.ndarray
     return rgb.repeat(factor, -3).repeat(factor, -2)
 
 
-def strip(frames: UInt8[np.ndarray, 'n h w 3'], gap: int = 1) -> UInt8[np.ndarray, 'h W 4']:
-    """Frames side by side with transparent gaps of `gap` pixels, as RGBA."""
-    n, h, w, _ = frames.shape
-    out = np.zeros((h, n * (w + gap) - gap, 4), np.uint8)
-    for i, frame in enumerate(frames):
-        out[:, i * (w + gap) : i * (w + gap) + w] = np.concatenate(
-            [frame, np.full((h, w, 1), 255, np.uint8)], -1
-        )
-    return out
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-
-
-def _pixels(image: UInt8[np.ndarray, 'h w k']) -> bytes:
-    rows = image.reshape(image.shape[0], -1)
-    return zlib.compress(
-        np.pad(rows, ((0, 0), (1, 0))).tobytes(), 9
-    )  # the leading 0: filter 'none'
-
-
-def _header(image: UInt8[np.ndarray, 'h w k']) -> bytes:
-    h, w, k = image.shape
-    if k not in (3, 4):
-        raise ValueError(f'png: {k} channels given, expected 3 (RGB) or 4 (RGBA)')
-    return b'\x89PNG\r\n\x1a\n' + _chunk(
-        b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2 if k == 3 else 6, 0, 0, 0)
-    )
-
-
-def png(image: UInt8[np.ndarray, 'h w k']) -> bytes:
+def png(rgb: UInt8[np.ndarray, 'h w k']) -> bytes:
     """An RGB or RGBA image as the bytes of a PNG file."""
-    return _header(image) + _chunk(b'IDAT', _pixels(image)) + _chunk(b'IEND', b'')
+    return _bytes(Image.fromarray(rgb), 'PNG')
 
 
 def apng(
     frames: UInt8[np.ndarray, 't h w k'], fps: float = 6.0, holds: Sequence[int] = ()
 ) -> bytes:
-    """Frames as the bytes of an animated PNG that repeats for ever; `holds` are frames shown four
-    times as long.
+    """Frames as the bytes of an animated PNG that repeats for ever.
+
+    holds: frames shown four times as long.
     """
-    t, h, w, _ = frames.shape
-    out = [_header(frames[0]), _chunk(b'acTL', struct.pack('>II', t, 0))]
-    number = 0
-    for i, frame in enumerate(frames):
-        delay = round(1000 / fps) * (4 if i in holds else 1)
-        out.append(
-            _chunk(b'fcTL', struct.pack('>IIIIIHHBB', number, w, h, 0, 0, delay, 1000, 0, 0))
-        )
-        number += 1
-        if i == 0:
-            out.append(_chunk(b'IDAT', _pixels(frame)))
-        else:
-            out.append(_chunk(b'fdAT', struct.pack('>I', number) + _pixels(frame)))
-            number += 1
-    return b''.join([*out, _chunk(b'IEND', b'')])
+    delay = round(1000 / fps)
+    delays = [delay * (4 if i in holds else 1) for i in range(len(frames))]
+    first, *others = map(Image.fromarray, frames)
+    return _bytes(first, 'PNG', save_all=True, append_images=others, duration=delays, loop=0)
+
+
+def gif(frames: UInt8[np.ndarray, 't h w 3'], fps: float) -> bytes:
+    """Frames as the bytes of an animated GIF that repeats for ever; its clock has 1/100 s."""
+    delay = max(20, round(100 / fps) * 10)
+    first, *others = (Image.fromarray(frame).quantize(256) for frame in frames)
+    return _bytes(first, 'GIF', save_all=True, append_images=others, duration=delay, loop=0)
+
+
+def jpeg(rgb: UInt8[np.ndarray, 'h w 3'], quality: int = 90) -> bytes:
+    """An RGB image as the bytes of a JPEG file."""
+    return _bytes(Image.fromarray(rgb), 'JPEG', quality=quality)
+
+
+def _bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()

@@ -1,24 +1,24 @@
-"""The attention section of a report: which past steps a step looks at, on one episode."""
+"""The attention section of a report: the past steps that a step attends to, on one episode."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from reverie.evaluation import video
 from reverie.report.charts import Line, curves
-from reverie.report.page import Run, escape, figure, image
+from reverie.report.html import escape, figure, picture
+from reverie.report.run import Run
 
-MAP, SMALL, SHOWN, LOOKS = (
-    360,
-    132,
-    8,
-    3,
-)  # pixels of the large map and the small ones; frames of a strip; strips
-GROUND, FULL = np.array((255, 255, 255), float), np.array((0, 72, 130), float)
+MAP = 360  # pixels of the large map
+SMALL = 132  # pixels of a head's map
+SHOWN = 8  # frames of a strip
+STRIPS = 3
+GROUND = np.array((255, 255, 255), float)
+FULL = np.array((0, 72, 130), float)
 NOT_YET = np.array((238, 238, 234), np.uint8)
 
 
 def heat(weights: Float[np.ndarray, 'T T'], pixels: int) -> UInt8[np.ndarray, 'h w 3']:
-    """A map of about so many pixels: row looks at column; the root of a weight is its darkness."""
+    """A map about `pixels` wide: rows attend to columns; the root of a weight is its darkness."""
     t = len(weights)
     share = np.sqrt(np.clip(weights, 0, 1))[..., None]
     colours = (GROUND + share * (FULL - GROUND)).round().astype(np.uint8)
@@ -27,19 +27,20 @@ def heat(weights: Float[np.ndarray, 'T T'], pixels: int) -> UInt8[np.ndarray, 'h
 
 
 def attended_steps(weights: Float[np.ndarray, 'T T'], near: int = 2) -> Float[np.ndarray, ' T']:
-    """The share of each step's attention that goes further back than `near` steps."""
+    """Share of each step's attention that goes further back than `near` steps."""
     t = np.arange(len(weights))
     return (weights * (t[:, None] - t > near)).sum(1)
 
 
 def _map(weights: np.ndarray, title: str, pixels: int) -> str:
-    picture = image(video.png(heat(weights, pixels)), f'attention, {title}')
-    return f'<figure><figcaption><b>{escape(title)}</b></figcaption>{picture}</figure>'
+    shown = picture(heat(weights, pixels), f'attention, {title}')
+    return f'<figure><figcaption><b>{escape(title)}</b></figcaption>{shown}</figure>'
 
 
 def _by_distance(weights: Float[np.ndarray, 'L heads T T']) -> str:
-    """Mean attention by how many steps back it goes, one line for each layer; only steps that can
-    look so far.
+    """Mean attention by how many steps back it goes, one line for each layer.
+
+    Only steps that have so many behind them count.
     """
     t = weights.shape[-1]
     reach = max(2, t // 2)
@@ -52,21 +53,20 @@ def _by_distance(weights: Float[np.ndarray, 'L heads T T']) -> str:
 
 
 def _strip(weights: Float[np.ndarray, 'T T'], frames: np.ndarray, step: int) -> str:
-    """The frames that one step looks at most, in the order of time, with their shares."""
+    """The frames that one step attends to most, in the order of time, with their shares."""
     most = np.sort(np.argsort(-weights[step, : step + 1], kind='stable')[:SHOWN])
     cells = []
     for i in most:
-        picture = image(video.png(frames[i]), f'frame {i + 1}')
         back = f'{step - i} back' if i < step else 'itself'
-        cells.append(
-            f'<figure>{picture}<figcaption>{back}<br>{100 * weights[step, i]:.0f}%</figcaption></figure>'
-        )
+        caption = f'<figcaption>{back}<br>{100 * weights[step, i]:.0f}%</figcaption>'
+        cells.append(f'<figure>{picture(frames[i], f"frame {i + 1}")}{caption}</figure>')
     return f'<p class="note">Step {step + 1} looks at</p><div class="frames">{"".join(cells)}</div>'
 
 
 def section(run: Run) -> str:
-    """Maps averaged and per head, the profile over distance, and what single steps look at; empty
-    without attention.
+    """Maps averaged and per head, the profile over distance, and the frames of single steps.
+
+    Empty without attention.
     """
     s = run.samples
     if 'attention/weights' not in s:
@@ -86,7 +86,7 @@ def section(run: Run) -> str:
     truth = s.get('dream/truth')
     if truth is not None and truth.ndim == 5 and truth.shape[1] == t:  # images
         frames = video.colourise(truth[0])
-        far = np.argsort(-attended_steps(mean)[: t - 1], kind='stable')[: LOOKS - 1]
+        far = np.argsort(-attended_steps(mean)[: t - 1], kind='stable')[: STRIPS - 1]
         steps = [*sorted(int(i) for i in far), t - 1]
         out.append('<h3>The frames looked at most</h3>')
         out.append('<p class="note">The last step, and those that look back furthest.</p>')

@@ -1,23 +1,29 @@
-"""Small charts as inline SVG text: curves and bars with intervals. Colours and fonts come from the
-page's style.
+"""Small charts as inline SVG: curves, and bars with intervals.
+
+Colours and fonts come from the page's style.
 """
 
 import dataclasses
 import html
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from reverie.text import Number, number
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 196, 46, 12, 10, 34  # of a chart, in SVG units
+WIDTH, HEIGHT = 340, 196  # of a chart, in SVG units
+LEFT, RIGHT = 46, 12  # its margins
+TOP, BOTTOM = 10, 34
+INNER_WIDTH = WIDTH - LEFT - RIGHT
+INNER_HEIGHT = HEIGHT - TOP - BOTTOM
 POINTS = 240  # of a line; longer ones are averaged down
 
+Limits = tuple[Number | None, Number | None]
 
-@dataclasses.dataclass(frozen=True)
-class Line:
+
+class Line(NamedTuple):
     """y over x, both [n]; `kind` is its CSS class: main, seed, truth, base."""
 
     x: np.ndarray
@@ -29,10 +35,8 @@ def ticks(low: Number, high: Number, count: int = 4) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) inside [low, high]."""
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count)
-    return [
-        round(float(i * step), 12)
-        for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(float(i * step), 12) for i in range(first, last + 1)]
 
 
 def log_ticks(low: Number, high: Number) -> list[float]:
@@ -44,7 +48,7 @@ def log_ticks(low: Number, high: Number) -> list[float]:
 
 
 def wants_log(lines: Sequence[Line]) -> bool:
-    """A log axis helps where positive values span a factor of 20 or more."""
+    """Whether a log axis helps: positive values span a factor of more than 20."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     return len(values) > 0 and bool(values.min() > 0 and values.max() > 20 * values.min())
 
@@ -69,91 +73,88 @@ def _limits(values: np.ndarray, log: bool) -> tuple[float, float]:
     return low - (pad if low != 0 else 0), high + pad
 
 
-def _axes(
-    x_limits: tuple[float, float],
-    y_limits: tuple[float, float],
-    log: bool,
-    px: Callable[..., Any],
-    py: Callable[..., Any],
-    x_label: str,
-) -> list[str]:
-    """Grid, tick labels and the name of x."""
-    out = []
-    for y in log_ticks(*y_limits) if log else ticks(*y_limits):
-        at = float(py(y))
-        out.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        )
-        out.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{number(y, 4, True)}</text>'
-        )
-    for x in ticks(*x_limits, 5):
-        out.append(
-            f'<text class="tick" x="{px(x):.1f}" y="{HEIGHT - 18}" text-anchor="middle">{number(x, 4, True)}</text>'
-        )
-    if log:
-        out.append(
-            f'<text class="axis" x="{LEFT - 6}" y="{HEIGHT - 4}" text-anchor="end">log</text>'
-        )
-    axis = html.escape(x_label)
-    out.append(
-        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{axis}</text>'
-    )
-    return out
+def _text(kind: str, x: str | Number, y: str | Number, anchor: str, text: str) -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
+
+
+def _line(kind: str, x1: str | Number, x2: str | Number, y1: str | Number, y2: str | Number) -> str:
+    return f'<line class="{kind}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>'
+
+
+def _tick(x: float) -> str:
+    return number(x, 4, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Limits of x and y, and the pixels they stand at."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    log: bool  # y
+
+    def px(self, x: np.ndarray | Number) -> Any:
+        return LEFT + (np.asarray(x) - self.x[0]) / (self.x[1] - self.x[0]) * INNER_WIDTH
+
+    def py(self, y: np.ndarray | Number) -> Any:
+        scale = np.log if self.log else np.asarray
+        low, high = map(scale, self.y)
+        return HEIGHT - BOTTOM - (scale(y) - low) / (high - low) * INNER_HEIGHT
+
+    def draw(self, x_label: str) -> list[str]:
+        """Grid, tick labels and the name of x."""
+        out = []
+        for y in log_ticks(*self.y) if self.log else ticks(*self.y):
+            at = float(self.py(y))
+            out.append(_line('grid', LEFT, WIDTH - RIGHT, f'{at:.1f}', f'{at:.1f}'))
+            out.append(_text('tick', LEFT - 6, f'{at + 3.5:.1f}', 'end', _tick(y)))
+        for x in ticks(*self.x, 5):
+            out.append(_text('tick', f'{self.px(x):.1f}', HEIGHT - 18, 'middle', _tick(x)))
+        if self.log:
+            out.append(_text('axis', LEFT - 6, HEIGHT - 4, 'end', 'log'))
+        out.append(_text('axis', WIDTH - RIGHT, HEIGHT - 4, 'end', html.escape(x_label)))
+        return out
+
+
+def _axes(lines: Sequence[Line], log: bool, limits: Limits) -> Axes:
+    x_all, y_all = (np.concatenate([getattr(line, axis) for line in lines]) for axis in 'xy')
+    left, right = float(x_all.min()), float(x_all.max())
+    low, high = _limits(y_all, log)
+    low = low if limits[0] is None else float(limits[0])
+    high = high if limits[1] is None else float(limits[1])
+    return Axes((left, right if right > left else left + 1), (low, high), log)
 
 
 def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = None,
            shade: tuple[Number, Number] | None = None, marks: Sequence[Number] = (),
-           limits: tuple[Number | None, Number | None] = (None, None)) -> str:  # fmt: skip
-    """A line chart; `shade` greys a span of x, `marks` are dotted verticals, `limits` fix an end of
-    y.
+           limits: Limits = (None, None)) -> str:  # fmt: skip
+    """A line chart; later lines lie on top.
 
-    Later lines lie on top.
+    shade: a grey span of x. marks: dotted verticals. limits: fixed ends of y, None for automatic.
     """
     lines = [line for line in map(_thin, lines) if len(line.x)]
     if not lines:
         return '<p class="missing">No finite values.</p>'
-    log = wants_log(lines) if log is None else log
-    x_all, y_all = (np.concatenate([getattr(line, axis) for line in lines]) for axis in 'xy')
-    x0, x1 = float(x_all.min()), float(x_all.max())
-    x1 = x1 if x1 > x0 else x0 + 1
-    y0, y1 = (
-        float(auto if fixed is None else fixed)
-        for auto, fixed in zip(_limits(y_all, log), limits, strict=True)
-    )
-    scale = np.log if log else np.asarray
-
-    def px(x: np.ndarray | Number) -> Any:
-        return LEFT + (np.asarray(x) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-
-    def py(y: np.ndarray | Number) -> Any:
-        return (
-            HEIGHT
-            - BOTTOM
-            - (scale(y) - scale(y0)) / (scale(y1) - scale(y0)) * (HEIGHT - TOP - BOTTOM)
-        )
-
-    out = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
-    ]
+    axes = _axes(lines, wants_log(lines) if log is None else log, limits)
+    box, name = f'0 0 {WIDTH} {HEIGHT}', html.escape(label)
+    out = [f'<svg class="chart" viewBox="{box}" role="img" aria-label="{name}">']
     if shade:
-        a, b = (float(px(np.clip(v, x0, x1))) for v in shade)
-        out.append(
-            f'<rect class="shade" x="{a:.1f}" y="{TOP}" width="{b - a:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
-        )
-    out += _axes((x0, x1), (y0, y1), log, px, py, x_label)
-    out += [
-        f'<line class="mark" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        for x in marks
-    ]
+        a, b = (float(axes.px(np.clip(x, *axes.x))) for x in shade)
+        size = f'width="{b - a:.1f}" height="{INNER_HEIGHT}"'
+        out.append(f'<rect class="shade" x="{a:.1f}" y="{TOP}" {size}/>')
+    out += axes.draw(x_label)
+    for x in marks:
+        at = f'{axes.px(x):.1f}'
+        out.append(_line('mark', at, at, TOP, HEIGHT - BOTTOM))
     for line in lines:
-        points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(px(line.x), py(line.y), strict=True))
-        single = len(line.x) == 1
-        out.append(
-            f'<circle class="{line.kind} dot" cx="{px(line.x[0]):.1f}" cy="{py(line.y[0]):.1f}" r="2.5"/>'
-            if single
-            else f'<polyline class="{line.kind}" points="{points}"/>'
-        )
+        places = zip(axes.px(line.x), axes.py(line.y), strict=True)
+        points = [(f'{left:.1f}', f'{top:.1f}') for left, top in places]
+        if len(points) == 1:
+            left, top = points[0]
+            out.append(f'<circle class="{line.kind} dot" cx="{left}" cy="{top}" r="2.5"/>')
+        else:
+            joined = ' '.join(map(','.join, points))
+            out.append(f'<polyline class="{line.kind}" points="{joined}"/>')
     return ''.join([*out, '</svg>'])
 
 
@@ -177,19 +178,14 @@ def bar(
     def at(x: Number) -> float:
         return min(max(100 * (x - limits[0]) / (limits[1] - limits[0]), 0.0), 100.0)
 
+    percent = lambda x: f'{at(x):.2f}%'
     left, right = sorted((at(0), at(mean)))
     out = [f'<svg class="bar {kind}" width="100%" height="26" aria-hidden="true">']
-    out += [
-        f'<line class="grid" x1="{at(x):.2f}%" x2="{at(x):.2f}%" y1="0" y2="26"/>'
-        for x in ticks(*limits, 6)
-    ]
+    out += [_line('grid', percent(x), percent(x), 0, 26) for x in ticks(*limits, 6)]
     out.append(f'<rect x="{left:.2f}%" width="{right - left:.2f}%" y="5" height="16" rx="1.5"/>')
-    out += [f'<circle cx="{at(x):.2f}%" cy="13" r="2.5"/>' for x in dots]
-    out.append(f'<line class="whisker" x1="{at(low):.2f}%" x2="{at(high):.2f}%" y1="13" y2="13"/>')
-    out += [
-        f'<line class="whisker" x1="{at(x):.2f}%" x2="{at(x):.2f}%" y1="9" y2="17"/>'
-        for x in (low, high)
-    ]
+    out += [f'<circle cx="{percent(x)}" cy="13" r="2.5"/>' for x in dots]
+    out.append(_line('whisker', percent(low), percent(high), 13, 13))
+    out += [_line('whisker', percent(x), percent(x), 9, 17) for x in (low, high)]
     return ''.join([*out, '</svg>'])
 
 
@@ -199,7 +195,5 @@ def bar_axis(limits: tuple[Number, Number]) -> str:
     for x in ticks(*limits, 6):
         at = 100 * (x - limits[0]) / (limits[1] - limits[0])
         anchor = 'start' if at < 2 else 'end' if at > 97 else 'middle'
-        out.append(
-            f'<text class="tick" x="{at:.2f}%" y="13" text-anchor="{anchor}">{number(x, 4, True)}</text>'
-        )
+        out.append(_text('tick', f'{at:.2f}%', 13, anchor, _tick(x)))
     return ''.join([*out, '</svg>'])

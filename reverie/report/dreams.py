@@ -1,17 +1,18 @@
 """The dream section of a report: what happened and what the model dreamed under the same actions."""
 
-import dataclasses
-
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from reverie.evaluation import video
 from reverie.report.charts import Line, curves
-from reverie.report.page import Run, escape, figure, image, labels, legend, line_key, missing
+from reverie.report.html import escape, figure, image, legend, line_key, missing, picture
+from reverie.report.run import Run, labels
 from reverie.text import number
 
-FILMS, FRAMES = 4, 36  # dreams shown moving; frames of the strip
-PLOTS, NUMBERS = 2, 12  # dreams with plots; of an observation's numbers, how many are plotted
+FILMS = 4  # dreams shown moving
+FRAMES = 36  # of the strip
+PLOTS = 2  # dreams with plots
+NUMBERS = 12  # of an observation's numbers, how many are plotted
 DRAWN = 50.0  # highest dB drawn
 NEEDED = ('dream/truth', 'dream/dream', 'dream/context')
 # rows of 3 bits, top to bottom: the frame counter's digits
@@ -19,13 +20,14 @@ GLYPHS = {
     '0': '75557', '1': '26227', '2': '71747', '3': '71717', '4': '55711', '5': '74717',
     '6': '74757', '7': '71111', '8': '75757', '9': '75717', '/': '11244',
 }  # fmt: skip
-GROUND, DIM, LIGHT, ACCENT = (
-    np.array(c, np.uint8) for c in ((26, 28, 33), (78, 82, 92), (214, 214, 210), (86, 180, 233))
-)
+GROUND = np.array((26, 28, 33), np.uint8)
+DIM = np.array((78, 82, 92), np.uint8)
+LIGHT = np.array((214, 214, 210), np.uint8)
+ACCENT = np.array((86, 180, 233), np.uint8)
 
 
 def write_text(image: UInt8[np.ndarray, 'h w 3'], text: str, x: int, y: int) -> None:
-    """Draws digits and '/' at double size into `image`, in place."""
+    """Draw digits and '/' at double size into `image`, in place."""
     for i, letter in enumerate(text):
         bits = np.array([[int(row) >> s & 1 for s in (2, 1, 0)] for row in GLYPHS[letter]], bool)
         bits = bits.repeat(2, 0).repeat(2, 1)
@@ -75,33 +77,34 @@ def _strip(
     cells = []
     for i in shown:
         given = i < context
-        pair = image(video.png(truth[i]), f'truth, frame {i + 1}') + image(
-            video.png(dream[i]), f'dream, frame {i + 1}'
-        )
+        pair = picture(truth[i], f'truth, frame {i + 1}')
+        pair += picture(dream[i], f'dream, frame {i + 1}')
         under = 'given' if given else f'{decibel[i]:.1f} dB<br>{likeness[i]:.2f}'
-        cells.append(
-            f'<figure class="{"given" if given else ""}">{pair}<figcaption>{i + 1}<br>{under}</figcaption></figure>'
-        )
+        caption = f'<figcaption>{i + 1}<br>{under}</figcaption>'
+        cells.append(f'<figure class="{"given" if given else ""}">{pair}{caption}</figure>')
     return '<div class="frames">' + ''.join(cells) + '</div>'
 
 
 def _fidelity(title: str, unit: str, dreamed: np.ndarray, held: np.ndarray, context: int) -> str:
-    """A measure [n, t] of each dreamed frame, beside that of holding the last given frame still."""
+    """Curves of a measure [n, t] of the dreamed frames, beside holding the last given frame still."""
     x = np.arange(1, dreamed.shape[1] + 1)[context:]
     lines = [Line(x, row[context:], 'seed') for row in dreamed] if len(dreamed) <= 16 else []
     lines += [Line(x, held[:, context:].mean(0), 'base'), Line(x, dreamed[:, context:].mean(0))]
-    lines = [dataclasses.replace(line, y=np.clip(line.y, 0.0, DRAWN)) for line in lines]
+    lines = [line._replace(y=np.clip(line.y, 0.0, DRAWN)) for line in lines]
     chart = curves(lines, 'frame', f'{title} of each dreamed frame', False, limits=(0.0, None))
-    means = [
-        f'{values[:, context:].mean():{".1f" if unit else ".3f"}}' for values in (dreamed, held)
-    ]
+    digits = '.1f' if unit else '.3f'
+    means = [f'{values[:, context:].mean():{digits}}' for values in (dreamed, held)]
     return figure(f'{title}{unit}', f'mean {means[0]}, still {means[1]}', chart)
 
 
+def _starts(run: Run, i: int) -> list[float]:
+    """Frames of window i, counted from one, at which a new episode starts."""
+    first = run.samples.get('dream/is_first')
+    return [] if first is None else (np.flatnonzero(first[i, 1:]) + 2.0).tolist()
+
+
 def _prediction_figures(run: Run, i: int, context: int) -> str:
-    """Reward, value and continuation of dream i against what happened; pairs that are not there are
-    left out.
-    """
+    """Reward, value and continuation of dream i against what happened, those that are there."""
     s, out = run.samples, []
     pairs = (
         ('reward', 'dream/reward_true', 'dream/reward_pred'),
@@ -113,21 +116,10 @@ def _prediction_figures(run: Run, i: int, context: int) -> str:
             continue
         x = np.arange(1, s[pred].shape[1] + 1)
         lines = [Line(x, s[truth][i], 'truth')] if truth in s else []
-        marks = (
-            (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist()
-            if 'dream/is_first' in s
-            else []
-        )
+        lines.append(Line(x, s[pred][i]))
         limits = (0.0, 1.05) if pred == 'dream/cont_pred' else (None, None)
-        chart = curves(
-            [*lines, Line(x, s[pred][i])],
-            'frame',
-            title,
-            False,
-            (1.0, float(context)),
-            marks,
-            limits,
-        )
+        shade = (1.0, float(context))
+        chart = curves(lines, 'frame', title, False, shade, _starts(run, i), limits)
         out.append(figure(f'dream {i + 1}: {title}', '', chart))
     return f'<div class="charts">{"".join(out)}</div>' if out else ''
 
@@ -146,17 +138,16 @@ def _agreement(run: Run, context: int) -> str:
 
 
 def section(run: Run) -> str:
-    """What was dreamed, and the rewards and values that were expected."""
-    out, s = ['<section><h2>Real and dreamed</h2>'], run.samples
+    """Dreams beside what happened, and the rewards and values that were expected."""
+    title, s = '<section><h2>Real and dreamed</h2>', run.samples
     if not all(name in s for name in NEEDED):
-        return out[0] + missing(run, 'samples.npz', 'dreams') + '</section>'
+        return title + missing(run, 'samples.npz', 'dreams') + '</section>'
     truth, context = s['dream/truth'], int(s['dream/context'])
     n, t = truth.shape[:2]
     if context >= t:
-        return (
-            out[0]
-            + f'<p class="missing">No dreams: all {t} frames of the samples are given ones.</p></section>'
-        )
+        why = f'No dreams: all {t} frames of the samples are given ones.'
+        return f'{title}<p class="missing">{why}</p></section>'
+    out = [title]
     out.append(
         f'<p>The model is given {context} frames; from then on it dreams alone, under the actions really taken. '
         'The games have chance of their own, so a possible dream need not be the one that happened.</p>'
@@ -164,9 +155,8 @@ def section(run: Run) -> str:
     out += _numbers(run, context) if truth.ndim == 3 else _images(run, context)
     plots = ''.join(_prediction_figures(run, i, context) for i in range(min(n, PLOTS)))
     if plots:
-        out.append(
-            '<h3>What it expects</h3><p class="note">Shaded: given frames. Dotted: a new episode starts.</p>'
-        )
+        note = 'Shaded: given frames. Dotted: a new episode starts.'
+        out.append(f'<h3>What it expects</h3><p class="note">{note}</p>')
     return ''.join([*out, plots, _agreement(run, context), '</section>'])
 
 
@@ -177,16 +167,12 @@ def _numbers(run: Run, context: int) -> list[str]:
     x = np.arange(1, truth.shape[1] + 1)
     names = labels(run, 'channels')
     names += [f'observation {k + 1}' for k in range(len(names), truth.shape[2])]
+    shade = (1.0, float(context))
     for i in range(min(len(truth), PLOTS)):
-        marks = (
-            (np.flatnonzero(s['dream/is_first'][i, 1:]) + 2.0).tolist()
-            if 'dream/is_first' in s
-            else []
-        )
         charts = []
         for k in range(min(truth.shape[2], NUMBERS)):
             lines = [Line(x, truth[i, :, k], 'truth'), Line(x, dream[i, :, k])]
-            chart = curves(lines, 'frame', names[k], False, (1.0, float(context)), marks)
+            chart = curves(lines, 'frame', names[k], False, shade, _starts(run, i))
             charts.append(figure(f'dream {i + 1}: {names[k]}', '', chart))
         out.append(f'<div class="charts">{"".join(charts)}</div>')
     more = truth.shape[2] - NUMBERS
@@ -207,31 +193,25 @@ def _images(run: Run, context: int) -> list[str]:
     out += [legend(run, truth.shape[-1]), '<h3>Moving</h3><div class="films">']
     for i in range(min(n, FILMS)):
         frames = film(rgb_truth[i], rgb_dream[i], action[i], actions, context)
-        out.append(
-            f'<figure>{image(video.apng(frames, holds=(t - 1,)), f"dream {i + 1}, animated")}</figure>'
-        )
+        moving = image(video.apng(frames, holds=(t - 1,)), f'dream {i + 1}, animated')
+        out.append(f'<figure>{moving}</figure>')
     cells = ', '.join(names)
     out.append(
         '</div><p class="note">Blue edge: dreamed; grey edge: given. Lit cell at the lower right: the action '
         f'that led to the frame{escape(f" (from the left: {cells})") if cells else ""}.</p>'
     )
-    out += [
-        '<h3>Frame by frame</h3>',
-        _strip(rgb_truth[0], rgb_dream[0], decibel[0], likeness[0], context),
-    ]
+    strip = _strip(rgb_truth[0], rgb_dream[0], decibel[0], likeness[0], context)
+    out += ['<h3>Frame by frame</h3>', strip]
     out.append(
         f'<p class="note">Dream 1: number of the frame, PSNR (identical frames: {video.PSNR_CAP:.0f} dB; the curve '
         f'below is drawn to {DRAWN:.0f}), SSIM (identical frames: 1).</p>'
     )
     out.append('<h3>How far the dream holds</h3>')
-    out.append(
-        line_key(
-            ('main', 'mean, or prediction'),
-            ('seed', 'each dream'),
-            ('truth', 'what happened'),
-            ('base', 'last given frame held still'),
-        )
-    )
+    meanings = {
+        'main': 'mean, or prediction', 'seed': 'each dream', 'truth': 'what happened',
+        'base': 'last given frame held still',
+    }  # fmt: skip
+    out.append(line_key(*meanings.items()))
     charts = _fidelity('PSNR', ', dB', decibel, video.psnr(truth, still), context)
     charts += _fidelity('SSIM', '', likeness, video.ssim(truth, still), context)
     out.append(f'<div class="charts">{charts}</div>')

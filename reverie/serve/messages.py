@@ -6,7 +6,6 @@ bytes, big-endian), the header, then the pictures it lists.
 """
 
 import dataclasses
-import io
 import json
 import math
 import struct
@@ -14,7 +13,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from reverie.evaluation.video import colourise
+from reverie.evaluation.video import colourise, jpeg
 from reverie.io import plain
 from reverie.serve import keys
 from reverie.types import ActionSpace, EnvSpec
@@ -159,11 +158,7 @@ def picture(image: np.ndarray, symbolic: bool) -> tuple[dict[str, Any], bytes]:
     size = {'h': rgb.shape[0], 'w': rgb.shape[1]}
     if rgb.nbytes <= RAW_BYTES:
         return {'kind': 'raw', **size}, rgb.tobytes()
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(rgb).save(out, 'JPEG', quality=90)
-    return {'kind': 'jpeg', **size}, out.getvalue()
+    return {'kind': 'jpeg', **size}, jpeg(rgb)
 
 
 def is_symbolic(spec: EnvSpec) -> bool:

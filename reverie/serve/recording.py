@@ -1,7 +1,6 @@
 """Saving what was played: GIF, MP4, and episodes in the native format."""
 
 import concurrent.futures
-import io
 import itertools
 import logging
 import math
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.evaluation.video import enlarge
+from reverie.evaluation.video import enlarge, gif
 from reverie.serve.messages import rgb_of
 from reverie.serve.players import Client, RecordedFrame
 from reverie.types import EnvSpec, Step, UserError
@@ -28,17 +27,6 @@ def frames_of(tape: list[RecordedFrame], symbolic: bool) -> np.ndarray:
         raise UserError('this environment has no pictures to save; save the episode instead')
     rgb = rgb_of(np.stack([frame.image for frame in tape]), symbolic)
     return enlarge(rgb, max(1, math.ceil(SIDE / min(rgb.shape[1:3]))))
-
-
-def gif(frames: np.ndarray, fps: float) -> bytes:
-    """An animated GIF that repeats for ever; its clock counts in hundredths of a second."""
-    from PIL import Image
-
-    images = [Image.fromarray(frame).quantize(256) for frame in frames]
-    out = io.BytesIO()
-    delay = max(20, round(100 / fps) * 10)
-    images[0].save(out, 'GIF', save_all=True, append_images=images[1:], duration=delay, loop=0)
-    return out.getvalue()
 
 
 def mp4(frames: np.ndarray, fps: float, path: pathlib.Path) -> None:

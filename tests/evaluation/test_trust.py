@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie import report
 from reverie.agents import presets
 from reverie.commands.collect import dataset
 from reverie.commands.experiment import Recorded
@@ -15,8 +16,7 @@ from reverie.data import Writer
 from reverie.data.episodes import Episodes
 from reverie.data.sources import Dataset, Resident, Streaming
 from reverie.evaluation import trust
-from reverie.report import report
-from reverie.report.page import escape
+from reverie.report.html import escape
 from reverie.types import ActionSpace, Batch, EnvSpec, Prediction, Step
 from tests.report.test_report import Tags, write_run
 

@@ -10,8 +10,8 @@ import re
 import numpy as np
 import pytest
 
+from reverie import report
 from reverie.evaluation import returns
-from reverie.report import report
 from reverie.report.attention import attended_steps, heat
 from reverie.report.charts import Line, curves, ticks
 from reverie.text import number

@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 
 from reverie.agents import presets
 from reverie.evaluation import returns, statistics, tables, trust
-from reverie.report import report
+from reverie.report import write
 from reverie.training import metrics, runner, warm
 from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
 
@@ -249,7 +249,7 @@ class Experiment(abc.ABC):
             with open(folder / 'samples.npz', 'wb') as file:
                 # NumPy's stub takes them for allow_pickle
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        return report.write(folder)
+        return write(folder)
 
 
 def curve(log: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any] | None:

@@ -1,0 +1,108 @@
+"""The files of a run folder, as a report reads them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from reverie.envs import device
+from reverie.evaluation.statistics import recompute
+from reverie.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The files of a run; `notes` says what is missing or damaged, by file name."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    metrics: dict[str, dict[int, dict[str, Any]]]  # phase -> step -> line
+    scores: dict[str, Any]
+    samples: dict[str, np.ndarray]
+    notes: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        preset, env = self.config.get('preset', 'run'), self.config.get('env')
+        return f'{preset} on {env or "an unnamed environment"}'
+
+
+def read(folder: str | os.PathLike[str]) -> Run:
+    """Read what there is of a run. Raises UserError if `folder` is not a run."""
+    folder = pathlib.Path(folder)
+    config = _config(folder)
+    notes: dict[str, str] = {}
+    found: dict[str, Any] = {}
+    readers = {'metrics.jsonl': _metrics, 'scores.json': _scores, 'samples.npz': _samples}
+    for name, reader in readers.items():
+        try:
+            found[name] = reader(folder / name, notes)
+        except FileNotFoundError:
+            notes[name] = f'This run has no {name} yet.'
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+            notes[name] = f'{name} of this run is damaged and could not be read.'
+    metrics, scores, samples = (found.get(name, {}) for name in readers)
+    return Run(folder, config, metrics, scores, samples, notes)
+
+
+def _json(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _config(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / 'config.json'
+    try:
+        config = _json(path)
+    except OSError as error:
+        raise UserError(
+            f'report: {folder} is not a run folder, expected a config.json in it'
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f'report: {path} is not readable JSON, expected the config of a run'
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f'report: {path} holds a {type(config).__name__}, expected an object')
+    return config
+
+
+def _metrics(path: pathlib.Path, notes: dict[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Lines by phase and step; of a repeated step the last one counts."""
+    phases: dict[str, dict[int, dict[str, Any]]] = {}
+    bad = 0
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            row = json.loads(line)
+            phases.setdefault(str(row['phase']), {})[int(row['step'])] = row
+        except (ValueError, KeyError, TypeError):
+            bad += 1  # e.g. the half-written last line of a killed run
+    if bad:
+        lines, are = ('lines', 'are') if bad > 1 else ('line', 'is')
+        notes['metrics.jsonl'] = (
+            f'{bad} {lines} of metrics.jsonl could not be read and {are} left out.'
+        )
+    return phases
+
+
+def _scores(path: pathlib.Path, notes: dict[str, str]) -> dict[str, Any]:
+    return recompute(_json(path))  # a file of an older version has other intervals
+
+
+def _samples(path: pathlib.Path, notes: dict[str, str]) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def labels(run: Run, what: str) -> list[str]:
+    """Names of the 'channels' or 'actions': from the config, else from the environment if it is one
+    of ours.
+    """
+    given, env = run.config.get(what), str(run.config.get('env'))
+    if not isinstance(given, list) and env in device.names():
+        spec = device.make(env).spec
+        given = list(spec.channels if what == 'channels' else spec.actions.meanings)
+    return [str(x) for x in given] if isinstance(given, list) else []
