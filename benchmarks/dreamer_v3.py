@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.commands.bench.phases import RandomBatches
 from reverie.envs.device import make
@@ -82,8 +82,8 @@ def peak_bytes() -> int | None:
 def config(preset: str, size: str, quick: bool) -> DreamerConfig:
     """Of `dreamer_v3` or `transdreamer_v3`; quick: both a debug Dreamer V3 but for the dynamics."""
     if not quick:
-        return getattr(presets, preset)(size)
-    tiny, small = presets.dreamer_v3_debug(), presets.transdreamer_v3_small()
+        return registry.get(preset, size)
+    tiny, small = registry.dreamer_v3_debug(), registry.transdreamer_v3_small()
     if preset == 'dreamer_v3':
         return tiny
     return dataclasses.replace(
@@ -130,7 +130,7 @@ def play(
 ) -> Iterator[dict[str, Any]]:
     env = make('minatar/breakout')
     for ratio in (8,) if quick else RATIOS:
-        cfg = with_ratio(presets.dreamer_v3_debug() if quick else presets.dreamer_v3('1m'), ratio)
+        cfg = with_ratio(registry.dreamer_v3_debug() if quick else registry.dreamer_v3('1m'), ratio)
         agent, r, alone = Dreamer(cfg, env.spec), cfg.replay, None
         for n in seeds:
             source = Online(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from reverie.agents.dreamer import Adams, LaProp
+from reverie.agents.dreamer.config import Adams, LaProp
 from reverie.agents.planet import CEM, PlanetConfig
 from reverie.models.rssm import BlockGRU, CategoricalLatent, GaussianLatent
 from reverie.models.tssm import TSSMConfig

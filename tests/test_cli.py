@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from reverie import cli
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.agents.ppo import PPOConfig
 from reverie.commands.collect import dataset
 from reverie.commands.experiment import SAFE, Recorded
@@ -88,9 +88,9 @@ def test_one_command_trains_scores_and_reports(run):
     assert record == json.loads((run / 'results.json').read_text())
     assert record['seeds'] == [0, 1] and record['env_frames'] == 2000
     assert record['gradient_steps'] == dict.fromkeys(
-        ('tokenizer', 'dynamics', 'finetune', 'imagine', 'bc'), 4
+        ('tokenizer', 'dynamics', 'finetune', 'imagine'), 4
     )
-    for name in ('imagination', 'wm_bc', 'bc'):
+    for name in ('imagination', 'wm_bc'):
         score = record['score'][name]
         assert np.shape(score['per_seed']) == np.shape(score['greedy']['per_seed']) == (2, 4)
         assert score['mean'] == pytest.approx(np.mean(score['per_seed']))
@@ -105,7 +105,6 @@ def test_one_command_trains_scores_and_reports(run):
         'dynamics',
         'finetune',
         'imagine',
-        'bc',
     ]
     assert all(
         line['time/compilations'] == 1 for line in lines
@@ -161,7 +160,7 @@ def test_killed_and_started_again_equals_never_interrupted(run, data, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'resuming' in done.stderr
     (ours, meta), (straight, _) = checkpoint.load(folder), checkpoint.load(run)
-    assert meta['complete'] and meta['phase'] == 'bc'
+    assert meta['complete'] and meta['phase'] == 'imagine'
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(straight), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -236,7 +235,7 @@ def test_a_dataset_that_lost_little_is_trained_on_and_one_that_lost_more_is_not(
     capsys, monkeypatch, data, caplog
 ):
     experiment = functools.partial(
-        Recorded, 'dreamer4_debug', presets.get('dreamer4_debug'), 'minatar/breakout'
+        Recorded, 'dreamer4_debug', registry.get('dreamer4_debug'), 'minatar/breakout'
     )
     whole = experiment(data=data)
     frames = whole.source.frames

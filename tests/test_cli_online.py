@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.commands.experiment import Recorded, played
 from reverie.data import Episodes
 from reverie.training import checkpoint, runner, warm
@@ -109,7 +109,7 @@ def test_a_second_agent_begins_with_the_world_model_of_the_first(run, tmp_path):
     experiment = played('minatar/breakout')
     begin = experiment(
         'dreamer_v3_debug',
-        presets.get('dreamer_v3_debug'),
+        registry.get('dreamer_v3_debug'),
         'minatar/breakout',
         seeds=2,
         env_frames=600,
@@ -157,7 +157,7 @@ class Beginning:
 def test_dreamer_4_trains_on_what_was_played(run, tmp_path):
     episodes = Episodes(run / 'played')
     assert episodes.frames <= 2 * 600 and set(episodes.returns()) == {'seed0', 'seed1'}
-    config = presets.get('dreamer4_debug')
+    config = registry.get('dreamer4_debug')
     recorded = Recorded('dreamer4_debug', config, 'minatar/breakout', data=run / 'played')
     runner.run(Beginning(recorded.agent), recorded.source, tmp_path / 'd4')
     lines = [
@@ -198,7 +198,7 @@ def test_a_mistake_is_one_line_and_trains_nothing(capsys, monkeypatch, args, wor
 
 def test_an_agent_can_be_scored_under_other_options_of_the_same_game():
     learnt = played('hidden_order/4')(
-        'dreamer_v3_debug', presets.get('dreamer_v3_debug'), 'hidden_order/4'
+        'dreamer_v3_debug', registry.get('dreamer_v3_debug'), 'hidden_order/4'
     )
     scored = learnt.under({'pays': 'success'})
     assert (scored.env.env.pays, learnt.env.env.pays) == ('success', 'balls')

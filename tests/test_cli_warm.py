@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.commands.collect import dataset
 from reverie.commands.experiment import Recorded, load
 from reverie.data import Episodes
@@ -22,7 +22,7 @@ from reverie.training.warm import Init
 from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, options, reverie
 
-SOURCE = presets.get('dreamer4_debug')
+SOURCE = registry.get('dreamer4_debug')
 
 
 def phase(config, name, **changes):
@@ -35,7 +35,7 @@ def phase(config, name, **changes):
 STEADY = phase(
     SOURCE, 'imagine', muon=False, decay=0.0
 )  # as in `dreamer4_demo`: AdamW at a constant rate
-ALL = ('encoder', 'decoder', 'dynamics', 'policy', 'reward', 'cont', 'value', 'prior', 'bc')
+ALL = ('encoder', 'decoder', 'dynamics', 'policy', 'reward', 'cont', 'value', 'prior')
 
 
 @pytest.fixture(scope='module')
@@ -69,11 +69,11 @@ def test_imagination_in_two_runs_equals_imagination_in_one(source, data, tmp_pat
     """
     longer = phase(STEADY, 'imagine', steps=8)
     straight = train(tmp_path / 'straight', data, longer)
-    warm = train(tmp_path / 'warm', data, longer, init=Init.parse(f'{source[0]}:imagine+,bc'))
+    warm = train(tmp_path / 'warm', data, longer, init=Init.parse(f'{source[0]}:imagine+'))
     assert same(warm, straight) and not same(warm, source[1], ('policy',))
     said = capfd.readouterr().err
     assert (
-        'phases tokenizer, dynamics, finetune, bc, imagine (' in said
+        'phases tokenizer, dynamics, finetune, imagine (' in said
         and 'seeds 0 1; imagine goes on' in said
     )
     assert 'after 4 of 8 updates; as all at once' in said
@@ -83,7 +83,7 @@ def test_a_model_is_finetuned_on_other_data_with_few_labels(source, data, tmp_pa
     """The dynamics as after its phase, not as finetuned: a learning rate of 0 keeps them."""
     other = tmp_path / 'other'
     dataset.write_dataset(other, 'minatar/breakout', 'random', 1000, episodes=2, seed=5)
-    brief = phase(phase(STEADY, 'imagine', steps=0), 'bc', steps=0)
+    brief = phase(STEADY, 'imagine', steps=0)
     still = phase(brief, 'finetune', learning_rate=0.0)
     params = train(
         tmp_path / 'a', other, still, label_fraction=0.5, init=Init(source[0], ('dynamics',))
@@ -111,7 +111,7 @@ def test_another_preset_takes_the_tokenizer_and_nothing_that_does_not_fit(source
     other = dataclasses.replace(
         STEADY, dynamics=dataclasses.replace(STEADY.dynamics, transformer=wide), head_units=8
     )
-    for name in ('dynamics', 'finetune', 'imagine', 'bc'):
+    for name in ('dynamics', 'finetune', 'imagine'):
         other = phase(other, name, steps=0)
     params = train(tmp_path / 'a', data, other, init=Init(source[0], ('tokenizer',)))
     assert same(params, source[1], ('encoder', 'decoder'))
@@ -154,7 +154,7 @@ def test_the_command_line_takes_a_model_killed_and_run_again_scores_and_reports(
         '--config.imagine-phase.steps',
         20,
         '--from',
-        f'{source[0]}:finetune,bc',
+        f'{source[0]}:finetune',
         '--checkpoint-every-s',
         0,
     ]
@@ -173,9 +173,9 @@ def test_the_command_line_takes_a_model_killed_and_run_again_scores_and_reports(
     done = reverie(*args)
     assert done.returncode == 0 and 'resuming after imagine/' in done.stderr, done.stderr[-2000:]
     straight = train(tmp_path / 'straight', data, phase(STEADY, 'imagine', steps=20),
-                     init=Init(source[0], ('finetune', 'bc')))  # fmt: skip
+                     init=Init(source[0], ('finetune',)))  # fmt: skip
     assert same(load(folder)[1], straight) and same(
-        straight, source[1], ('dynamics', 'prior', 'bc')
+        straight, source[1], ('dynamics', 'prior')
     )
     record = json.loads((folder / 'scores.json').read_text())
     assert record['gradient_steps'] == {
@@ -183,16 +183,14 @@ def test_the_command_line_takes_a_model_killed_and_run_again_scores_and_reports(
         'dynamics': 4,
         'finetune': 4,
         'imagine': 20,
-        'bc': 4,
     }
     assert record['from']['run'] == 'run' and record['from']['phases'] == [
         'tokenizer',
         'dynamics',
         'finetune',
-        'bc',
     ]
     page = (folder / 'report.html').read_text()
-    assert 'Where it comes from' in page and 'tokenizer, dynamics, finetune, bc (' in page
+    assert 'Where it comes from' in page and 'tokenizer, dynamics, finetune (' in page
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.evaluation.openloop import open_loop
 from reverie.evaluation.returns import evaluate
 from reverie.training import runner
@@ -16,7 +16,7 @@ from tests.probes import Counter, RandomPlay
 
 
 def config():
-    debug = presets.dreamer4_debug()
+    debug = registry.dreamer4_debug()
     phase = lambda p, steps, rate: dataclasses.replace(
         p, steps=steps, batch=32, length=8, learning_rate=rate, decay=0.5
     )
@@ -45,7 +45,7 @@ def config():
 @pytest.fixture(scope='module', params=[2, 4], ids=['two states', 'counter'])
 def trained(request, tmp_path_factory):
     env = Counter(request.param)
-    agent = presets.make(config(), env.spec)
+    agent = registry.make(config(), env.spec)
     agent.phases = agent.phases[:-1]  # not the baseline without a world model
     params = runner.run(
         agent,

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from reverie.agents import presets
-from reverie.agents.dreamer import Adams, LaProp
+from reverie.agents import registry
+from reverie.agents.dreamer.config import Adams, LaProp
 from reverie.envs.device import TimeLimit
 from reverie.envs.memory import Cue
 from reverie.evaluation.returns import evaluate
@@ -22,14 +22,14 @@ from tests.small import shrink
 # Of presets that differ in a number or in size alone, one is enough.
 ALIKE = ('debug', 'release', 'small', 'control')
 PLAYING = [
-    n for n in presets.PRESETS if hasattr(presets.get(n), 'replay') and not n.endswith(ALIKE)
+    n for n in registry.PRESETS if hasattr(registry.get(n), 'replay') and not n.endswith(ALIKE)
 ]
 STEPS = 30
 
 
 def counting(name):
     """-> (config, environment, steps of an episode)."""
-    cfg = shrink(presets.get(name))
+    cfg = shrink(registry.get(name))
     if name != 'transdreamer':
         return cfg, Counter(3), STEPS
     # Its positions count from a window's first step, so an episode has to fit into a window. Its
@@ -43,7 +43,7 @@ def counting(name):
 
 def played(cfg, env, folder, steps=STEPS):
     """-> mean return of the trained policy over episodes of so many steps, sampled and greedy."""
-    agent, r = presets.make(cfg, env.spec), cfg.replay
+    agent, r = registry.make(cfg, env.spec), cfg.replay
     source = Online(
         env,
         agent.explorer,
@@ -75,17 +75,17 @@ def test_the_agent_counts_up_and_then_waits(name, tmp_path):
 
 @pytest.mark.parametrize('name', ['planet'])
 def test_the_agent_chooses_the_number_it_sees(name, tmp_path):
-    sampled, greedy = played(shrink(presets.get(name)), Match(), tmp_path)
+    sampled, greedy = played(shrink(registry.get(name)), Match(), tmp_path)
     assert np.minimum(sampled, greedy) > 0.8 * STEPS  # a blind policy scores at most 0.4
 
 
 def test_planet_refuses_discrete_actions():
     with pytest.raises(UserError, match='planet takes continuous'):
-        presets.make(presets.get('planet'), Counter(3).spec)
+        registry.make(registry.get('planet'), Counter(3).spec)
 
 
 def test_the_transformer_remembers_a_cue_that_it_no_longer_sees(tmp_path):
-    cfg = shrink(presets.get('transdreamer_v3_small'), updates=600)
+    cfg = shrink(registry.get('transdreamer_v3_small'), updates=600)
     replay = dataclasses.replace(cfg.replay, length=12)
     cfg = dataclasses.replace(cfg, replay=replay, optimiser=LaProp(1e-3, 20), imagine_last=6)
     sampled, greedy = played(cfg, Cue(3), tmp_path, steps=5)

@@ -90,10 +90,10 @@ class TrainPlayed(Train):
 
 def parse_train(preset: str, *rest: str) -> Train:
     """The options of `reverie train`, with those of the preset's own configuration."""
-    from reverie.agents import presets
+    from reverie.agents import registry
 
     sizes = [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == '--size']
-    config = presets.get(preset, sizes[-1] if sizes else None)
+    config = registry.get(preset, sizes[-1] if sizes else None)
     kind = TrainPlayed if hasattr(config, 'replay') else TrainRecorded
     typed = dataclasses.make_dataclass(
         'Train', [('config', type(config))], bases=(kind,), frozen=True
@@ -107,10 +107,10 @@ def parse_train(preset: str, *rest: str) -> Train:
 def main(args: list[str]) -> None:
     """Parse what follows `reverie train`, the preset first, and run it."""
     if not args or args[0].startswith('-'):
-        from reverie.agents import presets
+        from reverie.agents import registry
 
         raise UserError(
-            f'reverie train: expected a preset first, one of {", ".join(presets.PRESETS)}'
+            f'reverie train: expected a preset first, one of {", ".join(registry.PRESETS)}'
         )
     run(parse_train(*args), args[0])
 

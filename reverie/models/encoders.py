@@ -110,6 +110,11 @@ class ObsEncoder(nnx.Module):
             parts.append(self.image(x - 0.5))
         return jnp.concatenate(parts, -1)
 
+    def prepare(self, obs: Any, key: PRNGKeyArray) -> Any:
+        """Observations as encoder and decoder take them, see `ObsConfig.prepare`."""
+        shapes = self.shapes if isinstance(obs, Mapping) else self.shapes['obs']
+        return self.cfg.prepare(obs, shapes, jax.random.fold_in(key, 0))
+
     def _flatten(self, key: str, x: Array) -> Float[Array, '*B n']:
         shape = self.shapes[key]
         if kind(shape) == 'grid':

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -13,31 +12,25 @@ Head = Callable[[Float[Array, '*B F']], Float[Array, '*B']]
 
 
 class LatentModel:
-    """The world model of every agent that infers a state from each observation and predicts the
-    next one.
+    """World model of every agent that infers a state from each observation and predicts the next.
 
-    dynamics: has `initial`, `observe`, `imagine`, `unroll` and `feat`, see `models.rssm.RSSM`.
-    encoder, decoder: observation -> embedding, state -> law of the observation; may be missing
-    where not needed.
+    dynamics: `initial`, `observe`, `imagine`, `unroll` and `feat`, see `models.rssm.RSSM`.
+    encoder, decoder: observation -> embedding, state -> distribution of the observation; may be
+    missing where not needed.
     reward, cont: feat -> expected reward and probability of going on (0 and 1 where missing).
-    prepare: (observation, key) -> what the encoder takes, if that is not the observation itself.
     """
 
     def __init__(
         self,
         dynamics: Any,
-        encoder: Callable[[Any], Array] | None = None,
+        encoder: Any = None,
         decoder: Callable[[State], Any] | None = None,
         reward: Head | None = None,
         cont: Head | None = None,
-        prepare: Callable[[Any, PRNGKeyArray], Any] = lambda obs, key: obs,
     ):
-        self.dynamics, self.encoder, self.decoder, self.prepare = (
-            dynamics,
-            encoder,
-            decoder,
-            prepare,
-        )
+        self.dynamics = dynamics
+        self.encoder = encoder
+        self.decoder = decoder
         self.reward: Head = reward or (lambda feat: jnp.zeros(feat.shape[:-1]))
         self.cont: Head = cont or (lambda feat: jnp.ones(feat.shape[:-1]))
 
@@ -45,9 +38,9 @@ class LatentModel:
         return self.dynamics.initial(batch)
 
     def embed(self, obs: Any, key: PRNGKeyArray) -> Float[Array, '*B E']:
-        """What the dynamics see of observations."""
+        """Embedding of observations, as the dynamics takes them."""
         assert self.encoder is not None, 'observing takes an encoder'
-        return self.encoder(self.prepare(obs, jax.random.fold_in(key, 0)))
+        return self.encoder(self.encoder.prepare(obs, key))
 
     def observe(
         self, state: State, step: Step, key: PRNGKeyArray
@@ -67,9 +60,7 @@ class LatentModel:
         return state, Prediction(feat, self.reward(feat), self.cont(feat))
 
     def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T'] | None:
-        """How much each step of a window [B, T] looks at each step, or None if nothing attends in
-        this model.
-        """
+        """How much each step of a window [B, T] attends to each step; None without attention."""
         attend = getattr(self.dynamics, 'attention', None)
         if attend is None:
             return None

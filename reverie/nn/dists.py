@@ -284,3 +284,49 @@ def unit_range(image: Array) -> Array:
     if image.dtype == jnp.uint8:
         return image.astype(jnp.float32) / 255
     return image.astype(jnp.float32)
+
+
+class UnitNormal(NamedTuple):
+    """A number as the mean of a Gaussian of variance 1; PlaNet, Dreamer V1 and V2."""
+
+    loc: Float[Array, '*B']
+
+    def mean(self) -> Float[Array, '*B']:
+        return self.loc
+
+    def log_prob(self, x: Float[Array, '*B']) -> Float[Array, '*B']:
+        return Normal(self.loc, event=0).log_prob(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoHotDist:
+    """Rewards and values as a softmax over symexp bins; Dreamer V3, Dreamer 4."""
+
+    size: int = 255
+    """Number of bins."""
+    out_scale: float = 0.0
+    """Scale of the output layer's first weights; 0 predicts zero at the start."""
+
+    def __call__(self, out: Float[Array, '*B bins']) -> TwoHot:
+        return TwoHot(out, symexp_bins(self.size))
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitNormalDist:
+    """Rewards and values as the mean of a Gaussian of variance 1; PlaNet, V1, V2."""
+
+    size: int = 1
+    """Number of outputs."""
+    out_scale: float = 1.0
+    """Scale of the output layer's first weights."""
+
+    def __call__(self, out: Float[Array, '*B 1']) -> UnitNormal:
+        return UnitNormal(out[..., 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class BernoulliDist:
+    """True or false, from one logit."""
+
+    def __call__(self, out: Float[Array, '*B 1']) -> Bernoulli:
+        return Bernoulli(out[..., 0])

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.agents import presets
-from reverie.agents.dreamer import LaProp
-from reverie.agents.world import HeadConfig
+from reverie.agents import registry
+from reverie.agents.dreamer.config import HeadConfig, LaProp
 from reverie.models.rssm import BlockGRU, CategoricalLatent
 from reverie.nn import dists
 from reverie.nn.core import Style
@@ -28,7 +27,7 @@ NAMES = dict(
 
 def build(kind: str, actions: int):
     """The recorded configuration: the released defaults, tiny, without replay context."""
-    cfg = presets.dreamer_v3_release()
+    cfg = registry.dreamer_v3_release()
     style, old = Style(), cfg.world
     world = dataclasses.replace(
         old,
@@ -55,7 +54,7 @@ def build(kind: str, actions: int):
         replay=dataclasses.replace(cfg.replay, batch=2, length=6),
     )
     spec = EnvSpec('golden', {'image': (64, 64, 3), 'vector': (5,)}, ActionSpace(kind, actions))
-    return presets.make(cfg, spec)
+    return registry.make(cfg, spec)
 
 
 def params_of(flat):
@@ -97,7 +96,7 @@ def test_losses_gradients_and_weights_of_two_updates_equal_the_released_code(
 
     @jax.jit
     def step(state):  # one program, in which the losses are computed once
-        losses = agent.loss(state.params, batch, jax.random.key(0), jnp.zeros((), jnp.int32)).losses
+        losses = phase.loss(state.params, batch, jax.random.key(0), jnp.zeros((), jnp.int32)).losses
         return losses, *learn(phase, state, batch, jax.random.key(0))
 
     with jax.default_matmul_precision('highest'):

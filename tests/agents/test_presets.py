@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.agents import presets
-from reverie.agents.world import Identity, World
+from reverie.agents import registry
+from reverie.agents.dreamer.config import Identity
+from reverie.agents.dreamer.losses import world_model_loss
+from reverie.agents.dreamer.networks import Net, world_model, world_model_modules
 from reverie.commands.experiment import restore
 from reverie.models.encoders import ObsConfig
+from reverie.nn.networks import Networks
 from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
 from tests.small import world as shrunk
 
@@ -22,9 +25,9 @@ B, T = 2, 3
 SPEC = EnvSpec('numbers', (5,), ActionSpace('discrete', 2))
 
 
-@pytest.mark.parametrize('name', presets.PRESETS)
+@pytest.mark.parametrize('name', registry.PRESETS)
 def test_a_preset_survives_json(name):
-    config = presets.get(name)
+    config = registry.get(name)
     assert restore(config, json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
@@ -35,13 +38,18 @@ def batch(reward: float) -> Batch:
     return Batch(step, yes, yes, yes)
 
 
-def losses(world: World, reward: float):
-    params = world.init(nnx.Rngs(0))
-    return jax.jit(lambda p, b: world.loss(p, b, jax.random.key(2))[0])(params, batch(reward))
+def networks(cfg):
+    return Networks(Net, lambda rngs: world_model_modules(cfg, SPEC, rngs))
+
+
+def losses(cfg, reward: float):
+    nets = networks(cfg)
+    loss = lambda p, b: world_model_loss(nets(p), b, jax.random.key(2), cfg)[0]
+    return jax.jit(loss)(nets.init(nnx.Rngs(0)), batch(reward))
 
 
 def test_planet_sees_five_bits_and_noise_below_them():
-    cfg = presets.planet().world.obs
+    cfg = registry.planet().world.obs
     image = jax.random.bits(jax.random.key(0), (2, 64, 64, 3), jnp.uint8)
     shapes = dict(front=(64, 64, 3), grid=(10, 10, 4), vector=(3,))
     obs = dict(front=image, grid=jnp.ones((2, 10, 10, 4), jnp.uint8), vector=jnp.ones((2, 3)))
@@ -57,31 +65,33 @@ def test_what_the_encoder_and_the_loss_see_is_the_prepared_observation(monkeypat
     player.
     """
     monkeypatch.setattr(ObsConfig, 'prepare', lambda self, obs, shapes, key: 0 * obs)
-    world = World(shrunk(presets.planet().world), SPEC)
-    params = world.init(nnx.Rngs(0))
+    cfg = shrunk(registry.planet().world)
+    nets = networks(cfg)
+    params = nets.init(nnx.Rngs(0))
 
     @jax.jit
     def both(step):
-        model = world.model(params)
+        model = world_model(nets(params))
         one = jax.tree.map(lambda x: x[:, 0], step)
         _, feat = model.observe(model.initial(B), one, jax.random.key(3))
-        return world.loss(params, batch(0.0)._replace(step=step), jax.random.key(2))[0]['obs'], feat
+        seen = batch(0.0)._replace(step=step)
+        return world_model_loss(nets(params), seen, jax.random.key(2), cfg)[0]['obs'], feat
 
     step = batch(0.0).step
     jax.tree.map(np.testing.assert_array_equal, both(step), both(step._replace(obs=step.obs + 1)))
 
 
 def test_dreamer_v2_learns_the_tanh_of_rewards():
-    cfg = shrunk(presets.dreamer_v2().world)
+    cfg = shrunk(registry.dreamer_v2().world)
     plain = dataclasses.replace(cfg, reward_transform=Identity())
-    squashed, unlike = losses(World(cfg, SPEC), 3.0), losses(World(plain, SPEC), 3.0)
-    like = losses(World(plain, SPEC), float(np.tanh(3.0)))
+    squashed, unlike = losses(cfg, 3.0), losses(plain, 3.0)
+    like = losses(plain, float(np.tanh(3.0)))
     np.testing.assert_allclose(squashed['reward'], like['reward'], rtol=1e-6)
     assert float(jnp.abs(squashed['reward'] - unlike['reward']).min()) > 0.1
 
 
 def test_the_mixture_passes_a_gradient_through_the_model_to_discrete_actions():
-    acting = presets.dreamer_v2_mixed().discrete
+    acting = registry.dreamer_v2_mixed().discrete
     sample = lambda out: acting.dist(out).sample(jax.random.key(0))[1]
     assert acting.objective.through_model
     assert float(jnp.abs(jax.grad(sample)(jnp.zeros(2))).min()) > 0.1
@@ -89,6 +99,6 @@ def test_the_mixture_passes_a_gradient_through_the_model_to_discrete_actions():
 
 @pytest.mark.parametrize('last', [1, 65])
 def test_rollouts_that_start_beyond_the_window_are_refused(last):
-    config = dataclasses.replace(presets.dreamer_v3(), imagine_last=last)
+    config = dataclasses.replace(registry.dreamer_v3(), imagine_last=last)
     with pytest.raises(UserError, match=f'imagine_last={last}: expected 2 to 64'):
-        presets.make(config, SPEC)
+        registry.make(config, SPEC)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reverie import report
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.commands.collect import dataset
 from reverie.commands.experiment import Recorded
 from reverie.data import Writer
@@ -458,7 +458,7 @@ def test_the_report_shows_the_numbers_the_warnings_and_when_imagination_may_expl
 
 def test_scoring_a_dreamer4_run_measures_it_first_and_keeps_the_numbers_of_all_seeds(tmp_path):
     dataset.write_dataset(tmp_path / 'data', 'minatar/breakout', 'random', 600, episodes=2)
-    config = presets.get('dreamer4_debug')
+    config = registry.get('dreamer4_debug')
     experiment = Recorded(
         'dreamer4_debug', config, 'minatar/breakout', seeds=2, data=tmp_path / 'data'
     )

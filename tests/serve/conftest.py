@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.commands.experiment import Recorded
 from reverie.data.episodes import Writer, split_stream
 from reverie.envs import device
@@ -26,7 +26,7 @@ def env():
 
 @pytest.fixture(scope='session')
 def agent(env):
-    return presets.make(presets.dreamer4_debug(), env.spec)
+    return registry.make(registry.dreamer4_debug(), env.spec)
 
 
 @pytest.fixture(scope='session')
@@ -40,12 +40,12 @@ def run_folder(agent, dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs') / 'run'
     folder.mkdir()
     about = Recorded(
-        'dreamer4_debug', presets.dreamer4_debug(), 'minatar/breakout', data=dataset
+        'dreamer4_debug', registry.dreamer4_debug(), 'minatar/breakout', data=dataset
     ).describe()
     (folder / 'config.json').write_text(json.dumps({**about, 'seed': 0, 'seeds': 1}))
     params = jax.tree.map(lambda x: 0.1 * x[None], random_params(agent))
     params['cont'] = jax.tree.map(jnp.zeros_like, params['cont'])  # dreams go on for ever
-    meta = {'phase': 'bc', 'step': 4, 'complete': True}
+    meta = {'phase': 'imagine', 'step': 4, 'complete': True}
     checkpoint.save(folder / 'checkpoints', 20, params, None, meta)
     return folder
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.commands.play import serving as command
 from reverie.envs.host import HostVector
 from reverie.serve.hosted import HostSession
@@ -46,7 +46,7 @@ class Tally:
 
 @pytest.fixture(scope='module')
 def agent():
-    return presets.make(presets.dreamer_v3_debug(), Tally.spec)
+    return registry.make(registry.dreamer_v3_debug(), Tally.spec)
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.data.sources import Dataset
 from reverie.envs import device
@@ -193,8 +193,8 @@ def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
     has a cache.
     """
     spec = device.make('minatar/breakout').spec
-    config = presets.get(preset)
-    agent = presets.make(config, spec)
+    config = registry.get(preset)
+    agent = registry.make(config, spec)
     params = agent.init(jax.random.key(0))
     cpu = jax.default_backend() == 'cpu'
     updates, repeats = (4, 3) if cpu else (50, 5)
@@ -209,6 +209,6 @@ def measure(preset: str, command: str, *, context: int = 64) -> dict[str, Any]:
             config, dynamics=dataclasses.replace(config.dynamics, transformer=longer)
         )
         record['imagination'] = imagination(
-            presets.make(wide, spec), params, 8 if cpu else 256, 8, repeats
+            registry.make(wide, spec), params, 8 if cpu else 256, 8, repeats
         )
     return record

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.evaluation import returns, statistics, tables, trust
 from reverie.report import write
 from reverie.training import metrics, runner, warm
@@ -68,7 +68,7 @@ class Experiment(abc.ABC):
 
     @functools.cached_property
     def agent(self) -> Any:
-        return presets.make(self.config, self.spec)
+        return registry.make(self.config, self.spec)
 
     def describe(self) -> dict[str, Any]:
         """The run's config.json, without what the runner adds."""

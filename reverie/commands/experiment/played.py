@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.planet import Planet
 from reverie.commands.experiment import samples
@@ -70,14 +70,14 @@ class Played(Experiment):
     @functools.cached_property
     def agent(self) -> Dreamer | Planet:
         """The agent, with as many updates as the frames allow; raises UserError if that is none."""
-        presets.make(self.config, self.spec)  # whether both fit comes before how much is played
+        registry.make(self.config, self.spec)  # whether both fit comes before how much is played
         prefill, first = self._frames_after(0), self._frames_after(1)
         updates = (self.env_frames - prefill) // (first - prefill)
         if updates < 1:
             raise UserError(
                 f'--frames {self.env_frames}: expected at least {first}, the prefill and one update'
             )
-        return presets.make(dataclasses.replace(self.config, steps=updates), self.spec)
+        return registry.make(dataclasses.replace(self.config, steps=updates), self.spec)
 
     @property
     def source(self) -> Source:

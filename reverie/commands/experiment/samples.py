@@ -37,7 +37,9 @@ def _reconstructions(
     agent: Dreamer4, params: Params, images: Array, key: PRNGKeyArray
 ) -> dict[str, Array]:
     """Single frames [n, h, w, c] through the tokenizer at each masking rate: keys `recon/*`."""
-    encoder, decoder = (agent.bind[name](params[name]) for name in ('encoder', 'decoder'))
+    net = agent.networks(params)
+    encoder = net.encoder
+    decoder = net.decoder
     frames = images[:, None]
     alone = jnp.ones((len(images), 1), bool)
     ph, pw = agent.cfg.tokenizer.patch
@@ -88,7 +90,7 @@ def of_dataset(
     def run(params: Params, step: Step, images: Array):
         recon = _reconstructions(agent, params, images, key_mask)
         dream = open_loop(agent.model(params, images=True), step, context, key_dream)
-        value = agent.twohot(agent.bind['value'](params['value'])(dream.feat)[0]).mean()
+        value = agent.expected_return(params, dream.feat)
         return recon, dream, value, _attention(agent.model(params, images=True), step, key_dream)
 
     recon, dream, value, attention = jax.device_get(run(params, step, images))

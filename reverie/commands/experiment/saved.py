@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.commands.experiment.base import Experiment
 from reverie.commands.experiment.played import played
 from reverie.commands.experiment.recorded import MAX_LOST, Recorded
@@ -21,7 +21,7 @@ def describe(folder: pathlib.Path) -> Experiment:
         raise UserError(f'{folder} is not a run folder, expected a config.json in it')
     try:
         saved = modernise(json.loads(path.read_text()))
-        config = restore(presets.get(saved['preset']), saved['config'])
+        config = restore(registry.get(saved['preset']), saved['config'])
         seeds = (saved['seed'], saved['seeds'])
         fields = (saved['preset'], config, saved['env'], *seeds, saved['command'])
         if 'data' in saved:

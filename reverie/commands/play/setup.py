@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from reverie.agents import presets
+from reverie.agents import registry
 from reverie.commands.experiment import Experiment, Hosted, Recorded, describe, load, played
 from reverie.serve.contexts import Contexts
 from reverie.serve.hosted import HostSession
 from reverie.serve.session import Session
-from reverie.types import Params, Playable, Step, UserError
+from reverie.types import Agent, Params, Playable, Step, UserError
 
 CONTEXT = 8  # frames before a start
 
@@ -36,11 +36,11 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
     Raises UserError if it is neither.
     """
     folder = pathlib.Path(name)
-    if name in presets.PRESETS and not (folder / 'config.json').exists():
+    if name in registry.PRESETS and not (folder / 'config.json').exists():
         return _of_preset(name, env_name, options, seed)
     if not folder.exists():
         raise UserError(
-            f'{name!r} is neither a run folder nor a preset; presets are {", ".join(presets.PRESETS)}'
+            f'{name!r} is neither a run folder nor a preset; presets are {", ".join(registry.PRESETS)}'
         )
     if env_name or options:
         raise UserError('--env and --env-options go with a preset; a run has its own environment')
@@ -49,7 +49,7 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
         raise UserError(
             f'--seed {seed}: expected 0 to {experiment.seeds - 1}, the seeds of the run'
         )
-    agent = experiment.agent
+    agent = playable(experiment.agent, name)
 
     def params() -> Params:
         found = jax.tree.map(lambda x: x[seed], load(folder)[1])
@@ -63,15 +63,22 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
 
 
 def _of_preset(name: str, env_name: str | None, options: dict[str, Any], seed: int) -> PlaySetup:
-    config = presets.get(name)
+    config = registry.get(name)
     env_name = env_name or ('control/pendulum' if name.startswith('planet') else 'minatar/breakout')
     experiment = played(env_name)(name, config, env_name, options=options)
-    agent = presets.make(config, experiment.spec)
+    agent = playable(registry.make(config, experiment.spec), name)
     params = lambda: agent.init(jax.random.key(seed))
     facts = {'source': 'play', 'preset': name, 'env': {'name': env_name, 'options': options}}
     folder = pathlib.Path('runs') / 'plays' / name
     title = f'{name} on {env_name}, random weights'
     return PlaySetup(title, agent, experiment, params, None, folder, facts)
+
+
+def playable(agent: Agent, name: str) -> Playable:
+    """The agent itself. Raises UserError if it has no world model to play in."""
+    if not isinstance(agent, Playable):
+        raise UserError(f'{name} has no world model to play in; expected an agent that has one')
+    return agent
 
 
 def open_session(setup: PlaySetup, players: int, seed: int) -> Session:

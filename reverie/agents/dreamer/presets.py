@@ -1,26 +1,20 @@
-"""Experiments by name. A preset is a value: print it, change it from the command line, save it with
-the weights.
-"""
+"""Experiments with Dreamer V1 to V3 and TransDreamerV3, as values."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable
-from typing import TypeAlias, overload
 
-from reverie.agents.dreamer import (
+from reverie.agents.dreamer.config import (
     ActionNoise,
     Adams,
-    Dreamer,
     DreamerConfig,
+    HeadConfig,
+    Identity,
     LaProp,
     PolicyConfig,
     ReplayConfig,
     Sampling,
+    Tanh,
+    WorldModelConfig,
 )
-from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
-from reverie.agents.planet import CEM, Planet, PlanetConfig
-from reverie.agents.presets_dreamer4 import dreamer4, dreamer4_debug, dreamer4_demo
-from reverie.agents.world import HeadConfig, Identity, Tanh, UnitNormalDist, WorldModelConfig
 from reverie.models import rssm
 from reverie.models.encoders import ObsConfig
 from reverie.models.rssm import GRU, BlockGRU, CategoricalLatent, GaussianLatent, RSSMConfig
@@ -33,15 +27,13 @@ from reverie.nn.action_dists import (
     TruncNormalDist,
 )
 from reverie.nn.core import Style
+from reverie.nn.dists import UnitNormalDist
 from reverie.nn.transformer import TransformerConfig
 from reverie.nn.vision import PooledConv, StridedConv
 from reverie.objectives.actor import Backprop, Mixed, Reinforce
 from reverie.objectives.behavior import ExclusiveReturn, InclusiveReturn
 from reverie.objectives.critic import Critic, PercentileScale, ReplayCritic, SlowAverage, SlowCopy
-from reverie.objectives.latent import BalancedKL, FreeNatsOfMean, FreeNatsPerElement, TwoSidedKL
-from reverie.types import EnvSpec, UserError
-
-Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig
+from reverie.objectives.latent import BalancedKL, FreeNatsOfMean, TwoSidedKL
 
 
 def dreamer_v3(size: str = '1m') -> DreamerConfig:
@@ -479,116 +471,3 @@ def dreamer_v1_small() -> DreamerConfig:
             envs=4, capacity=1_000_000, prefill=1000, ratio=50.0, batch=8, length=25
         ),
     )
-
-
-def planet() -> PlanetConfig:
-    """PlaNet: plans every action anew in its latent model. Continuous actions only.
-
-    Run:      reverie train planet --env control/cartpole_swingup --env-options action_repeat=8 --frames 2e4
-    Expect:   docs/RESULTS.md
-    Differs from the paper: updates are spread evenly over play, one for every three steps of the
-              agent (the paper: one hundred after each episode of 250 steps, at action repeat 4);
-              vectors go through an MLP.
-    """
-    style = Style(act='relu', norm='none', init='glorot_uniform')
-    world = WorldModelConfig(
-        dynamics=RSSMConfig(
-            200,
-            200,
-            GaussianLatent(30, 0.1),
-            GRU('reset_before'),
-            prior_layers=1,
-            feat='zh',
-            style=style,
-        ),
-        obs=ObsConfig(StridedConv(32), 200, 2, symlog=False, style=style, bits=5),
-        reward=HeadConfig(3, 300, style),
-        cont=None,
-        kl=FreeNatsPerElement(3.0),
-        scales=dict(obs=1.0, reward=10.0, kl=1.0),
-        reward_dist=UnitNormalDist(),
-    )
-    return PlanetConfig(world)
-
-
-def planet_small() -> PlanetConfig:
-    """PlaNet for two CPU cores: swings up a cart-pole from its state, with a smaller model and
-    search.
-
-    Run:      reverie train planet_small --env control/cartpole_swingup --env-options action_repeat=8 --frames 1e4
-    Expect:   562 (539 to 583, one seed) after 11 minutes of processor time;
-              results/planet_small/control_cartpole_swingup.json
-    Differs from the paper: as `planet`; 128 units, batches of 16 x 25, a tenth of the candidates
-              and half of the iterations of the search; weights and free nats as in
-              `dreamer_v1_small`.
-    """
-    cfg = planet()
-    world = dataclasses.replace(
-        cfg.world,
-        dynamics=RSSMConfig(
-            128,
-            128,
-            GaussianLatent(30, 0.1),
-            GRU('reset_before'),
-            prior_layers=1,
-            feat='zh',
-            style=cfg.world.reward.style,
-        ),
-        obs=dataclasses.replace(cfg.world.obs, units=128),
-        reward=dataclasses.replace(cfg.world.reward, layers=2, units=128),
-        kl=FreeNatsPerElement(1.0),
-        scales=dict(obs=10.0, reward=10.0, kl=1.0),
-    )
-    replay = dataclasses.replace(cfg.replay, envs=2, prefill=1000, ratio=200.0, batch=16, length=25)
-    return dataclasses.replace(cfg, world=world, plan=CEM(12, 5, 100, 10), replay=replay)
-
-
-PRESETS: dict[str, Callable[..., Config]] = {
-    f.__name__: f
-    for f in (
-        dreamer4,
-        dreamer4_demo,
-        dreamer4_debug,
-        dreamer_v3,
-        dreamer_v3_release,
-        dreamer_v3_small,
-        dreamer_v3_debug,
-        transdreamer_v3,
-        transdreamer_v3_small,
-        transdreamer,
-        dreamer_v2,
-        dreamer_v2_mixed,
-        dreamer_v2_control,
-        dreamer_v1,
-        dreamer_v1_small,
-        planet,
-        planet_small,
-    )
-}
-
-
-def get(name: str, size: str | None = None) -> Config:
-    """The config of a preset, of another size if it has sizes.
-
-    Raises UserError naming what is known.
-    """
-    if name not in PRESETS:
-        raise UserError(f'preset {name!r} is unknown; expected one of {", ".join(PRESETS)}')
-    if size is None:
-        return PRESETS[name]()
-    if 'size' not in inspect.signature(PRESETS[name]).parameters:
-        raise UserError(f'--size {size}: preset {name} has one size only')
-    return PRESETS[name](size)
-
-
-@overload
-def make(config: Dreamer4Config, spec: EnvSpec) -> Dreamer4: ...
-@overload
-def make(config: DreamerConfig, spec: EnvSpec) -> Dreamer: ...
-@overload
-def make(config: PlanetConfig, spec: EnvSpec) -> Planet: ...
-def make(config: Config, spec: EnvSpec) -> Dreamer4 | Dreamer | Planet:
-    """The agent of a config for an environment."""
-    if isinstance(config, Dreamer4Config):
-        return Dreamer4(config, spec)
-    return Dreamer(config, spec) if isinstance(config, DreamerConfig) else Planet(config, spec)

@@ -1,0 +1,175 @@
+"""Dreamer 4 as the runner, the evaluation and the player see it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from reverie.agents.dreamer4 import losses
+from reverie.agents.dreamer4.config import Dreamer4Config, PhaseConfig, optimiser
+from reverie.agents.dreamer4.networks import ACTING, ShortcutActor, networks, world_model
+from reverie.models.shortcut import ShortcutModel
+from reverie.nn.networks import copy
+from reverie.types import EnvSpec, Params, Phase, ReadOut, State, UserError
+
+TOKENIZER = tuple(f'tokenizer.{name}' for name in ('patch', 'latents', 'bottleneck', 'transformer'))
+DYNAMICS = (
+    *TOKENIZER,
+    *(f'dynamics.{name}' for name in ('pack', 'registers', 'k_max', 'transformer')),
+)
+HEAD = ('head_units', 'head_layers')
+
+
+class Dreamer4:
+    """Parameter groups: encoder, decoder, dynamics, policy, reward, cont, value, and prior, the
+    frozen copy of the policy that imagination training starts from.
+
+    Raises UserError for environments without images or discrete actions.
+    """
+
+    shaped_by: Mapping[str, tuple[str, ...]] = {
+        'encoder': TOKENIZER,
+        'decoder': (*TOKENIZER, 'tokenizer.pixels'),
+        'dynamics': DYNAMICS,
+        'policy': (*HEAD, 'multi_token'),
+        'prior': (*HEAD, 'multi_token'),
+        'cont': HEAD,
+        'reward': (*HEAD, 'multi_token', 'bins'),
+        'value': (*HEAD, 'bins'),
+    }
+
+    def __init__(self, cfg: Dreamer4Config, spec: EnvSpec):
+        if cfg.finetune_phase.relevant >= 1:
+            raise UserError(
+                f'finetune_phase.relevant={cfg.finetune_phase.relevant:g}: expected less than 1; '
+                'dynamics, rewards and ends learn from uniform rows'
+            )
+        self.cfg = cfg
+        self.spec = spec
+        self.networks = networks(cfg, spec)
+        self.phases = self._phases()
+        actor = ShortcutActor(self.networks)
+        acting = lambda params: {name: params[name] for name in ACTING}
+        self.readouts: Mapping[str, ReadOut] = {
+            'imagination': ReadOut(actor, acting),
+            'wm_bc': ReadOut(actor, lambda params: acting(params) | {'policy': params['prior']}),
+        }
+
+    def _phases(self) -> tuple[Phase, ...]:
+        """Algorithm 1: tokenizer and dynamics (pretraining), finetuning, imagination."""
+        cfg = self.cfg
+        lpips = {} if cfg.perceptual is None else {'lpips': 0.2}
+        return (
+            self._phase(
+                'tokenizer',
+                cfg.tokenizer_phase,
+                losses.tokenizer_loss,
+                ('encoder', 'decoder'),
+                {'recon': 1.0} | lpips,
+            ),
+            self._phase(
+                'dynamics',
+                cfg.dynamics_phase,
+                losses.dynamics_loss,
+                ('dynamics',),
+                {'shortcut': 1.0},
+            ),
+            self._phase(
+                'finetune',
+                cfg.finetune_phase,
+                losses.finetune_loss,
+                ('dynamics', 'policy', 'reward', 'cont'),
+                {'shortcut': 1.0, 'policy': 1.0, 'reward': 1.0, 'cont': 1.0},
+            ),
+            self._phase(
+                'imagine',
+                cfg.imagine_phase,
+                losses.imagination_loss,
+                ('policy', 'value'),
+                {'policy': 1.0, 'prior': 1.0, 'value': 1.0},
+                begin=lambda params: {**params, 'prior': copy(params['policy'])},
+                # beta KL starts at 0: divided by its own size it would forbid every change
+                rms_decay=None,
+            ),
+        )
+
+    def _phase(
+        self,
+        name: str,
+        phase: PhaseConfig,
+        loss: Callable[..., Any],
+        trains: tuple[str, ...],
+        scales: Mapping[str, float],
+        **options: Any,
+    ) -> Phase:
+        return phase_of(
+            name,
+            phase,
+            self.networks.loss(loss, self.cfg),
+            trains,
+            scales,
+            **{'rms_decay': self.cfg.rms_decay, **options},
+        )
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Fresh weights of every group."""
+        key, _ = jax.random.split(key)  # the other half is `agents.bc`'s
+        params = self.networks.init(nnx.Rngs(key))
+        return params | {'prior': copy(params['policy'])}
+
+    def model(self, params: Params, *, images: bool = True) -> ShortcutModel:
+        """The four-method world model; without `images` it neither observes nor decodes frames."""
+        return world_model(self.networks(params), images=images)
+
+    def expected_return(self, params: Params, feat: Float[Array, '*B D']) -> Float[Array, '*B']:
+        """The critic's mean."""
+        return self.networks(params).value(feat).mean()
+
+    def choose(
+        self, params: Params, state: State, feat: Float[Array, 'N D'], key: PRNGKeyArray
+    ) -> tuple[Float[Array, 'N A'], Float[Array, 'N A']]:
+        """A draw of the policy, one-hot, and the probabilities it was drawn with."""
+        policy = self.networks(params).policy(feat)
+        return policy.sample(key), jax.nn.softmax(policy.logits, -1)
+
+    def for_inference(self, params: Params) -> Params:
+        """Kernels in the type they are multiplied in, see `nn.core.cast_kernels`; no prior."""
+        return self.networks.for_inference(params)
+
+    @property
+    def sampling_steps(self) -> tuple[int, ...]:
+        """The numbers K of denoising steps that the model knows."""
+        return tuple(2**i for i in range(self.cfg.dynamics.finest + 1))
+
+    def with_sampling_steps(self, steps: int) -> 'Dreamer4':
+        """The same agent, dreaming with K = `steps`."""
+        dynamics = dataclasses.replace(self.cfg.dynamics, sampling_steps=steps)
+        return Dreamer4(dataclasses.replace(self.cfg, dynamics=dynamics), self.spec)
+
+
+def phase_of(
+    name: str,
+    cfg: PhaseConfig,
+    loss: Callable[..., Any],
+    trains: tuple[str, ...],
+    scales: Mapping[str, float],
+    **options: Any,
+) -> Phase:
+    """A phase of the length and with the optimiser of its configuration."""
+    return Phase(
+        name,
+        trains,
+        loss,
+        scales,
+        optimiser(cfg),
+        cfg.steps,
+        cfg.batch,
+        cfg.length,
+        relevant=cfg.relevant,
+        ema_decay=cfg.ema_decay,
+        scheduled=cfg.decay > 0,
+        **options,
+    )

@@ -1,0 +1,125 @@
+"""The configuration of a Dreamer 4, and the optimiser of its phases."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import optax
+from jaxtyping import Array
+
+from reverie.models.dynamics import DynamicsConfig
+from reverie.models.tokenizer import TokenizerConfig
+from reverie.objectives.actor import PMPO
+from reverie.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+    """Length and optimiser of one phase. No value is from the paper."""
+
+    steps: int = 10_000
+    """Updates."""
+    batch: int = 32
+    """Windows per update."""
+    length: int = 64
+    """Frames per window."""
+    relevant: float = 0.0
+    """Share of the windows drawn from the task's own data, the rest uniformly."""
+    learning_rate: float = 3e-4
+    warmup_steps: int = 100
+    """Updates over which the learning rate rises from zero."""
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    """Largest global norm of the gradients."""
+    muon: bool = True
+    """Orthogonalised momentum for the matrices inside the transformer, else AdamW for all."""
+    decay: float = 0.2
+    """Share of the updates, at the end, over which the learning rate falls to zero."""
+    ema_decay: float | None = None
+    """Decay of the running mean of the weights that the phase leaves behind; None: the last ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dreamer4Config:
+    """Everything about a Dreamer 4 but the environment. Values marked * are not from the paper."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    channel_weighting: bool = False
+    """*Divide the tokenizer's error by the root of each channel's mean square in the batch, for
+    symbolic grids where one ball must not drown in thirty bricks."""
+    head_units: int = 256
+    """*Units of each hidden layer of a head."""
+    head_layers: int = 1
+    """*Hidden layers of a head."""
+    bins: int = 255
+    """*Bins of the two-hot distributions of rewards and values."""
+    multi_token: int = 8
+    """L: the agent token predicts L + 1 actions and rewards."""
+    bootstrap_fraction: float = 0.25
+    """*Share of the windows trained with coarse steps."""
+    bootstrap_warmup: int = 1000
+    """*Updates of flow matching alone before coarse steps begin."""
+    ramp_floor: float = 0.1
+    """w(0) of the ramp weight w(tau); 1 weighs pure noise as much as data."""
+    context_frame_rate: float = 0.0
+    """*Share of frames at exactly the context's noise: small runs see more often what sampling
+    sees, a frame to denoise after frames that are given."""
+    clean_bc_rows: bool = False
+    """*Finetune on relevant windows at the context's noise; the paper says only that inputs stay
+    noisy."""
+    single_image_rate: float = 0.3
+    """Share of the windows treated as separate images."""
+    horizon: int = 15
+    """*Imagined steps per context."""
+    discount: float = 0.997
+    lam: float = 0.95
+    """*Lambda of the lambda-return."""
+    pmpo: PMPO = PMPO()
+    rms_decay: float = 0.99
+    """Decay of the running mean square that divides each loss term."""
+    perceptual: Callable[[Array, Array], Array] | None = None
+    """Distance [B, T] of two image batches, added to the tokenizer's loss with the paper's weight
+    0.2; None for symbolic grids."""
+    tokenizer_phase: PhaseConfig = PhaseConfig()
+    dynamics_phase: PhaseConfig = PhaseConfig()
+    finetune_phase: PhaseConfig = PhaseConfig(relevant=0.5)
+    imagine_phase: PhaseConfig = PhaseConfig()
+
+
+def hidden_matrices(params: Params) -> Params:
+    """Weights that Muon orthogonalises: the matrices inside transformer layers.
+
+    Embeddings, output layers and vectors are left to Adam.
+    """
+
+    def is_hidden(path) -> bool:
+        return {'layers', 'kernel'} <= {getattr(entry, 'key', None) for entry in path}
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: optax.contrib.MuonDimensionNumbers() if is_hidden(path) else None, params
+    )
+
+
+def optimiser(cfg: PhaseConfig) -> optax.GradientTransformation:
+    """Gradient clipping, then Muon or AdamW: warm-up, constant rate, linear fall to zero."""
+    falling = round(cfg.decay * cfg.steps)
+    start = cfg.learning_rate / max(cfg.warmup_steps, 1)
+    rate = optax.join_schedules(
+        [
+            optax.linear_schedule(start, cfg.learning_rate, cfg.warmup_steps),
+            optax.linear_schedule(cfg.learning_rate, 0.0, max(falling, 1)),
+        ],
+        [max(cfg.steps - falling, cfg.warmup_steps)],
+    )
+    if cfg.muon:
+        method = optax.contrib.muon(
+            rate,
+            weight_decay=cfg.weight_decay,
+            adam_b2=0.99,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=hidden_matrices,
+        )
+    else:
+        method = optax.adamw(rate, b2=0.99, weight_decay=cfg.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), method)
