@@ -17,6 +17,7 @@ demo: .venv/ready
 	@$(BIN)/reverie doctor
 	@test -e $(DATA)/manifest.json || $(BIN)/reverie collect --env minatar/$(GAME) --kind mixed --frames 200e3 --out $(DATA)
 	@$(BIN)/reverie train dreamer4_demo --env minatar/$(GAME) --data $(DATA) --out $(RUN)
+	@$(BIN)/reverie train bc_demo --env minatar/$(GAME) --data $(DATA) --out $(RUN)-bc --add-to $(RUN)
 	@echo 'play in its dream:  $(BIN)/reverie play $(RUN)'
 
 test: .venv/ready-dev

@@ -60,6 +60,7 @@ def dreamer4_demo(game: str, seeds: int, minutes: float, ppo_frames: str = '200e
         (
             f'{collect} --out datasets/demo-{game} --overwrite',
             train + ' --seeds {seeds} --results {results}',
+            train.replace('dreamer4_demo', 'bc_demo') + ' --seeds {seeds} --add-to {results}',
         ),
         'imagination improves on the clone it begins with',
         minutes=minutes,

@@ -174,16 +174,9 @@ def test_the_command_line_takes_a_model_killed_and_run_again_scores_and_reports(
     assert done.returncode == 0 and 'resuming after imagine/' in done.stderr, done.stderr[-2000:]
     straight = train(tmp_path / 'straight', data, phase(STEADY, 'imagine', steps=20),
                      init=Init(source[0], ('finetune',)))  # fmt: skip
-    assert same(load(folder)[1], straight) and same(
-        straight, source[1], ('dynamics', 'prior')
-    )
+    assert same(load(folder)[1], straight) and same(straight, source[1], ('dynamics', 'prior'))
     record = json.loads((folder / 'scores.json').read_text())
-    assert record['gradient_steps'] == {
-        'tokenizer': 4,
-        'dynamics': 4,
-        'finetune': 4,
-        'imagine': 20,
-    }
+    assert record['gradient_steps'] == {'tokenizer': 4, 'dynamics': 4, 'finetune': 4, 'imagine': 20}
     assert record['from']['run'] == 'run' and record['from']['phases'] == [
         'tokenizer',
         'dynamics',

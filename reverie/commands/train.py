@@ -1,7 +1,9 @@
 """`reverie train`: train an agent, score it, write its report."""
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -58,6 +60,9 @@ class Train:
     """W&B project to log to as well; WANDB_MODE=offline needs no account."""
     results: pathlib.Path | None = None
     """Also write the scores as a results file, e.g. results/dreamer4/minatar_breakout.json."""
+    add_to: tuple[pathlib.Path, ...] = ()
+    """Add the scores to these runs or results files of the same environment, seeds and dataset,
+    e.g. a baseline's to an agent's; reports of runs are written again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +128,7 @@ def run(args: Train, preset: str) -> None:
         raise UserError(
             f'--from-groups {" ".join(args.from_groups)}: expected --from RUN beside it'
         )
+    check_add_to(args.add_to)
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     folder = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
     experiment = experiment_of(args, preset)
@@ -137,8 +143,34 @@ def run(args: Train, preset: str) -> None:
         keep_phase_ends=args.keep_phase_ends,
     )
     paths = score_paths(args.results, folder)
-    experiment.evaluate(folder, params, args.episodes, args.max_steps, say=say, paths=paths)
+    record = experiment.evaluate(
+        folder, params, args.episodes, args.max_steps, say=say, paths=paths
+    )
     say(f'report: {experiment.report(folder, params)}')
+    for other in args.add_to:
+        add_scores(other, record)
+
+
+def check_add_to(paths: Sequence[pathlib.Path]) -> None:
+    """Raise UserError for a run or results file to add scores to that is not there."""
+    for path in paths:
+        if not (scores_of(path)).exists():
+            raise UserError(f'--add-to {path}: expected a run with scores.json, or a results file')
+
+
+def scores_of(path: pathlib.Path) -> pathlib.Path:
+    """The scores of a run folder, or the results file itself."""
+    return path / 'scores.json' if path.is_dir() else path
+
+
+def add_scores(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Add the read-outs of a record to a run or results file; write the run's report again."""
+    from reverie.evaluation import returns, statistics
+    from reverie.report.report import write
+
+    file = scores_of(path)
+    returns.save(file, statistics.add_scores(json.loads(file.read_text()), record))
+    say(f'added to {write(path) if path.is_dir() else file}')
 
 
 def experiment_of(args: Train, preset: str) -> 'Experiment':

@@ -301,3 +301,25 @@ def recompute(record: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in record.items():
         out |= derived if key == 'score' else {} if key in derived else {key: value}
     return out
+
+
+def add_scores(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A results record with the read-outs of another one beside its own, differences derived again.
+
+    Raises UserError unless both are of the same environment, seeds and dataset.
+    """
+    for key in ('env', 'seeds', 'dataset'):
+        if record.get(key) != other.get(key):
+            raise UserError(
+                f'scores of {other.get("preset")} cannot stand beside those of '
+                f'{record.get("preset")}: {key} is {other.get(key)} there, {record.get(key)} here'
+            )
+    added = {name: x for name, x in other['score'].items() if name in PAIRED}
+    added_by = {name: other['command'] for name in added}
+    return recompute(
+        {
+            **record,
+            'score': {**record['score'], **added},
+            'added_by': {**record.get('added_by', {}), **added_by},
+        }
+    )

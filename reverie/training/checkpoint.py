@@ -29,6 +29,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
 from reverie.io import sync, write_json
+from reverie.training import legacy
 from reverie.types import Params, UserError
 
 FORMAT = 1
@@ -205,7 +206,7 @@ def meta_of(step: pathlib.Path) -> Meta:
         raise UserError(
             f'{step} has checkpoint format {written}; this version reads format {FORMAT}'
         )
-    return meta
+    return legacy.modernise_meta(meta, step)
 
 
 def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
@@ -251,8 +252,11 @@ def restore_latest(
         return None
     step, meta = found
     params, train = target(meta)
-    _check(step, meta['arrays']['params'], params)
-    params = _read_arrays(step / 'params', params)
+    saved = _described(meta, jax.devices()[0])
+    extra = {name: saved[name] for name in legacy.gone_groups(saved, params)}
+    _check(step, meta['arrays']['params'], params | extra)
+    params = _read_arrays(step / 'params', params | extra)
+    params = {name: x for name, x in params.items() if name not in extra}
     return params, None if meta['complete'] else read_train(step, meta, train), meta
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from reverie.agents.dreamer4 import Dreamer4
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment
 from reverie.data.episodes import Episodes
@@ -79,9 +80,11 @@ class Recorded(Experiment):
         }
 
     def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
-        if not self.episodes.schema.packed:  # not a boolean grid
-            return None
+        if not isinstance(self.agent, Dreamer4) or not self.episodes.schema.packed:
+            return None  # without a world model, or not a boolean grid
         return samples.trust_of(self.agent, params, self.source, key, self.frames)
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+        if not isinstance(self.agent, Dreamer4):
+            return {}
         return samples.of_dataset(self.agent, params, self.source, key)

@@ -5,11 +5,13 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from reverie.agents import registry
 from reverie.commands.experiment.base import Experiment
 from reverie.commands.experiment.played import played
 from reverie.commands.experiment.recorded import MAX_LOST, Recorded
-from reverie.training import checkpoint
+from reverie.training import checkpoint, legacy
 from reverie.training.legacy import modernise
 from reverie.types import Params, UserError
 
@@ -43,6 +45,8 @@ def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
     """
     experiment = describe(folder)
     params, meta = checkpoint.load(folder)
+    expected = jax.eval_shape(experiment.agent.init, jax.random.key(0))
+    params = {k: x for k, x in params.items() if k not in legacy.gone_groups(params, expected)}
     last = experiment.agent.phases[-1].name
     if meta['phase'] != last or not meta['complete']:
         raise UserError(
