@@ -43,7 +43,8 @@ def test_commands_are_understood_and_the_last_one_writes_the_results(experiment)
         assert program == 'reverie'
         if args[0] == 'train':
             parsed = parse_train(*args[1:])
-            assert parsed.seeds == experiment.seeds and str(parsed.results) == experiment.results
+            written = [str(path) for path in (parsed.results, *parsed.add_to) if path]
+            assert parsed.seeds == experiment.seeds and written == [experiment.results]
         else:
             parsed = parse(cli.COMMANDS[args[0]][0], args[1:], 'reverie')
             assert args[0] != 'bench' or str(parsed.out) == experiment.results
@@ -51,9 +52,9 @@ def test_commands_are_understood_and_the_last_one_writes_the_results(experiment)
 
 
 def test_data_is_collected_where_training_looks_for_it():
-    pairs = [e.commands for e in EXPERIMENTS if len(e.commands) == 2]
-    assert pairs
-    for collect, train in pairs:
+    several = [e.commands for e in EXPERIMENTS if e.commands[0].startswith('reverie collect')]
+    assert several
+    for collect, train in ((first, other) for first, *rest in several for other in rest):
         made = parse(Collect, shlex.split(collect)[2:], 'reverie')
         read = parse_train(*shlex.split(train)[2:])
         assert made.overwrite and (made.out, made.env) == (read.data, read.env)
