@@ -26,6 +26,7 @@ import time
 import urllib.request
 
 import numpy as np
+from PIL import Image
 from websockets.sync.client import connect
 
 from reverie.evaluation.returns import provenance, save
@@ -191,6 +192,31 @@ def soak(server, seconds):
     }  # fmt: skip
 
 
+def film(server, path, count, scale=16, gap=8):
+    """Record `count` frames of the dream (left) beside the game (right), played by the agent, as a
+    GIF.
+    """
+    panels = []
+    with server.join() as ws:
+        for field, value in (('by_agent', True), ('view', 'both')):
+            ws.send(json.dumps({'type': 'set', 'field': field, 'value': value}))
+        for message in ws:
+            if not isinstance(message, bytes):
+                continue
+            header, pictures = unpack(message)
+            if header['view'] != 'both' or len(pictures) < 2:
+                continue
+            shape = (header['pictures'][0]['h'], header['pictures'][0]['w'], 3)
+            dream, game = (np.frombuffer(x, np.uint8).reshape(shape) for x in pictures)
+            dream, game = (x.repeat(scale, 0).repeat(scale, 1) for x in (dream, game))
+            between = np.full((len(dream), gap, 3), 255, np.uint8)
+            panels.append(Image.fromarray(np.concatenate([dream, between, game], 1)))
+            if len(panels) == count:
+                break
+    panels[0].save(path, save_all=True, append_images=panels[1:], duration=100, loop=0)
+    print(f'wrote {path}', flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -201,6 +227,7 @@ def main():
     parser.add_argument('--fps', type=float, default=30)
     parser.add_argument('--players', type=int, default=2)
     parser.add_argument('--soak', type=float, help='seconds of misbehaving clients instead')
+    parser.add_argument('--gif', help='only record the dream beside the game, as a GIF here')
     parser.add_argument('--out', help='write the figures here as JSON')
     args = parser.parse_args()
     server = Server(args.run, args.players, args.fps)
@@ -214,6 +241,9 @@ def main():
         'start_seconds': round(server.start_s, 1),
     }
     try:
+        if args.gif:
+            film(server, args.gif, 120)
+            return
         if args.soak:
             record |= {'name': 'soak', 'soak': soak(server, args.soak)}
         else:

@@ -1,4 +1,4 @@
-"""Who may import whom: the rule of docs/ARCHITECTURE.md."""
+"""Who may import whom: the rule of docs/INTERNALS.md."""
 
 import ast
 import pathlib
@@ -31,6 +31,7 @@ ALLOWED = {
     'commands': EVERYTHING - {'cli'},
     'serve': {'data', 'envs', 'evaluation'},
     'cli': EVERYTHING,
+    'api': EVERYTHING - {'cli'},
 }
 
 

@@ -23,7 +23,7 @@ from reverie.types import Env, Params, Step
 MASK_RATES = (0.0, 0.3, 0.6, 0.9)
 
 
-def discounted_sum(reward: Float[Array, 'B T'], is_last, discount: float) -> np.ndarray:
+def discounted_sum(reward: Float[np.ndarray, 'B T'], is_last, discount: float) -> np.ndarray:
     """Discounted sum [B, T] of the rewards after each frame, to the window's or episode's end."""
     out = np.zeros(reward.shape)
     running = np.zeros(len(reward))

@@ -1,0 +1,133 @@
+"""The library as Python: what `import reverie` gives."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from reverie.agents import registry
+from reverie.commands.arguments import slug
+from reverie.commands.experiment import Experiment, Recorded, played
+from reverie.commands.experiment import load as load_run
+from reverie.envs import device
+from reverie.envs.host import HostVector
+from reverie.envs.suites import FAMILIES
+from reverie.training.warm import Init
+from reverie.types import Agent, Env, EnvSpec, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained agent: the folder of its run, its experiment and its weights."""
+
+    folder: pathlib.Path
+    experiment: Experiment
+    params: Params
+    """Weights by parameter group, leaves [seeds, ...]."""
+
+    @property
+    def agent(self) -> Agent:
+        return self.experiment.agent
+
+    def dream(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Open-loop dreams beside the real frames, with the weights of the run's first seed.
+
+        'truth' and 'dream' [B, T, ...], of which the first 'context' frames are given; 'action',
+        'reward_true', 'reward_pred', 'cont_pred' [B, T]. Empty for agents without a world model.
+        """
+        first = jax.tree.map(lambda x: x[0], self.params)
+        samples = self.experiment.draw(first, jax.random.key(seed))
+        prefix = 'dream/'
+        return {k.removeprefix(prefix): x for k, x in samples.items() if k.startswith(prefix)}
+
+    def play(self, **options: Any) -> None:
+        """Serve the page of `reverie play` for this run until Ctrl-C, e.g. `play(port=8080)`."""
+        from reverie.commands.play.serving import play
+
+        play(str(self.folder), **options)
+
+
+def make(preset: str | registry.Config, spec: EnvSpec, size: str | None = None) -> Agent:
+    """An agent for an environment, without weights: `agent.init(key)` draws them.
+
+    preset: name of a preset, or a configuration. size: of a preset that has sizes.
+    Raises UserError for an unknown preset, or an environment that does not fit.
+    """
+    config = registry.get(preset, size) if isinstance(preset, str) else preset
+    return registry.make(config, spec)  # type: ignore[arg-type, return-value]
+
+
+def make_env(name: str, copies: int = 1, **options: Any) -> Env | HostVector:
+    """A pure-JAX environment (minatar, control, memory, gymnax), or `copies` of one on the host in
+    processes of their own (atari, dmc, crafter, gym).
+
+    name: e.g. 'minatar/breakout'. options: e.g. sticky=0.0. Raises UserError for either unknown.
+    """
+    if name.partition('/')[0] in FAMILIES:
+        return HostVector(name, copies, **options)
+    return device.make(name, **options)
+
+
+def train(
+    preset: str,
+    env: str,
+    folder: str | pathlib.Path | None = None,
+    *,
+    config: registry.Config | None = None,
+    data: str | pathlib.Path | None = None,
+    frames: int = 100_000,
+    env_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    init: str | Init | None = None,
+    **options: Any,
+) -> Run:
+    """Train an agent; the same call again continues where it was.
+
+    preset: name of a preset. env: name of an environment.
+    folder: of the run; runs/<preset>-<env> if not given.
+    config: the configuration, if it is not the preset's own.
+    data: dataset, for agents that learn from one. frames, env_options: for agents that play.
+    seed, seeds: seeds seed .. seed + seeds - 1 are trained in one program.
+    init: what is taken from another run, as `reverie train --from` writes it.
+    options: of the runner, e.g. checkpoint_every_s, log_every_s, tensorboard.
+    Raises UserError for whatever does not fit; SystemExit(75) after SIGTERM, once all is saved.
+    """
+    config = registry.get(preset) if config is None else config
+    folder = pathlib.Path(folder or pathlib.Path('runs') / f'{preset}-{slug(env)}')
+    command = f'reverie.train({preset!r}, {env!r})'
+    experiment: Experiment
+    if hasattr(config, 'replay'):
+        experiment = played(env)(
+            preset, config, env, seed, seeds, command, dict(env_options or {}), frames
+        )
+    else:
+        data = pathlib.Path(data or pathlib.Path('datasets') / f'{slug(env)}-mixed')
+        experiment = Recorded(preset, config, env, seed, seeds, command, data)
+    start = Init.parse(init, ()) if isinstance(init, str) else init
+    return Run(folder, experiment, experiment.train(folder, init=start, **options))
+
+
+def evaluate(
+    run: Run, episodes: int = 128, max_steps: int = 5000, **options: Any
+) -> dict[str, Any]:
+    """Scores of every read-out in the real environment: {read-out: {'mean', 'ci95', 'n', ...}}.
+
+    Written to the run's scores.json with all that `reverie eval` says.
+    """
+    options = {'say': _silent, 'paths': [run.folder / 'scores.json'], **options}
+    record = run.experiment.evaluate(run.folder, run.params, episodes, max_steps, **options)
+    return record['score']
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+def load(folder: str | pathlib.Path) -> Run:
+    """A finished run. Raises UserError if there is none, or it was left before its end."""
+    experiment, params = load_run(pathlib.Path(folder))
+    return Run(pathlib.Path(folder), experiment, params)
