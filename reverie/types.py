@@ -409,9 +409,7 @@ class Agent(Protocol):
 class Playable(Agent, Protocol):
     """An agent that people can play in: its world model and read-outs of the features, all traced.
 
-    One whose world model has a choice of sampling steps also has `sampling_steps` and
-    `with_sampling_steps(K)`; one whose weights may be lighter when nothing is trained has
-    `for_inference(params)`, which also drops idle groups.
+    Optional powers, e.g. a choice of sampling steps, are the protocols in `serve.powers`.
     """
 
     def model(self, params: Params) -> WorldModel: ...

@@ -14,8 +14,9 @@ from reverie.types import Step
 
 
 class Contexts:
-    """number -> Step [1, length]; the same number always gives the same window. Reads a record or
-    two, keeps none.
+    """Windows of a dataset: number -> Step [1, length], the same for the same number.
+
+    Reads a record or two, keeps none.
     """
 
     def __init__(self, episodes: Episodes, length: int):
@@ -50,8 +51,7 @@ class Contexts:
         rng = np.random.default_rng([number, 0xC0])
         stream = self._stream(int(rng.integers(self._last)))
         last = len(stream.reward) - 1
-        end = int(
-            rng.integers(self.length - 1, max(last, self.length))
-        )  # not at the episode's own end, if it can be
+        # not at the episode's own end, if it can be
+        end = int(rng.integers(self.length - 1, max(last, self.length)))
         cut = lambda x: x[end - self.length + 1 : end + 1][None]
         return self._step(Stream(*map(cut, stream)))

@@ -1,11 +1,11 @@
-"""The clockwork behind the server: which players move when, in two threads around one `Session`.
+"""The engine behind the server: two threads around one `Session`.
 
 One thread gives the device work and never waits for its results; the other waits for finished
-frames and puts them into the players' mailboxes. At most `AHEAD` frames are on their way at once.
+frames and puts them into the players' mailboxes. At most `ON_THE_WAY` frames wait for their results
+at once.
 """
 
 import collections
-import concurrent.futures
 import functools
 import itertools
 import logging
@@ -18,28 +18,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from reverie.evaluation.video import psnr
-from reverie.serve import keys, messages
-from reverie.serve.frame import Frame, View
-from reverie.serve.messages import Act, Order, Set
-from reverie.serve.players import Client, Mailbox, RecordedFrame
+from reverie.serve import keys, schedule
+from reverie.serve.compiler import Compiler
+from reverie.serve.frame import Frame, HostFrame, View
+from reverie.serve.mailbox import Mailbox
+from reverie.serve.messages import Act, Order, Set, frame_message
+from reverie.serve.players import Client
 from reverie.serve.recording import Saver
 from reverie.serve.session import Session
 from reverie.types import UserError
 
 log = logging.getLogger(__name__)
-AHEAD = 2
+ON_THE_WAY = 2
 PAUSE_AFTER_END_S = 0.5
+
+Job = Callable[[], None]
+Addressees = list[tuple[Client, int, dict[str, Any]]]  # player, its row of the frame, the header
 
 
 class Engine:
-    """Plays one `Session` for up to `session.slots` players. `start` it, `join` and `leave`, and
-    `stop` it at the end.
+    """Plays one `Session` for up to `session.slots` players.
 
-    pace: frames per second of a new player. symbolic: pictures are grids of symbols, shown in
-    colours.
-    saver: writes recordings. on_failure: called once, from a thread, if the device or the session
-    fails.
+    `start` it, `join` and `leave`, and `stop` it at the end.
+
+    Args:
+        pace: frames per second of a new player.
+        symbolic: pictures are grids of symbols, shown in colours.
+        saver: writes recordings.
+        on_failure: called once, from a thread, if the device or the session fails.
     """
 
     def __init__(
@@ -51,81 +57,84 @@ class Engine:
         saver: Saver | None = None,
         on_failure: Callable[[BaseException], None] = lambda error: None,
     ):
-        self.session, self.pace, self.symbolic, self.saver = session, pace, symbolic, saver
+        self.session, self.saver = session, saver
+        self.pace, self.symbolic = pace, symbolic
         self.on_failure = on_failure
-        self._rest = keys.vector(
-            session.agent.spec.actions, keys.rest(session.agent.spec.actions) or 0
-        )
         self.players: dict[int, Client] = {}
-        self.shown: collections.deque[float] = collections.deque(
-            maxlen=200
-        )  # when frames were finished
         self.made = 0
-        self._lock, self._numbers = threading.Lock(), itertools.count(1)
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(AHEAD)
-        self._compiler = concurrent.futures.ThreadPoolExecutor(1, 'compile')
-        self._programs: collections.deque[tuple[View, int, bool]] = (
-            collections.deque()
-        )  # to compile
+        self._shown: collections.deque[float] = collections.deque(maxlen=200)  # when, newest last
+        self._lock = threading.Lock()
+        self._starts = itertools.count(1)
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(ON_THE_WAY)
+        resume = functools.partial(self._inbox.put, self._resume)
+        self._compiler = Compiler(session, resume, self._fail)
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._run, self._read)]
         self._stopped = False
 
+    # ---------------------------------------------------------------- from the server's thread
+
     def start(self) -> None:
-        """Players may join. The other worlds are compiled meanwhile, so that a switch need not wait
-        for it.
-        """
+        """Let players join. The other views are compiled meanwhile, so that a switch need not wait."""
         for thread in self._threads:
             thread.start()
         for view in self.session.views:
-            self._want(view, self.session.steps)
+            self._compiler.want(view, self.session.steps)
 
     def stop(self) -> None:
-        """Ends both threads; frames on their way are dropped."""
+        """End both threads; frames on their way are dropped."""
         self._stopped = True
         self._inbox.put(None)
         self._outbox.put(None)
-        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._compiler.stop()
         for thread in self._threads:
             thread.join(10)
 
-    # ---------------------------------------------------------------- from the server's thread
-
     def join(self, mailbox: Mailbox) -> Client | None:
         """A player with a place of its own, or None if all are taken."""
+        session, space = self.session, self.session.agent.spec.actions
         with self._lock:
-            slot = next((i for i in range(self.session.slots) if i not in self.players), None)
+            slot = next((i for i in range(session.slots) if i not in self.players), None)
             if slot is None:
                 return None
-            player = Client(
-                slot,
-                mailbox,
-                self.session.agent.spec.actions.size,
-                self._rest,
-                self.pace,
-                self.session.steps,
-            )
-            player.source = 'data' if 'data' in self.session.sources else 'game'
+            rest = keys.vector(space, keys.rest(space) or 0)
+            player = Client(slot, mailbox, rest, self.pace, session.steps)
+            player.source = 'data' if 'data' in session.sources else 'game'
             self.players[slot] = player
-        self._inbox.put(functools.partial(self._begin, player, next(self._numbers)))
+        self._inbox.put(functools.partial(self._begin, player, next(self._starts)))
         return player
 
     def leave(self, player: Client) -> None:
-        """The place is free at once."""
+        """Free the player's place, at once."""
         with self._lock:
-            if self.players.get(player.slot) is player:
+            if self._plays(player):
                 del self.players[player.slot]
 
     def order(self, player: Client, order: Order) -> None:
+        """Have an order obeyed before the next frame."""
         self._inbox.put(functools.partial(self._obey, player, order))
 
     def fps(self) -> float:
         """Frames finished per second, over the last second or so."""
         now = time.monotonic()
-        return float(sum(now - t < 1.0 for t in list(self.shown)))
+        return float(sum(now - t < 1.0 for t in list(self._shown)))
 
-    # ---------------------------------------------------------------- the thread that gives the dev
+    def _plays(self, player: Client) -> bool:
+        return self.players.get(player.slot) is player
+
+    def _present(self) -> list[Client]:
+        with self._lock:
+            return list(self.players.values())
+
+    def _fail(self, error: BaseException) -> None:
+        if self._stopped:
+            return
+        if not isinstance(error, UserError):  # which is one line, for whoever started the server
+            log.error('playing stopped', exc_info=error)
+        self.on_failure(error)
+
+    # ---------------------------------------------------------------- the thread that gives work
 
     def _run(self) -> None:
         try:
@@ -136,16 +145,9 @@ class Engine:
         except BaseException as error:  # the server must hear of it, whatever it is
             self._fail(error)
 
-    def _fail(self, error: BaseException) -> None:
-        if self._stopped:
-            return
-        if not isinstance(error, UserError):  # which is one line, for whoever started the server
-            log.error('playing stopped', exc_info=error)
-        self.on_failure(error)
-
     def _take_orders(self) -> None:
-        """Wait until somebody is due or orders come, and obey them."""
-        wait = self._until_due()
+        """Wait until some player is due or orders come, and obey them."""
+        wait = schedule.until_due(self._present(), time.monotonic())
         try:
             job = self._inbox.get(timeout=wait) if wait > 0 else self._inbox.get_nowait()
             while True:
@@ -155,163 +157,97 @@ class Engine:
         except queue.Empty:
             return
 
-    def _present(self) -> list[Client]:
-        with self._lock:
-            return list(self.players.values())
-
-    def _until_due(self) -> float:
-        now, soonest = time.monotonic(), 1.0
-        for player in self._present():
-            if player.over_at is not None:
-                soonest = min(soonest, player.over_at - now)
-            elif player.paused:
-                soonest = 0.0 if player.single else soonest
-            else:
-                soonest = min(soonest, player.due - now)
-        return max(0.0, soonest)
-
     def _advance(self, now: float) -> None:
-        """One frame for everybody who is due, together where they are in the same world.
-
-        Who is due within half a frame comes along, so that players of one pace share every pass
-        from then on.
-        """
-        groups: dict[tuple[Any, int], list[Client]] = {}
-        present = self._present()
-        for player in present:
-            if player.over_at is not None and now >= player.over_at and not player.paused:
-                self._begin(player, next(self._numbers))
-            elif player.wants_frame(now) and player.epoch:
-                groups.setdefault((player.view, player.steps), []).append(player)
-        for player in present:
-            group = groups.get((player.view, player.steps), [])
-            if (
-                group
-                and player not in group
-                and player.epoch
-                and player.wants_frame(now + 0.5 / player.pace)
-            ):
-                group.append(player)
-        for (view, steps), players in groups.items():
-            n, size = self.session.slots, self.session.agent.spec.actions.size
-            action, by_agent, rows = (
-                np.zeros((n, size), np.float32),
-                np.zeros(n, bool),
-                np.zeros(n, bool),
-            )
-            for player in players:
-                action[player.slot], rows[player.slot] = player.next_action(), True
-                by_agent[player.slot] = player.by_agent
-                player.count_frame(now)
-            self._room.acquire()
-            frame = self.session.frame(action, by_agent, rows, view, steps)
-            self._send(frame, [(p, p.slot, self._header(p)) for p in players])
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        """What the session has to say."""
+        """Make one frame for every player who is due, and pass on what the session has to say."""
+        players = self._present()
+        for player in schedule.restarts(players, now):
+            self._begin(player, next(self._starts))
+        for (view, steps), group in schedule.groups(players, now).items():
+            self._frame(group, view, steps, now)
         for slot, text in self.session.notices():
             if slot in self.players:
                 self.players[slot].notify(type='notice', text=text)
 
-    def _header(self, player: Client) -> dict[str, Any]:
-        """What is known of a frame when it is ordered."""
-        return {'t': player.t, 'epoch': player.epoch, 'id': player.id, **player.state()}
-
-    def _send(self, frame: Frame, to: list[tuple[Client, int, dict[str, Any]]]) -> None:
-        self._outbox.put(functools.partial(self._show, frame, to))
+    def _frame(self, players: list[Client], view: View, steps: int, now: float) -> None:
+        """One forward pass for players of one view and K."""
+        n, size = self.session.slots, self.session.agent.spec.actions.size
+        action = np.zeros((n, size), np.float32)
+        by_agent, rows = np.zeros(n, bool), np.zeros(n, bool)
+        for player in players:
+            action[player.slot], rows[player.slot] = player.next_action(), True
+            by_agent[player.slot] = player.by_agent
+            player.count_frame(now)
+        self._room.acquire()
+        frame = self.session.frame(action, by_agent, rows, view, steps)
+        self._send(frame, [(player, player.slot, player.header()) for player in players])
 
     def _begin(self, player: Client, number: int) -> None:
-        """A new episode from the start `number`."""
-        if self.players.get(player.slot) is not player:
+        """Begin an episode from the start `number`."""
+        if not self._plays(player):
             return
-        player.number, player.epoch, player.t = number, player.epoch + 1, 0
-        player.over_at, player.due = None, time.monotonic() + 1 / player.pace
-        player.drop_queued()
+        player.begin(number)
         self._room.acquire()
         frame = self.session.start(player.slot, number, player.source, player.view == 'real')
-        self._send(frame, [(player, 0, self._header(player))])
+        self._send(frame, [(player, 0, player.header())])
 
-    def _over(self, player: Client, epoch: int) -> None:
+    def _send(self, frame: Frame, to: Addressees) -> None:
+        self._outbox.put(functools.partial(self._show, frame, to))
+
+    def _end(self, player: Client, epoch: int) -> None:
+        """Have the next episode begin after a pause."""
         if player.epoch == epoch and player.over_at is None:
             player.over_at = time.monotonic() + PAUSE_AFTER_END_S
 
     def _obey(self, player: Client, order: Order) -> None:
-        if self.players.get(player.slot) is not player:
+        if not self._plays(player):
             return
         if isinstance(order, Act):
             player.act(order.action, order.id)
-        elif isinstance(order, Set):
+            return
+        if isinstance(order, Set):
             self._set(player, order)
         elif order.what == 'step':
-            player.paused, player.single = True, min(player.single + 1, 4)
+            player.step_once()
             if player.over_at is not None:
-                self._begin(player, next(self._numbers))
-        elif order.what in ('reset', 'again'):
-            self._begin(player, next(self._numbers) if order.what == 'reset' else player.number)
-        elif self.saver is not None:
-            # by the thread that writes the tape
-            self._outbox.put(
-                functools.partial(
-                    self.saver.save, order.what, player, self.symbolic, self.session.agent.spec
-                )
-            )
-        if not isinstance(order, Act):
-            player.notify(type='state', **player.state())
+                self._begin(player, next(self._starts))
+        elif order.what == 'reset':
+            self._begin(player, next(self._starts))
+        elif order.what == 'again':
+            self._begin(player, player.number)
+        elif self.saver is not None:  # by the thread that writes the recording
+            save = functools.partial(self.saver.save, order.what, player, self.symbolic)
+            self._outbox.put(functools.partial(save, self.session.agent.spec))
+        player.notify(type='state', **player.state())
 
     def _set(self, player: Client, order: Set) -> None:
-        view, steps = self._after(player, order)
-        if not self.session.ready(view, steps) and order.field in ('view', 'steps', 'by_agent'):
+        view, steps = _program_of(player, order)
+        if order.field in ('view', 'steps', 'by_agent') and not self.session.ready(view, steps):
             player.notify(type='notice', text='compiling, a moment …')
             player.wanted = order  # of several changes the last one counts
-            self._want(view, steps, at_once=True)
+            self._compiler.want_now(view, steps)
             return
         setattr(player, order.field, order.value)
         player.due = min(player.due, time.monotonic() + 1 / player.pace)
         if order.field == 'view':
             number = player.number
-            if (
-                view != 'dream' and player.source != 'game'
-            ):  # a recording cannot be played on: both need a game
-                player.source, number = 'game', next(self._numbers)
+            if view != 'dream' and player.source != 'game':
+                # a recording cannot be played on: real and both need a game
+                player.source, number = 'game', next(self._starts)
             self._begin(player, number)
         elif order.field == 'source':
-            if order.value == 'data' and player.view != 'dream':
+            if order.value == 'data':
                 player.view = 'dream'
-            self._begin(player, next(self._numbers))
-
-    def _after(self, player: Client, order: Set) -> tuple[View, int]:
-        """The world and K that an order leads to."""
-        return (
-            order.value if order.field == 'view' else player.view,
-            order.value if order.field == 'steps' else player.steps,
-        )
-
-    def _want(self, view: View, steps: int, at_once: bool = False) -> None:
-        """Have the programs of a world compiled, a person's first; `at_once`: before all others
-        that wait.
-        """
-        for plays in (True, False) if at_once else (False, True):
-            program = (view, steps, plays)
-            self._programs.appendleft(program) if at_once else self._programs.append(program)
-            self._compiler.submit(self._compile)
-
-    def _compile(self) -> None:
-        try:
-            self.session.compile(*self._programs.popleft())
-            self._inbox.put(self._resume)
-        except BaseException as error:
-            self._fail(error)
+            self._begin(player, next(self._starts))
 
     def _resume(self) -> None:
-        """What players wanted may be compiled now."""
+        """Obey the changes whose programs are compiled by now."""
         for player in self._present():
             order = player.wanted
-            if order is not None and self.session.ready(*self._after(player, order)):
+            if order is not None and self.session.ready(*_program_of(player, order)):
                 player.wanted = None
                 self._obey(player, order)
 
-    # ---------------------------------------------------------------- the thread that waits for fra
+    # ---------------------------------------------------------------- the thread that waits
 
     def _read(self) -> None:
         try:
@@ -320,57 +256,32 @@ class Engine:
         except BaseException as error:
             self._fail(error)
 
-    def _show(self, frame: Frame, to: list[tuple[Client, int, dict[str, Any]]]) -> None:
+    def _show(self, frame: Frame, to: Addressees) -> None:
+        """Wait for a frame and put each player's row into its mailbox."""
         host = jax.device_get(frame)
         self._room.release()
         for player, row, header in to:
-            if self.players.get(player.slot) is not player or player.ended == header['epoch']:
-                continue
-            self.made += 1
-            self.shown.append(time.monotonic())
-            one = jax.tree.map(lambda x, row=row: x[row], host)
-            player.mailbox.put(self._message(player, one, header))
+            if self._plays(player) and player.ended != header['epoch']:
+                self.made += 1
+                self._shown.append(time.monotonic())
+                one = jax.tree.map(lambda x, row=row: x[row], host)
+                player.mailbox.put(self._message(player, one, header))
 
-    def _message(self, player: Client, one: Any, header: dict[str, Any]) -> bytes:
-        """Account for a frame of one player and put it into words.
+    def _message(self, player: Client, frame: HostFrame, header: dict[str, Any]) -> bytes:
+        """Account for a frame of one player and put it into words."""
+        t, view, epoch = header['t'], header['view'], header['epoch']
+        heads_lag = t > 0 and self.session.heads_lag(view)
+        shown = player.recording.take(frame, t, heads_lag)
+        if shown.over and view != 'real':
+            player.ended = epoch
+            self._inbox.put(functools.partial(self._end, player, epoch))
+        header |= {'t': shown.t, 'reward': shown.reward, 'score': shown.score, 'over': shown.over}
+        header['dropped'] = player.mailbox.dropped
+        return frame_message(header, shown.image, frame, self.symbolic)
 
-        In a late world the heads speak of the frame before; where they end the episode, that one
-        stays on the screen.
-        """
-        heads_lag = header['t'] > 0 and self.session.heads_lag(header['view'])
-        last = bool(one.is_last) and not (
-            heads_lag and header['t'] == 1
-        )  # a start is never the end
-        over = last or (one.real_last is not None and bool(one.real_last))
-        image, spoken = one.image, float(one.reward)
-        reward = player.attach_reward(spoken, last) if heads_lag else spoken
-        if heads_lag:
-            player.score += reward or 0.0
-            if last and one.real is None:
-                image, header['t'] = player.recorded[-1].image, header['t'] - 1
-            else:
-                player.record(RecordedFrame(image, one.action, None, False, False, False))
-        else:
-            first = header['t'] == 0 or player.fresh
-            player.score = 0.0 if first else player.score + spoken
-            player.record(
-                RecordedFrame(
-                    image, one.action, reward, first, over, over and float(one.cont) < 0.5
-                )
-            )
-        player.fresh = over
-        if over and header['view'] != 'real':
-            player.ended = header['epoch']
-            self._inbox.put(functools.partial(self._over, player, header['epoch']))
-        header |= {
-            'reward': reward, 'score': player.score, 'cont': float(one.cont), 'over': over,
-            'value': None if one.value is None else float(one.value),
-            'probs': None if one.probs is None else [round(float(p), 4) for p in one.probs],
-            'action': [round(float(x), 3) for x in one.action], 'dropped': player.mailbox.dropped,
-        }  # fmt: skip
-        pictures = [messages.picture(image, self.symbolic)]
-        if one.real is not None:
-            pictures.append(messages.picture(one.real, self.symbolic))
-            if one.image.ndim == 3:
-                header['psnr'] = float(psnr(one.real[None] / 255, one.image[None] / 255)[0])
-        return messages.pack(header, pictures)
+
+def _program_of(player: Client, order: Set) -> tuple[View, int]:
+    """The view and K that an order leads to."""
+    view = order.value if order.field == 'view' else player.view
+    steps = order.value if order.field == 'steps' else player.steps
+    return view, steps

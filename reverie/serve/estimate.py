@@ -1,4 +1,4 @@
-"""What a frame costs, counted in the program before it is compiled."""
+"""Cost of a frame, counted in the program before it is compiled."""
 
 import math
 from collections.abc import Callable
@@ -18,20 +18,14 @@ def _of(eqn: Any, branch: Callable[..., float]) -> float:
     name, params = eqn.primitive.name, eqn.params
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
-        return (
-            2.0
-            * eqn.outvars[0].aval.size
-            * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        )
+        inner = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        return 2.0 * eqn.outvars[0].aval.size * inner
     if name == 'conv_general_dilated':
         kernel = eqn.invars[1].aval
         outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
         return 2.0 * eqn.outvars[0].aval.size * kernel.size / outputs
     if name == 'cond':
         return branch(flops(b, branch) for b in params['branches'])
-    inner = [
-        p
-        for p in params.values()
-        if hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')
-    ]
-    return (params['length'] if name == 'scan' else 1) * sum((flops(x, branch) for x in inner), 0.0)
+    times = params['length'] if name == 'scan' else 1
+    has_eqns = lambda p: hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')
+    return times * sum((flops(p, branch) for p in params.values() if has_eqns(p)), 0.0)

@@ -1,6 +1,4 @@
-"""Who may talk to the server: Host, Origin and token of a request, and how fast a page may send
-orders.
-"""
+"""Guard of the server: Host, Origin and token of a request, and the rate of a page's orders."""
 
 import dataclasses
 import hmac
@@ -34,9 +32,7 @@ def split_host(header: str) -> tuple[str, int | None] | None:
 
 
 def is_address(name: str) -> bool:
-    """A literal IP address: it names this machine whatever a name server says, so it cannot be
-    rebound.
-    """
+    """Whether a name is a literal IP address, which no name server can rebind."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -46,15 +42,12 @@ def is_address(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """host, port: where the server listens.
+    """Checks of requests before any route sees them."""
 
-    token: part of the URL. names: further host names to answer to.
-    """
-
-    host: str
+    host: str  # where the server listens
     port: int
-    token: str
-    names: tuple[str, ...] = ()
+    token: str  # part of the URL
+    names: tuple[str, ...] = ()  # further host names to answer to
 
     def knows(self, header: str) -> bool:
         """Whether a Host header, or the part of an Origin behind //, means this server."""
@@ -86,12 +79,14 @@ class Guard:
 
 
 class Bucket:
-    """At most `rate` orders per second in the long run, `burst` at once."""
+    """Token bucket: lets `rate` orders per second pass in the long run, `burst` at once."""
 
     def __init__(self, rate: float, burst: float):
-        self.rate, self.burst, self.left, self.then = rate, burst, float(burst), time.monotonic()
+        self.rate, self.burst = rate, burst
+        self.left, self.then = float(burst), time.monotonic()
 
     def take(self) -> bool:
+        """Whether one more order may pass; counts it if so."""
         now = time.monotonic()
         self.left = min(self.burst, self.left + (now - self.then) * self.rate)
         self.then = now

@@ -1,5 +1,5 @@
-"""Players in environments on the host: each has a process of their own, the world model stays on
-the device.
+"""Players in environments on the host: each has a process of its own, the world model stays on the
+device.
 """
 
 from collections.abc import Callable
@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Bool, Float, PRNGKeyArray, PyTree
 
 from reverie.envs.host import HostVector
-from reverie.serve.frame import Carry, Frame
+from reverie.serve.frame import Carry, Frame, env_action
 from reverie.serve.session import Session
+from reverie.serve.starts import Start
 from reverie.types import Params, Playable, Step
 
 
@@ -21,8 +22,8 @@ class HostSession(Session):
     make: number of a player -> a `HostVector` of one copy; the session closes it. Others: see
     `Session`.
 
-    Environments move before the program that moves their players, so what the agent does is read
-    back first, and frames are not early. A worker that fails ends its player's episode; `notices`
+    Environments move before the program that moves their players, so the agent's actions are read
+    back first, and frames are synchronous. A worker that fails ends its player's episode; `notices`
     says why.
     """
 
@@ -38,13 +39,13 @@ class HostSession(Session):
     ):
         super().__init__(agent, params, slots=slots, context=context, seed=seed, pipelined=False)
         self._initial = jax.jit(lambda params: self.agent.model(params).initial(1))
-        self._see, self._end = jax.jit(self._seen), jax.jit(self._ended)
+        self._observe, self._end = jax.jit(self.starts.observe), jax.jit(self._end_start)
         with ThreadPoolExecutor(slots) as pool:  # a process takes seconds to import what it needs
             self.vectors = tuple(pool.map(make, range(slots)))
-        self._arrived = [
-            vector.reset() for vector in self.vectors
-        ]  # the newest step of each player, [1]
-        self._restarts, self._unsaid = [0] * slots, list[tuple[int, str]]()
+        # the newest step [1] of each player
+        self._arrived = [vector.reset() for vector in self.vectors]
+        self._restarts = [0] * slots
+        self._untold: list[tuple[int, str]] = []
 
     @property
     def has_game(self) -> bool:
@@ -55,32 +56,35 @@ class HostSession(Session):
             vector.close()
 
     def notices(self) -> list[tuple[int, str]]:
-        said, self._unsaid = self._unsaid, []
-        return said
+        told, self._untold = self._untold, []
+        return told
 
-    def _begin_game(self, slot: int, number: int) -> tuple[Carry, Frame, Array]:
-        """As `_start_game`, with the same draws, step by step."""
+    def _begin_game(self, slot: int, number: int) -> Start:
+        """`Starts.from_game` with the same draws, step by step."""
         _, key_play = jax.random.split(jax.random.fold_in(self._key, number))
         keys = [jax.random.split(key)[1] for key in jax.random.split(key_play, self.context + 1)]
-        see = lambda state, key: self._call(
-            'see', self._see, self.params, state, self._arrived[slot], key
-        )
+
+        def see(state: PyTree, key: PRNGKeyArray) -> tuple[PyTree, jax.Array, Frame]:
+            step = self._arrived[slot]
+            return self._call('see', self._observe, self.params, state, step, key)
+
         self._take(slot, self.vectors[slot].reset(number))
         state, action, frame = see(self._call('initial', self._initial, self.params), keys[0])
         for key in keys[1:]:
-            self._take(slot, self.vectors[slot].step(self._taken(action)))
+            self._take(slot, self.vectors[slot].step(env_action(self.agent.spec, action)))
             state, action, frame = see(state, key)
         return self._call('end', self._end, self.params, state, action, frame, keys[-1])
 
-    def _ended(
+    def _end_start(
         self,
         params: Params,
         state: PyTree,
-        action: Float[Array, '1 A'],
+        action: Float[jax.Array, '1 A'],
         frame: Frame,
         key: PRNGKeyArray,
-    ) -> tuple[Carry, Frame, Array]:
-        return self._begun(self.agent.model(params), Carry(state, None, action), frame, key)
+    ) -> Start:
+        row = Carry(state, None, action)
+        return self.starts.begin(self.agent.model(params), row, frame, key)
 
     def _arrive(
         self,
@@ -88,16 +92,16 @@ class HostSession(Session):
         by_agent: Bool[np.ndarray, ' N'],
         rows: Bool[np.ndarray, ' N'],
     ) -> Step:
-        """The environments of `rows` move, all at the same time.
+        """Move the environments of `rows`, all at the same time.
 
-        -> Step [N], an old one where nothing moved
+        Returns steps [N], an old one where nothing moved.
         """
         if (by_agent & rows).any():
             assert self.carry is not None
             action = np.where(by_agent[:, None], self.carry.action, action)
         moving = [int(slot) for slot in np.flatnonzero(rows)]
         for slot in moving:
-            self.vectors[slot].send(self._taken(action[slot : slot + 1]))
+            self.vectors[slot].send(env_action(self.agent.spec, action[slot : slot + 1]))
         for slot in moving:
             self._take(slot, self.vectors[slot].receive())
         return jax.tree.map(lambda *x: np.concatenate(x), *self._arrived)
@@ -107,8 +111,9 @@ class HostSession(Session):
         return jax.tree.map(like, self._arrived[0])
 
     def _take(self, slot: int, step: Step) -> None:
-        """A step [1] arrived."""
-        vector, self._arrived[slot] = self.vectors[slot], step
+        """Keep a step [1] that arrived, and note a worker that was replaced."""
+        vector = self.vectors[slot]
+        self._arrived[slot] = step
         if vector.restarts > self._restarts[slot]:
             self._restarts[slot] = vector.restarts
-            self._unsaid.append((slot, f'the environment failed and begins anew: {vector.fault}'))
+            self._untold.append((slot, f'the environment failed and begins again: {vector.fault}'))

@@ -1,4 +1,4 @@
-"""Which keys of a keyboard stand for which actions, from the environment's own names for them."""
+"""Keys of a keyboard for an environment's actions, from its own names for them."""
 
 import dataclasses
 import itertools
@@ -28,14 +28,11 @@ AXES = (
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """chords: each a set of keys held together.
-
-    action: its number, or its vector for continuous spaces.
-    """
+    """Keys that stand for one action."""
 
     label: str
-    chords: tuple[tuple[str, ...], ...]
-    action: int | tuple[float, ...]
+    chords: tuple[tuple[str, ...], ...]  # each a set of keys held together
+    action: int | tuple[float, ...]  # its number, or its vector for continuous spaces
 
     def plain(self) -> dict[str, Any]:
         return {'label': self.label, 'chords': self.chords, 'action': self.action}
@@ -43,7 +40,8 @@ class Binding:
 
 def parts(meaning: str) -> tuple[str, ...]:
     """'upleftfire' or 'move_left' -> the known words in it, if they are all there is to it."""
-    rest, found = meaning.lower().replace('_', ' ').replace('move', ' ').strip(), []
+    found = []
+    rest = meaning.lower().replace('_', ' ').replace('move', ' ').strip()
     while rest:
         word = next((w for w in (*ARROWS, *WORDS) if rest.startswith(w)), None)
         if word is None:
@@ -54,19 +52,21 @@ def parts(meaning: str) -> tuple[str, ...]:
 
 
 def bindings(space: ActionSpace) -> tuple[Binding, ...]:
-    """Keys for every action; each chord stands for one action only. Continuous dimensions get a
-    pair of keys.
+    """Keys for every action; each chord stands for one action only.
+
+    Continuous dimensions get a pair of keys.
     """
     if space.kind == 'continuous':
         return _axes(space)
-    free, taken, found = iter(FREE), set(), []
+    free = iter(FREE)
+    taken: set[frozenset[str]] = set()
+    found = []
     for i in range(space.size):
         label = space.meanings[i] if i < len(space.meanings) else str(i)
         words = parts(label)
         keys = [ARROWS.get(w) or WORDS[w] for w in words]
-        chords = (
-            tuple(c for c in itertools.product(*keys) if frozenset(c) not in taken) if keys else ()
-        )
+        held = itertools.product(*keys) if keys else ()
+        chords = tuple(c for c in held if frozenset(c) not in taken)
         if label.lower() in NOOP:
             chords = ()
         elif not chords:
@@ -89,9 +89,7 @@ def _axes(space: ActionSpace) -> tuple[Binding, ...]:
 
 
 def rest(space: ActionSpace) -> int | tuple[float, ...] | None:
-    """What happens while no key is held: nothing, where there is such an action; None: the last one
-    goes on.
-    """
+    """The no-op action if there is one, else None (the last action repeats)."""
     if space.kind == 'continuous':
         return (0.0,) * space.size
     return next((i for i, meaning in enumerate(space.meanings) if meaning.lower() in NOOP), None)
@@ -99,8 +97,6 @@ def rest(space: ActionSpace) -> int | tuple[float, ...] | None:
 
 def vector(space: ActionSpace, action: int | tuple[float, ...]) -> tuple[float, ...]:
     """An action as the numbers [A] that models take."""
-    return (
-        action
-        if isinstance(action, tuple)
-        else tuple(float(i == action) for i in range(space.size))
-    )
+    if isinstance(action, tuple):
+        return action
+    return tuple(float(i == action) for i in range(space.size))

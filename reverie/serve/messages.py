@@ -1,5 +1,4 @@
-"""What goes over the socket: orders of a page, checked before anything acts on them, and frames for
-it.
+"""Messages of the socket: orders of a page, checked before anything acts on them, and its frames.
 
 An order is a small JSON object {"type": ...}. A frame is binary: the length of a JSON header (4
 bytes, big-endian), the header, then the pictures it lists.
@@ -13,9 +12,10 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from reverie.evaluation.video import colourise, jpeg
+from reverie.evaluation.video import colourise, jpeg, psnr
 from reverie.io import plain
 from reverie.serve import keys
+from reverie.serve.frame import HostFrame
 from reverie.types import ActionSpace, EnvSpec
 
 MAX_BYTES = 4096  # of one order
@@ -24,22 +24,20 @@ PACES = (0.5, 120.0)  # frames per second a page may ask for
 
 
 class MalformedMessageError(ValueError):
-    """An order that is not one of ours, in a few words."""
+    """Says in a few words why an order is not one of ours."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """From now on this action; `id` counts the page's orders and comes back with the first frame
-    that obeys.
-    """
+    """Take this action from now on."""
 
     action: tuple[float, ...]  # one-hot if discrete
-    id: int
+    id: int  # counts the page's orders; comes back with the first frame that obeys
 
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """A change of how one plays."""
+    """Change a setting of play."""
 
     field: Literal['view', 'by_agent', 'paused', 'steps', 'pace', 'source']
     value: Any
@@ -47,9 +45,10 @@ class Set:
 
 @dataclasses.dataclass(frozen=True)
 class Do:
-    """step: one frame while paused.
+    """Do something once.
 
-    reset: begin anew. again: the same beginning. gif, mp4, episode: save.
+    step: one frame while paused. reset: begin another episode. again: the same beginning. gif, mp4,
+    episode: save.
     """
 
     what: Literal['step', 'reset', 'again', 'gif', 'mp4', 'episode']
@@ -104,16 +103,14 @@ def parse(
     views: tuple[str, ...],
     steps: tuple[int, ...],
     sources: tuple[str, ...],
-):
-    """An order of a page. -> Act, Set or Do; raises Malformed for anything else."""
+) -> Order:
+    """Parse an order of a page; raises MalformedMessageError for anything that is none."""
     try:
         order = json.loads(text, parse_constant=_refuse_constant)
     except MalformedMessageError:
         raise
-    except (
-        ValueError,
-        RecursionError,
-    ):  # nested a thousand deep, or a number with thousands of digits
+    # RecursionError: nested a thousand deep; ValueError: a number with thousands of digits, too
+    except (ValueError, RecursionError):
         raise MalformedMessageError('not JSON') from None
     if not isinstance(order, dict) or not isinstance(order.get('type'), str):
         raise MalformedMessageError('expected an object with a type')
@@ -144,16 +141,13 @@ def parse(
 
 
 def picture(image: np.ndarray, symbolic: bool) -> tuple[dict[str, Any], bytes]:
-    """One frame as (what the header says of it, bytes): RGB raw or as JPEG, or the numbers of a
-    vector.
+    """A picture's entry in the header, and its bytes: RGB raw or as JPEG, none for a vector.
 
     image: uint8 [h, w, c], or float32 [n].
     """
     if image.ndim == 1:
-        return {
-            'kind': 'numbers',
-            'numbers': [round(float(x), 4) for x in np.nan_to_num(image)],
-        }, b''
+        numbers = [round(float(x), 4) for x in np.nan_to_num(image)]
+        return {'kind': 'numbers', 'numbers': numbers}, b''
     rgb = rgb_of(image, symbolic)
     size = {'h': rgb.shape[0], 'w': rgb.shape[1]}
     if rgb.nbytes <= RAW_BYTES:
@@ -170,26 +164,43 @@ def is_symbolic(spec: EnvSpec) -> bool:
 
 
 def rgb_of(image: np.ndarray, symbolic: bool) -> np.ndarray:
-    """uint8 [*n, h, w, c] -> RGB; grids of symbols get a colour for each channel, as in the
-    reports.
-    """
+    """uint8 [*n, h, w, c] -> RGB; grids of symbols get a colour for each channel, as in reports."""
     channels = image.shape[-1]
     if not symbolic and channels in (1, 3):
         return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:-1], 3)))
     return colourise(image.astype(np.float32) / 255, symbolic=True)
 
 
+def frame_message(
+    header: dict[str, Any], image: np.ndarray, frame: HostFrame, symbolic: bool
+) -> bytes:
+    """The message of one player's `frame`; `image` is what is shown of it."""
+    header |= {
+        'cont': float(frame.cont),
+        'value': None if frame.value is None else float(frame.value),
+        'probs': None if frame.probs is None else [round(float(p), 4) for p in frame.probs],
+        'action': [round(float(x), 3) for x in frame.action],
+    }
+    pictures = [picture(image, symbolic)]
+    if frame.real is not None:
+        pictures.append(picture(frame.real, symbolic))
+        if frame.image.ndim == 3:
+            header['psnr'] = float(psnr(frame.real[None] / 255, frame.image[None] / 255)[0])
+    return pack(header, pictures)
+
+
 def pack(header: dict[str, Any], pictures: list[tuple[dict[str, Any], bytes]]) -> bytes:
-    """A frame as one binary message. Numbers that are not finite become null."""
+    """Pack a frame into one binary message; numbers that are not finite become null."""
     header = plain(header) | {'pictures': [{**what, 'bytes': len(x)} for what, x in pictures]}
     text = json.dumps(header, allow_nan=False, separators=(',', ':')).encode()
     return b''.join([struct.pack('>I', len(text)), text, *(data for _, data in pictures)])
 
 
 def unpack(message: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Inverse of `pack`."""
+    """Unpack what `pack` made: the header, and the bytes of each picture."""
     (length,) = struct.unpack('>I', message[:4])
-    header, at, parts = json.loads(message[4 : 4 + length]), 4 + length, []
+    at, parts = 4 + length, []
+    header = json.loads(message[4:at])
     for what in header['pictures']:
         parts.append(message[at : at + what['bytes']])
         at += what['bytes']

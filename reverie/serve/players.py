@@ -1,60 +1,20 @@
-"""One player as the host sees it: what was ordered, what was shown, and the mailbox between threads
-and the socket.
-"""
+"""One player as the host sees it: its settings and orders, and the episode it has been shown."""
 
-import asyncio
 import collections
-import contextlib
 import dataclasses
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from reverie.serve.frame import View
+from reverie.serve.frame import HostFrame, View
+from reverie.serve.mailbox import Mailbox
 from reverie.serve.messages import Set
 from reverie.serve.session import StartFrom
 
-RECORDED_FRAMES, RECORDED_BYTES = 2000, 64 << 20  # of the episode that may be saved
-
-
-class Mailbox:
-    """Between the threads that make frames and the coroutine that sends them: the newest frame, and
-    short notices.
-
-    A frame that was not fetched before the next one came is dropped, never queued.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self.loop, self.dropped = loop, 0
-        self._frame: bytes | None = None
-        self._notices: collections.deque[str] = collections.deque(maxlen=32)
-        self._full = asyncio.Event()
-
-    def put(self, item: bytes | str) -> None:
-        """From any thread."""
-        with contextlib.suppress(RuntimeError):  # the server has stopped, and its loop with it
-            self.loop.call_soon_threadsafe(self._put, item)
-
-    def _put(self, item: bytes | str) -> None:
-        if isinstance(item, str):
-            self._notices.append(item)
-        else:
-            self.dropped += self._frame is not None
-            self._frame = item
-        self._full.set()
-
-    async def get(self) -> bytes | str:
-        """The oldest notice, else the newest frame; waits for one."""
-        while not self._notices and self._frame is None:
-            self._full.clear()
-            await self._full.wait()
-        if self._notices:
-            return self._notices.popleft()
-        frame, self._frame = self._frame, None
-        assert frame is not None
-        return frame
+RECORDED_FRAMES = 2000  # of the episode that may be saved
+RECORDED_BYTES = 64 << 20
 
 
 @dataclasses.dataclass
@@ -69,92 +29,151 @@ class RecordedFrame:
     is_terminal: bool
 
 
-class Client:
-    """The orders of one page, and how far it has come.
+class ShownFrame(NamedTuple):
+    """A frame accounted for: the picture to show, and what is known at it."""
 
-    Only the engine's threads touch it after `Engine.join`.
-    """
+    image: np.ndarray
+    t: int  # frames since the start
+    reward: float | None  # None while it is not known, and of a start that was shown before
+    score: float
+    over: bool
 
-    def __init__(
-        self,
-        slot: int,
-        mailbox: Mailbox,
-        actions: int,
-        rest: tuple[float, ...],
-        pace: float,
-        steps: int,
-    ):
-        self.slot, self.mailbox = slot, mailbox
-        self.view: View = 'dream'
-        self.source: StartFrom = 'game'
-        self.by_agent, self.paused, self.steps, self.pace = False, False, steps, pace
-        self.number = self.epoch = 0  # of the start; of how often the player has begun
-        self.t = 0  # frames since the start
-        self.single = 0  # frames still to make while paused
-        self.held, self.id = rest, 0
-        self.waiting: collections.deque[tuple[tuple[float, ...], int]] = collections.deque(maxlen=4)
-        self.due = time.monotonic()
-        self.over_at: float | None = None  # when the next episode begins
-        self.ended = -1  # epoch that is over: its later frames are not shown
-        self.wanted: Set | None = None  # a change that waits for its program to be compiled
-        self.score, self.fresh = 0.0, True  # fresh: the next reward belongs to a new episode
-        self.recorded: collections.deque[RecordedFrame] = collections.deque()
+
+class Recording:
+    """Frames and score of the running episode, up to a bound; the oldest frames go first."""
+
+    def __init__(self):
+        self.frames: collections.deque[RecordedFrame] = collections.deque()
+        self.score = 0.0
+        self._fresh = True  # the next reward belongs to a new episode
         self._room = 0
 
-    def act(self, action: tuple[float, ...], number: int) -> None:
-        """Every action is taken for at least one frame, so that a short press is not lost; only a
-        few may wait.
+    def take(self, frame: HostFrame, t: int, heads_lag: bool) -> ShownFrame:
+        """Account for the player's next frame.
+
+        heads_lag: its reward and is_last are of the frame before; where they end the episode, that
+        one stays on the screen.
         """
-        self.waiting.append((action, number))
+        return self._pipelined(frame, t) if heads_lag else self._synchronous(frame, t)
 
-    def next_action(self) -> tuple[float, ...]:
-        if self.waiting:
-            self.held, self.id = self.waiting.popleft()
-        return self.held
+    def _synchronous(self, frame: HostFrame, t: int) -> ShownFrame:
+        first = t == 0 or self._fresh
+        reward, over = float(frame.reward), bool(frame.is_last or frame.real_last)
+        self.score = 0.0 if first else self.score + reward
+        terminal = over and float(frame.cont) < 0.5
+        self._record(RecordedFrame(frame.image, frame.action, reward, first, over, terminal))
+        self._fresh = over
+        return ShownFrame(frame.image, t, reward, self.score, over)
 
-    def drop_queued(self) -> None:
-        """Before a new episode: only what is held now counts."""
-        if self.waiting:
-            self.held, self.id = self.waiting.pop()
-            self.waiting.clear()
+    def _pipelined(self, frame: HostFrame, t: int) -> ShownFrame:
+        last = bool(frame.is_last) and t > 1  # a start is never the end
+        reward = self._attach_reward(float(frame.reward), last)
+        self.score += reward or 0.0
+        image = frame.image
+        if last and frame.real is None:
+            image, t = self.frames[-1].image, t - 1
+        else:
+            self._record(RecordedFrame(image, frame.action, None, False, False, False))
+        self._fresh = over = last or bool(frame.real_last)
+        return ShownFrame(image, t, reward, self.score, over)
 
-    def wants_frame(self, now: float) -> bool:
-        if self.over_at is not None:
-            return False
-        return self.single > 0 if self.paused else now >= self.due - 0.001
+    def _record(self, frame: RecordedFrame) -> None:
+        if frame.is_first or not self.frames:
+            self.frames.clear()
+            fit = RECORDED_BYTES // max(1, frame.image.nbytes)
+            self._room = max(2, min(RECORDED_FRAMES, fit))
+        self.frames.append(frame)
+        if len(self.frames) > self._room:
+            self.frames.popleft()
 
-    def count_frame(self, now: float) -> None:
-        """One frame is on its way."""
-        self.t += 1
-        self.single = max(0, self.single - 1)
-        self.due = max(self.due + 1 / self.pace, now)
+    def _attach_reward(self, reward: float, is_last: bool) -> float | None:
+        """Attach the late reward to the newest frame.
 
-    def record(self, frame: RecordedFrame) -> None:
-        """Keep a frame for saving: those of the running episode, up to a bound, the oldest go
-        first.
+        Returns None for a start frame, whose reward is already set.
         """
-        if frame.is_first or not self.recorded:
-            self.recorded.clear()
-            self._room = max(2, min(RECORDED_FRAMES, RECORDED_BYTES // max(1, frame.image.nbytes)))
-        self.recorded.append(frame)
-        if len(self.recorded) > self._room:
-            self.recorded.popleft()
-
-    def attach_reward(self, reward: float, is_last: bool) -> float | None:
-        """What is said only now of the newest recorded frame.
-
-        -> its reward, None if that of a start, long known.
-        """
-        newest = self.recorded[-1]
+        newest = self.frames[-1]
         if newest.reward is not None:
             return None
-        self.recorded[-1] = dataclasses.replace(
+        self.frames[-1] = dataclasses.replace(
             newest, reward=reward, is_last=is_last, is_terminal=is_last
         )
         return reward
 
+
+@dataclasses.dataclass(eq=False)
+class Client:
+    """Settings and orders of one page, and how far it has come.
+
+    Only the engine's threads touch it after `Engine.join`.
+    """
+
+    slot: int
+    mailbox: Mailbox
+    held: tuple[float, ...]  # action of the next frames; first that of no key
+    pace: float  # frames per second
+    steps: int
+    source: StartFrom = 'game'
+    view: View = 'dream'
+    by_agent: bool = False
+    paused: bool = False
+    number: int = 0  # of the start
+    epoch: int = 0  # starts so far
+    t: int = 0  # frames since the start
+    single: int = 0  # frames still to make while paused
+    id: int = 0  # of the newest order that was obeyed
+    over_at: float | None = None  # when the next episode begins
+    ended: int = -1  # epoch that is over: its later frames are not shown
+    wanted: Set | None = None  # a change that waits for its program to be compiled
+    due: float = dataclasses.field(default_factory=time.monotonic)
+    recording: Recording = dataclasses.field(default_factory=Recording)
+
+    def __post_init__(self):
+        self._waiting = collections.deque[tuple[tuple[float, ...], int]](maxlen=4)
+
+    def act(self, action: tuple[float, ...], number: int) -> None:
+        """Queue an action: each counts for one frame at least, so that a short press is not lost.
+
+        Only a few may wait.
+        """
+        self._waiting.append((action, number))
+
+    def next_action(self) -> tuple[float, ...]:
+        """The action of the next frame."""
+        if self._waiting:
+            self.held, self.id = self._waiting.popleft()
+        return self.held
+
+    def begin(self, number: int) -> None:
+        """Begin an episode; of the actions that wait, only what is held now counts."""
+        self.number, self.t = number, 0
+        self.epoch += 1
+        self.over_at, self.due = None, time.monotonic() + 1 / self.pace
+        if self._waiting:
+            self.held, self.id = self._waiting.pop()
+            self._waiting.clear()
+
+    def step_once(self) -> None:
+        """Pause, and make one more frame; at most four may be asked for."""
+        self.paused, self.single = True, min(self.single + 1, 4)
+
+    def wants_frame(self, now: float) -> bool:
+        """Whether a frame is due."""
+        if self.over_at is not None or not self.epoch:
+            return False
+        return self.single > 0 if self.paused else now >= self.due - 0.001
+
+    def count_frame(self, now: float) -> None:
+        """Note that one frame is on its way."""
+        self.t += 1
+        self.single = max(0, self.single - 1)
+        self.due = max(self.due + 1 / self.pace, now)
+
+    def header(self) -> dict[str, Any]:
+        """Header of a frame, as far as it is known when the frame is ordered."""
+        return {'t': self.t, 'epoch': self.epoch, 'id': self.id, **self.state()}
+
     def state(self) -> dict[str, Any]:
-        """What a page shows of the settings."""
+        """Settings as a page shows them."""
         return {
             'view': self.view,
             'by_agent': self.by_agent,
@@ -166,4 +185,5 @@ class Client:
         }
 
     def notify(self, **notice: Any) -> None:
+        """Send the page a notice."""
         self.mailbox.put(json.dumps(notice))

@@ -1,6 +1,4 @@
-"""The page, its socket and the saved files over HTTP; everything that reaches the engine has passed
-the guard.
-"""
+"""HTTP server of the page, its socket and the saved files, behind the guard."""
 
 import asyncio
 import base64
@@ -24,14 +22,17 @@ from reverie.evaluation.video import PALETTE
 from reverie.serve import keys, messages
 from reverie.serve.engine import Engine
 from reverie.serve.guard import Bucket, Guard
-from reverie.serve.players import Client, Mailbox
+from reverie.serve.mailbox import Mailbox
+from reverie.serve.players import Client
 from reverie.serve.session import Session
 from reverie.types import UserError
 
 RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once
 SEND_S = 10.0  # a page that takes no frame for so long is gone
 CONNECTIONS = 128  # open at once, beyond which requests get 503
-MALFORMED, BINARY, FULL, SLOW = 1008, 1003, 1013, 1011  # codes that a socket is closed with
+# Codes that a socket is closed with
+MALFORMED, BINARY = 1008, 1003
+FULL, SLOW = 1013, 1011
 TYPES = {'gif': 'image/gif', 'mp4': 'video/mp4'}
 
 
@@ -40,9 +41,7 @@ def page() -> str:
 
 
 def policy(html: str) -> str:
-    """Content-Security-Policy: the page's own script and style, known by their hashes, and nothing
-    from elsewhere.
-    """
+    """Content-Security-Policy of the page: its own script and style, by their hashes, nothing else."""
     hashed = lambda tag: ' '.join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for text in re.findall(rf'<{tag}>(.*?)</{tag}>', html, re.DOTALL)
@@ -74,9 +73,7 @@ def hello(session: Session, title: str, symbolic: bool) -> dict[str, Any]:
 
 
 class Guarded:
-    """Refuses what the guard refuses, with 403, before any route sees it; adds headers to every
-    answer.
-    """
+    """Refuses with 403 what the guard refuses, before any route sees it; adds headers to answers."""
 
     def __init__(self, app: ASGIApp, guard: Guard, csp: str):
         self.app, self.guard = app, guard
@@ -167,10 +164,8 @@ class App:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if (
-            ws.application_state is WebSocketState.CONNECTED
-            and ws.client_state is WebSocketState.CONNECTED
-        ):
+        states = (ws.application_state, ws.client_state)
+        if states == (WebSocketState.CONNECTED, WebSocketState.CONNECTED):
             with contextlib.suppress(RuntimeError):  # it went away in the meantime
                 await ws.close(SLOW, 'no frame was taken for too long')
 
@@ -209,10 +204,7 @@ class App:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; taken before anything slow starts.
-
-    Raises UserError if the port is in use.
-    """
+    """A listening socket, taken before anything slow starts; raises UserError if it is in use."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family[0], socket.SOCK_STREAM)

@@ -1,10 +1,10 @@
 """Playing in a world model or in the real environment, one frame at a time: N players in one
 compiled forward pass.
 
-A `Session` holds what the device knows of N players: the world model's state, the environment's,
-and the action that the agent would take next. `start` puts one player at a beginning, `frame` moves
-some of them on. Both are compiled once; players come, go and begin anew without compiling again,
-and a frame costs the same for ever.
+A `Session` holds the device's state of N players: the world model's, the environment's, and the
+action that the agent would take next. `start` puts one player at a beginning, `frame` moves some of
+them on. Both are compiled once; players come, go and begin again without compiling, and a frame
+costs the same for ever.
 """
 
 import functools
@@ -24,10 +24,12 @@ from reverie.serve.frame import (
     Pipelined,
     Synchronous,
     View,
+    env_action,
     framed,
     read_out,
-    shown,
 )
+from reverie.serve.powers import AdjustableSteps, inference_params, select_rows, with_steps
+from reverie.serve.starts import Start, Starts
 from reverie.types import Env, Params, PipelinedWorldModel, Playable, Step, UserError, where_rows
 
 StartFrom = Literal['game', 'data']
@@ -36,13 +38,16 @@ StartFrom = Literal['game', 'data']
 class Session:
     """N players of one agent.
 
-    agent: any `Playable`. params: of one seed; until something is played, shapes will do.
-    env: the real environment on the device, None for dreams only.
-    contexts: number -> Step [1, L] of recorded frames to begin a dream from, None without
-    recordings.
-    slots: N. context: frames that the agent plays before a game start; a planner waits. seed: of
-    all draws.
-    early: show a dreamed frame before its commit, where the world model can; None: if it can.
+    Args:
+        agent: any `Playable`.
+        params: of one seed; until something is played, shapes will do.
+        env: the real environment on the device, None for dreams only.
+        contexts: number -> Step [1, L] of recorded frames to begin a dream from, None without
+            recordings.
+        slots: N.
+        context: frames that the agent plays before a game start; a planner waits.
+        seed: of all draws.
+        pipelined: show a dreamed frame before its commit; None: where the world model can.
     """
 
     pipelined = False
@@ -68,48 +73,52 @@ class Session:
             )
         self.params = self.load(params)
         self.slots, self.context = slots, context
-        self.discrete = agent.spec.actions.kind == 'discrete'
         self.frames = 0  # calls so far: the number of the next draw
         self._key = jax.random.key(seed)
-        self.steps_choices: tuple[int, ...] = getattr(agent, 'sampling_steps', ())
-        self.steps: int = agent.cfg.dynamics.sampling_steps if self.steps_choices else 0  # type: ignore[attr-defined]
+        self.steps_choices: tuple[int, ...] = ()
+        self.steps = 0
+        if isinstance(agent, AdjustableSteps):
+            self.steps_choices, self.steps = agent.sampling_choices, agent.sampling_steps
         self._agents: dict[int, Playable] = {self.steps: agent}
-        self.pipelined = (pipelined is None or pipelined) and self._can_be_early()
+        self.pipelined = pipelined is not False and self._can_pipeline()
         self._movement = Pipelined() if self.pipelined else Synchronous()
-        self._vector = None if env is None else (Vector(env, slots), Vector(env, 1))
+        self._vector = None if env is None else Vector(env, slots)
+        one = None if env is None else Vector(env, 1)
+        self.starts = Starts(agent, self._movement, one, context, self._key)
         self._jit = jax.jit(
             self._frame, static_argnames=('view', 'steps', 'plays'), donate_argnames=('carry',)
         )
-        self._game, self._data = jax.jit(self._start_game), jax.jit(self._start_data)
-        self._put = jax.jit(self._put_row, donate_argnames=('carry',))
+        self._from_game = jax.jit(self.starts.from_game)
+        self._from_recording = jax.jit(self.starts.from_recording)
+        self._put = jax.jit(_put_row, donate_argnames=('carry',))
         self._programs: dict[tuple[str, int, bool], Any] = {}
         self._shape = jax.eval_shape(self._empty, params, self._key)
         self.carry: Carry | None = None
 
     def load(self, params: Params) -> Params:
-        """Take these weights, as light as the agent multiplies them; shapes will do. -> what is
-        kept of them
+        """Take these weights, as light as the agent multiplies them; return what is kept of them.
+
+        Shapes will do.
         """
-        light = getattr(self.agent, 'for_inference', lambda params: params)
+        lighten = functools.partial(inference_params, self.agent)
         outline = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
-        self.params = jax.eval_shape(light, params) if outline else light(params)
+        self.params = jax.eval_shape(lighten, params) if outline else lighten(params)
         return self.params
 
-    def _can_be_early(self) -> bool:
+    def _can_pipeline(self) -> bool:
         found: list[bool] = []
-        look = lambda params: found.append(
-            isinstance(self.agent.model(params), PipelinedWorldModel)
-        )
+
+        def look(params: Params) -> None:
+            found.append(isinstance(self.agent.model(params), PipelinedWorldModel))
+
         jax.eval_shape(look, self.params)  # a world model exists only where it is traced
         return found[0]
 
     @property
     def sources(self) -> tuple[StartFrom, ...]:
-        """Where a player may begin."""
-        return (
-            *(('game',) if self.has_game else ()),
-            *(('data',) if self.contexts is not None else ()),
-        )
+        """Places where a player may begin: the game, recorded data."""
+        game: tuple[StartFrom, ...] = ('game',) if self.has_game else ()
+        return game if self.contexts is None else (*game, 'data')
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -121,22 +130,22 @@ class Session:
         return self.env is not None
 
     def close(self) -> None:
-        """Ends what was started outside of the device."""
+        """End what was started outside of the device."""
 
     def notices(self) -> list[tuple[int, str]]:
-        """What players should know, as (slot, sentence); each is told once."""
+        """Sentences for players as (slot, sentence); each is told once."""
         return []
+
+    # ---------------------------------------------------------------- playing
 
     def start(
         self, slot: int, number: int, source: StartFrom = 'game', real: bool = False
     ) -> Frame:
-        """Put the player of `slot` at a beginning; the same number and source always give the same
-        one.
+        """Put the player of `slot` at a beginning and return its frame [1].
 
-        'game': the agent has played the first frames of an episode. 'data': a recorded context; the
-        environment stays
-        where it was. real: show the environment's own frame instead of the model's view of it. ->
-        Frame [1]
+        The same number and source always give the same beginning. 'game': the agent has played the
+        first frames of an episode. 'data': a recorded context; the environment stays where it was.
+        real: show the environment's own frame instead of the model's view of it.
         """
         if self.carry is None:
             self.carry = jax.jit(self._empty)(self.params, self._key)
@@ -146,13 +155,14 @@ class Session:
             row, frame, seen = self._begin_game(slot, number)
         else:
             assert self.contexts is not None
-            row, frame, seen = self._call('data', self._data, self.params, self.contexts(number))
+            steps = self.contexts(number)
+            row, frame, seen = self._call('data', self._from_recording, self.params, steps)
         self.carry = self._call(f'put {source}', self._put, self.carry, row, np.int32(slot))
         return frame._replace(image=seen if real else frame.image)
 
-    def _begin_game(self, slot: int, number: int) -> tuple[Carry, Frame, Array]:
+    def _begin_game(self, slot: int, number: int) -> Start:
         key = jax.random.fold_in(self._key, number)
-        return self._call('game', self._game, self.params, key)
+        return self._call('game', self._from_game, self.params, key)
 
     def heads_lag(self, view: View) -> bool:
         """Whether reward, cont and is_last of a `frame` are of the frame before it.
@@ -169,14 +179,15 @@ class Session:
         view: View = 'dream',
         steps: int = 0,
     ) -> Frame:
-        """Move the players of `rows` [N] on by one frame, under `action` [N, A] or, where
-        `by_agent` [N], the agent's.
+        """Move the players of `rows` [N] on by one frame; returns at once, the device works on.
 
-        Where there is one player, `rows` must be true.
-        world: 'dream', 'real', or 'both': the dream, and the environment beside it under the same
-        actions.
-        steps: K, denoising steps of a frame, for models that have a choice. Returns at once: the
-        device works on.
+        Args:
+            action: [N, A].
+            by_agent: rows [N] in which the agent's action counts instead.
+            rows: [N]; where there is one player, it must be true.
+            view: 'dream', 'real', or 'both': the dream, and the environment beside it under the
+                same actions.
+            steps: K, denoising steps of a frame, for models that have a choice; 0 for the agent's.
         """
         if self.carry is None:
             raise UserError('no player has begun; expected a start before the first frame')
@@ -190,22 +201,20 @@ class Session:
         return frame
 
     def _arrive(self, action: np.ndarray, by_agent: np.ndarray, rows: np.ndarray) -> Step | None:
-        """What environments outside of the device answer [N]; None where they move with the
-        players.
-        """
+        """Steps [N] of environments outside of the device; None where they move with the players."""
         return None
 
+    # ---------------------------------------------------------------- programs
+
     def _call(self, name: str, function: Any, *args: Any) -> Any:
-        """Compiled at its first call and never again, wherever its arguments come from."""
+        """Call a function that is compiled once, wherever its arguments come from."""
         at = (name, 0, False)
         if at not in self._programs:
             self._programs[at] = function.lower(*args).compile()
         return self._programs[at](*args)
 
-    def _at(self, view: View, steps: int, plays: bool) -> tuple[str, int, bool]:
-        """Of the program that moves players; whether the agent plays matters to early frames of a
-        dream alone.
-        """
+    def _at(self, view: View, steps: int, plays: bool) -> tuple[View, int, bool]:
+        """Cache key of a frame's program; `plays` matters only for pipelined dreams."""
         return view, steps or self.steps, plays and self.heads_lag(view)
 
     def ready(self, view: View, steps: int = 0) -> bool:
@@ -213,7 +222,7 @@ class Session:
         return all(self._at(view, steps, plays) in self._programs for plays in (False, True))
 
     def compile(self, view: View = 'dream', steps: int = 0, plays: bool = False) -> Any:
-        """The program of `frame` for a world, K, and whether the agent plays in any row.
+        """The program of `frame` for a view, K, and whether the agent plays in any row.
 
         May run in another thread; players go on meanwhile.
         """
@@ -226,33 +235,19 @@ class Session:
 
     def trace(self, view: View = 'dream', steps: int = 0, plays: bool = False) -> Any:
         """The program before it is compiled; its jaxpr tells what a frame costs."""
-        # the world as it came
-        view, steps, plays = self._at(view, steps, plays)  # type: ignore[assignment]
+        view, steps, plays = self._at(view, steps, plays)
         if steps not in self._agents:
-            if steps not in self.steps_choices:
-                raise UserError(
-                    f'{steps} sampling steps given; expected one of {self.steps_choices}'
-                )
-            self._agents[steps] = self.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
+            self._agents[steps] = with_steps(self.agent, steps)
         return self._jit.trace(*self._outlines(view), view=view, steps=steps, plays=plays)
 
     def _outlines(self, view: View) -> tuple[Any, ...]:
-        """Shapes of what a program takes."""
+        """Shapes of a program's arguments."""
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.params)
         action = jax.ShapeDtypeStruct((self.slots, self.agent.spec.actions.size), np.float32)
-        flag, number = (
-            jax.ShapeDtypeStruct((self.slots,), bool),
-            jax.ShapeDtypeStruct((), np.uint32),
-        )
-        return (
-            params,
-            self._shape,
-            action,
-            flag,
-            flag,
-            number,
-            None if view == 'dream' else self._arrives(),
-        )
+        flag = jax.ShapeDtypeStruct((self.slots,), bool)
+        number = jax.ShapeDtypeStruct((), np.uint32)
+        arrived = None if view == 'dream' else self._arrives()
+        return params, self._shape, action, flag, flag, number, arrived
 
     def _arrives(self) -> Step | None:
         """Shapes of what `_arrive` returns."""
@@ -262,13 +257,9 @@ class Session:
 
     def _empty(self, params: Params, key: Array) -> Carry:
         n, model = self.slots, self.agent.model(params)
-        env = () if self._vector is None else self._vector[0].reset(key)[0]
+        env = () if self._vector is None else self._vector.reset(key)[0]
         action = jnp.zeros((n, self.agent.spec.actions.size))
         return Carry(self._movement.begin(model, model.initial(n), action, key), env, action)
-
-    def _taken(self, action: Float[Array, 'N A'] | Float[np.ndarray, 'N A']) -> Any:
-        """An action as environments take it."""
-        return action.argmax(-1) if self.discrete else action
 
     def _frame(
         self,
@@ -293,99 +284,22 @@ class Session:
             if arrived is not None:
                 return carry.env, arrived
             assert self._vector is not None
-            return self._vector[0].step(carry.env, self._taken(action), key_env)
+            return self._vector.step(carry.env, env_action(self.agent.spec, action), key_env)
 
         read = functools.partial(read_out, self.agent, params, key_choose, by_agent)
-        result = self._movement(
-            model, carry, FrameInputs(given, by_agent, play, read, key_model, view == 'real', plays)
-        )
+        inputs = FrameInputs(given, by_agent, play, read, key_model, view == 'real', plays)
+        result = self._movement(model, carry, inputs)
         frame = framed(result, model.decode(self._movement.state(result.carry.model)), view)
         if self.slots == 1:
             return result.carry, frame
-        select = getattr(model, 'where_rows', where_rows)  # avoids a copy of caches
+        state = select_rows(model, rows, result.carry.model, carry.model)
         held = where_rows(rows, result.carry._replace(model=None), carry._replace(model=None))
-        return held._replace(model=select(rows, result.carry.model, carry.model)), frame
+        return held._replace(model=state), frame
 
-    def _start_game(self, params: Params, key: Array) -> tuple[Carry, Frame, Array]:
-        """-> (row [1], its frame as the model sees it, the environment's own frame)."""
-        assert self._vector is not None
-        vector, model = self._vector[1], self.agent.model(params)
-        key_reset, key_play = jax.random.split(key)
-        begin = vector.reset(key_reset)
 
-        def play(carry, x):
-            number, key = x
-            (state, env, action), first, _ = carry
-            key_env, key_see = jax.random.split(key)
-            env, step = jax.lax.cond(
-                number == 0,
-                lambda: (env, first),
-                lambda: vector.step(env, self._taken(action), key_env),
-            )
-            state, action, frame = self._seen(params, state, step, key_see)
-            return (Carry(state, env, action), first, frame), None
-
-        empty = Carry(model.initial(1), begin[0], jnp.zeros((1, self.agent.spec.actions.size)))
-        blank = self._blank(params, begin[1])
-        numbers = jnp.arange(self.context + 1)
-        keys = jax.random.split(key_play, self.context + 1)
-        (row, _, frame), _ = jax.lax.scan(play, (empty, begin[1], blank), (numbers, keys))
-        return self._begun(model, row, frame, jax.random.split(keys[-1])[1])
-
-    def _start_data(self, params: Params, steps: Step) -> tuple[Carry, Frame, Array]:
-        """The same for recorded steps [1, L], without an environment."""
-        model = self.agent.model(params)
-        keys = jax.random.split(self._key, steps.is_first.shape[1])
-        major = jax.tree.map(lambda x: x.swapaxes(0, 1), steps)
-
-        def see(carry, x):
-            return self._seen(params, carry[0], *x), None
-
-        action = jnp.zeros((1, self.agent.spec.actions.size))
-        start = (model.initial(1), action, self._blank(params, jax.tree.map(lambda x: x[0], major)))
-        (state, action, frame), _ = jax.lax.scan(see, start, (major, keys))
-        return self._begun(model, Carry(state, None, action), frame, keys[-1])
-
-    def _begun(
-        self, model: Any, row: Carry, frame: Frame, key: Array
-    ) -> tuple[Carry, Frame, Array]:
-        """key: that the newest frame was seen with."""
-        dreamed = frame._replace(image=shown(model.decode(row.model)))
-        key_model, _ = jax.random.split(key)
-        return (
-            row._replace(model=self._movement.begin(model, row.model, frame.action, key_model)),
-            dreamed,
-            frame.image,
-        )
-
-    def _seen(
-        self, params: Params, state: PyTree, step: Step, key: Array
-    ) -> tuple[PyTree, Array, Frame]:
-        """A real frame [1] arrives. -> (state, what the agent does next, the frame)"""
-        key_model, key_choose = jax.random.split(key)
-        state, feat = self.agent.model(params).observe(state, step, key_model)
-        action, value, probs = read_out(
-            self.agent, params, key_choose, jnp.zeros(1, bool), state, feat
-        )
-        taken, cont = step.prev_action.astype(jnp.float32), 1.0 - step.is_terminal
-        reward = step.reward.astype(jnp.float32)
-        return (
-            state,
-            action,
-            Frame(shown(step.obs), None, None, taken, reward, cont, step.is_last, value, probs),
-        )
-
-    def _blank(self, params: Params, step: Step) -> Frame:
-        """A frame of zeros, of the shapes that `_seen` gives."""
-        outline = jax.eval_shape(
-            self._seen, params, self.agent.model(params).initial(1), step, self._key
-        )[2]
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outline)
-
-    def _put_row(self, carry: Carry, row: Carry, slot: Array) -> Carry:
-        """Without an environment in the row, that of the carry stays where it was."""
-        put = lambda a, b: a.at[slot].set(b[0].astype(a.dtype))
-        placed = jax.tree.map(put, carry._replace(env=None), row._replace(env=None))
-        return placed._replace(
-            env=carry.env if row.env is None else jax.tree.map(put, carry.env, row.env)
-        )
+def _put_row(carry: Carry, row: Carry, slot: Array) -> Carry:
+    """Write a row [1] into the carry; without an environment in the row, the carry's stays."""
+    put = lambda a, b: a.at[slot].set(b[0].astype(a.dtype))
+    placed = jax.tree.map(put, carry._replace(env=None), row._replace(env=None))
+    env = carry.env if row.env is None else jax.tree.map(put, carry.env, row.env)
+    return placed._replace(env=env)

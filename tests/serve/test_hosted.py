@@ -117,9 +117,9 @@ def test_a_page_plays_on_when_a_worker_dies_and_hears_why(session, tmp_path):
         page.frames(lambda h: h['view'] == 'real', 60.0)
         (pid,), (other,) = pids(session.vectors[0]), pids(session.vectors[1])
         os.kill(pid, signal.SIGKILL)
-        while 'begins anew' not in (text := page.notice('notice', 30.0)['text']):
+        while 'begins again' not in (text := page.notice('notice', 30.0)['text']):
             continue
-        assert text == 'the environment failed and begins anew: its process was ended by SIGKILL'
+        assert text == 'the environment failed and begins again: its process was ended by SIGKILL'
         page.frames(lambda h: h['view'] == 'real' and h['score'] > 0, 30.0)
         assert gone(pid) and pids(session.vectors[1]) == [other]
     wait(lambda: not running.engine.players)

@@ -321,7 +321,7 @@ def test_every_preset_can_be_played_in_its_dream_and_in_the_real_game(name, sess
     agent, n = session.agent, session.slots
     assert isinstance(agent, Playable)
     space: ActionSpace = agent.spec.actions
-    start = jax.eval_shape(session._start_game, session.params, jax.random.key(0))[1]
+    start = jax.eval_shape(session.starts.from_game, session.params, jax.random.key(0))[1]
     real, both = (session.trace(view).out_info[1] for view in ('real', 'both'))
     assert real.image.shape == both.image.shape == both.real.shape == (n, *start.image.shape[1:])
     assert (both.value is None) == (name.startswith('planet'))

@@ -140,9 +140,14 @@ class Dreamer4:
         return self.networks.for_inference(params)
 
     @property
-    def sampling_steps(self) -> tuple[int, ...]:
+    def sampling_choices(self) -> tuple[int, ...]:
         """The numbers K of denoising steps that the model knows."""
         return tuple(2**i for i in range(self.cfg.dynamics.finest + 1))
+
+    @property
+    def sampling_steps(self) -> int:
+        """K, denoising steps of a frame."""
+        return self.cfg.dynamics.sampling_steps
 
     def with_sampling_steps(self, steps: int) -> 'Dreamer4':
         """The same agent, dreaming with K = `steps`."""

@@ -19,6 +19,7 @@ from reverie.serve.engine import Engine
 from reverie.serve.estimate import flops
 from reverie.serve.guard import Guard, new_token
 from reverie.serve.messages import is_symbolic
+from reverie.serve.powers import with_steps
 from reverie.serve.recording import Saver
 from reverie.serve.server import App, bind, hello, serve
 from reverie.serve.session import Session
@@ -56,14 +57,10 @@ def play(
         stage(1, f'device: {device_name()}')
         setup = resolve_play(name, env_name, options or {}, seed)
         if steps is not None:
-            choices = getattr(setup.agent, 'sampling_steps', ())
-            if steps not in choices:
-                raise UserError(
-                    f'--steps {steps}: expected one of {choices}'
-                    if choices
-                    else f'--steps: {name} has none'
-                )
-            setup.agent = setup.agent.with_sampling_steps(steps)  # type: ignore[attr-defined]
+            try:
+                setup.agent = with_steps(setup.agent, steps)
+            except UserError as error:
+                raise UserError(f'--steps {steps}: {error}') from None
         session = left.enter_context(contextlib.closing(open_session(setup, players, seed)))
         stage(2, f'{setup.title}: {expectation(session)}')
         session.load(setup.params())
