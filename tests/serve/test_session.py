@@ -103,14 +103,11 @@ def test_frames_of_a_dream_are_those_of_imagine(session, agent, params, env, pip
         np.testing.assert_allclose(
             np.asarray(frame.image) / 255, np.clip(model.decode(state), 0, 1), atol=0.6 / 255
         )
-        for given, expected in (
-            (frame.reward, spoken.reward),
-            (frame.cont, spoken.cont),
-            (frame.value, value),
-        ):
-            # random weights value a frame at 1e6: rtol is eight roundings of fp32 there, two
-            # programs differ by four
-            np.testing.assert_allclose(given, expected, atol=1e-5, rtol=1e-6)
+        np.testing.assert_allclose(frame.cont, spoken.cont, atol=1e-5, rtol=1e-6)
+        # heads of random weights say 1e5, a difference of sums of bins up to 5e8: it has lost
+        # digits, and two programs differ in the sixth
+        np.testing.assert_allclose(frame.reward, spoken.reward, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(frame.value, value, atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(frame.probs, probs, atol=1e-5)
         np.testing.assert_allclose(np.sum(frame.probs, -1), 1, atol=1e-5)
 
