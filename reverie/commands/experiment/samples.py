@@ -217,5 +217,7 @@ def _dreams(
     }
     if value is not None:
         found |= {'dream/value_pred': value}
-        found |= {'dream/return_true': discounted_sum(np.asarray(step.reward), step.is_last, discount)}
+        found |= {
+            'dream/return_true': discounted_sum(np.asarray(step.reward), step.is_last, discount)
+        }
     return found
