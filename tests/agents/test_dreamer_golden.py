@@ -167,8 +167,9 @@ def test_two_updates_in_a_row_stay_as_close_to_the_released_code_as_rounding_let
     """Weights are not set back between the updates; gradient norms and weights after each.
 
     Weights may differ by a tenth of the rate, but for those whose gradient is lost in rounding,
-    which may have gone the other way. The tolerance of the second gradient norm is that of equal weights, 2e-3, and what the weights'
-    difference after the first update makes of our own gradient (triangle inequality).
+    which may have gone the other way. The tolerance of the second gradient norm is that of equal
+    weights, 2e-3, and what the weights' difference after the first update makes of our own
+    gradient (triangle inequality).
     """
     data = golden(f'v3/{group}/data')
     actions = golden(f'v3/{group}/params')['dyn/dynin2/kernel'].shape[0]
