@@ -27,7 +27,7 @@ from reverie.agents import registry
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.commands.bench.phases import RandomBatches
 from reverie.envs.device import make
-from reverie.evaluation.returns import provenance, save
+from reverie.evaluation.results import provenance, save
 from reverie.nn.core import count
 from reverie.training.online import CollectConfig, Online
 from reverie.training.state import create, own_buffers

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from websockets.sync.client import connect
 
-from reverie.evaluation.returns import provenance, save
+from reverie.evaluation.results import provenance, save
 from reverie.serve.messages import unpack
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from reverie.agents import ppo
 from reverie.commands.arguments import options_of, slug, whole
 from reverie.envs.device import Vector, make
-from reverie.evaluation.returns import RandomActor, evaluate_seeds, provenance, record, save
+from reverie.evaluation.results import provenance, record, save
+from reverie.evaluation.returns import RandomActor, evaluate_seeds
 from reverie.types import Env, Params
 
 # 'rejax' is the reference that rejax 0.1.3 runs on gymnax' MinAtar, every difference named; see
@@ -95,7 +96,7 @@ def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int)
     """Train `seeds` seeds in one program; play whole episodes with the ends, sampled and greedy,
     and along the way.
 
-    -> what `returns.record` takes; `curve` holds every snapshot's score (sampled), and as
+    -> what `results.record` takes; `curve` holds every snapshot's score (sampled), and as
     `online_per_seed` the mean return of the latest finished episodes, null before the first.
     """
     agent, begin, passed = ppo.PPO(env.spec, config), time.perf_counter(), []

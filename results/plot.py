@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from reverie.evaluation import returns, tables
+from reverie.evaluation import results, tables
 from reverie.evaluation.statistics import (
     UNTRAINED,
     Interval,
@@ -63,7 +63,7 @@ def read(preset: pathlib.Path, write: bool = False) -> list[dict]:
     records = {path: recompute(record) for path, record in found.items() if record.get('score')}
     for path, record in records.items():
         if write and record != found[path]:
-            returns.save(path, record)
+            results.save(path, record)
             print(f'recomputed {path}')
     return list(records.values())
 

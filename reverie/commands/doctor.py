@@ -51,7 +51,7 @@ def check() -> list[str]:
     import jax
 
     import reverie
-    from reverie.evaluation.returns import device_name
+    from reverie.evaluation.results import device_name
 
     cpu = jax.default_backend() == 'cpu'
     size = 1024 if cpu else 8192

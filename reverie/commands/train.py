@@ -165,11 +165,11 @@ def scores_of(path: pathlib.Path) -> pathlib.Path:
 
 def add_scores(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     """Add the read-outs of a record to a run or results file; write the run's report again."""
-    from reverie.evaluation import returns, statistics
-    from reverie.report.report import write
+    from reverie.evaluation import results, statistics
+    from reverie.report import write
 
     file = scores_of(path)
-    returns.save(file, statistics.add_scores(json.loads(file.read_text()), record))
+    results.save(file, statistics.add_scores(json.loads(file.read_text()), record))
     say(f'added to {write(path) if path.is_dir() else file}')
 
 

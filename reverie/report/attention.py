@@ -6,7 +6,7 @@ from jaxtyping import Float, UInt8
 from reverie.evaluation import video
 from reverie.report.charts import Line, curves
 from reverie.report.html import escape, figure, picture
-from reverie.report.run import Run
+from reverie.report.run import RunFiles
 
 MAP = 360  # pixels of the large map
 SMALL = 132  # pixels of a head's map
@@ -63,7 +63,7 @@ def _strip(weights: Float[np.ndarray, 'T T'], frames: np.ndarray, step: int) -> 
     return f'<p class="note">Step {step + 1} looks at</p><div class="frames">{"".join(cells)}</div>'
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """Maps averaged and per head, the profile over distance, and the frames of single steps.
 
     Empty without attention.

@@ -6,7 +6,7 @@ from jaxtyping import Int, UInt8
 from reverie.evaluation import video
 from reverie.report.charts import Line, curves
 from reverie.report.html import escape, figure, image, legend, line_key, missing, picture
-from reverie.report.run import Run, labels
+from reverie.report.run import RunFiles, labels
 from reverie.text import number
 
 FILMS = 4  # dreams shown moving
@@ -97,13 +97,13 @@ def _fidelity(title: str, unit: str, dreamed: np.ndarray, held: np.ndarray, cont
     return figure(f'{title}{unit}', f'mean {means[0]}, still {means[1]}', chart)
 
 
-def _starts(run: Run, i: int) -> list[float]:
+def _starts(run: RunFiles, i: int) -> list[float]:
     """Frames of window i, counted from one, at which a new episode starts."""
     first = run.samples.get('dream/is_first')
     return [] if first is None else (np.flatnonzero(first[i, 1:]) + 2.0).tolist()
 
 
-def _prediction_figures(run: Run, i: int, context: int) -> str:
+def _prediction_figures(run: RunFiles, i: int, context: int) -> str:
     """Reward, value and continuation of dream i against what happened, those that are there."""
     s, out = run.samples, []
     pairs = (
@@ -124,7 +124,7 @@ def _prediction_figures(run: Run, i: int, context: int) -> str:
     return f'<div class="charts">{"".join(out)}</div>' if out else ''
 
 
-def _agreement(run: Run, context: int) -> str:
+def _agreement(run: RunFiles, context: int) -> str:
     """One sentence of numbers on the dreamed frames' rewards and values."""
     s, out = run.samples, []
     if {'dream/reward_true', 'dream/reward_pred'} <= s.keys():
@@ -137,7 +137,7 @@ def _agreement(run: Run, context: int) -> str:
     return f'<p class="note">Over the dreamed frames: {escape(", ".join(out))}.</p>' if out else ''
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """Dreams beside what happened, and the rewards and values that were expected."""
     title, s = '<section><h2>Real and dreamed</h2>', run.samples
     if not all(name in s for name in NEEDED):
@@ -160,7 +160,7 @@ def section(run: Run) -> str:
     return ''.join([*out, plots, _agreement(run, context), '</section>'])
 
 
-def _numbers(run: Run, context: int) -> list[str]:
+def _numbers(run: RunFiles, context: int) -> list[str]:
     """Observations that are numbers [n, t, k]: each of the first dreams' against what happened."""
     s, out = run.samples, [line_key(('main', 'dreamed'), ('truth', 'what happened'))]
     truth, dream = s['dream/truth'], s['dream/dream']
@@ -180,7 +180,7 @@ def _numbers(run: Run, context: int) -> list[str]:
     return [*out, f'<p class="note">Shaded: given frames. Dotted: a new episode starts.{note}</p>']
 
 
-def _images(run: Run, context: int) -> list[str]:
+def _images(run: RunFiles, context: int) -> list[str]:
     """Animated dreams, the strip, PSNR and SSIM per step."""
     s, out = run.samples, ['<p>What happened is above, the dream below.</p>']
     truth, dream = s['dream/truth'], s['dream/dream']

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from reverie.evaluation import video
-from reverie.report.run import Run, labels
+from reverie.report.run import RunFiles, labels
 
 escape = html.escape
 
 
-def missing(run: Run, name: str, what: str) -> str:
+def missing(run: RunFiles, name: str, what: str) -> str:
     """Note that `what` is not shown because the file `name` lacks it."""
     note = run.notes.get(name, f'{name} of this run does not hold them.')
     return f'<p class="missing">No {escape(what)}. {escape(note)}</p>'
@@ -41,7 +41,7 @@ def line_key(*items: tuple[str, str]) -> str:
     return f'<div class="key">{spans}</div>'
 
 
-def legend(run: Run, channels: int) -> str:
+def legend(run: RunFiles, channels: int) -> str:
     """Colour of each channel of a symbolic grid; empty for images."""
     if channels in (1, 3):
         return ''

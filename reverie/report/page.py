@@ -12,7 +12,7 @@ import reverie
 from reverie.io import atomic
 from reverie.report import attention, dreams, provenance, scores, tokenizer, training, trust
 from reverie.report.html import escape
-from reverie.report.run import Run, read
+from reverie.report.run import RunFiles, read
 
 SECTIONS = (
     scores.head,
@@ -29,7 +29,7 @@ SECTIONS = (
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def render(run: Run) -> str:
+def render(run: RunFiles) -> str:
     """The page as text."""
     style = pathlib.Path(__file__).with_name('report.css').read_text(encoding='utf-8')
     footer = f'Made by reverie {escape(reverie.__version__)} from the files of this run alone.'

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from reverie.report.html import cell, escape, missing, row, table
-from reverie.report.run import Run
+from reverie.report.run import RunFiles
 from reverie.text import duration
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """The command, the whole configuration and the versions, to do it again."""
     command = run.scores.get('command', run.config.get('command'))
     versions = run.scores.get('versions', run.config.get('versions')) or {}
@@ -30,7 +30,7 @@ def section(run: Run) -> str:
     return ''.join([*out, '</section>'])
 
 
-def origin(run: Run) -> str:
+def origin(run: RunFiles) -> str:
     """The runs that this one took phases or weights from, back to the first; empty without any."""
     rows = []
     record = run.config.get('from')

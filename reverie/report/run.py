@@ -15,7 +15,7 @@ from reverie.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunFiles:
     """The files of a run; `notes` says what is missing or damaged, by file name."""
 
     folder: pathlib.Path
@@ -31,7 +31,7 @@ class Run:
         return f'{preset} on {env or "an unnamed environment"}'
 
 
-def read(folder: str | os.PathLike[str]) -> Run:
+def read(folder: str | os.PathLike[str]) -> RunFiles:
     """Read what there is of a run. Raises UserError if `folder` is not a run."""
     folder = pathlib.Path(folder)
     config = _config(folder)
@@ -46,7 +46,7 @@ def read(folder: str | os.PathLike[str]) -> Run:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
             notes[name] = f'{name} of this run is damaged and could not be read.'
     metrics, scores, samples = (found.get(name, {}) for name in readers)
-    return Run(folder, config, metrics, scores, samples, notes)
+    return RunFiles(folder, config, metrics, scores, samples, notes)
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -97,7 +97,7 @@ def _samples(path: pathlib.Path, notes: dict[str, str]) -> dict[str, np.ndarray]
         return dict(arrays)
 
 
-def labels(run: Run, what: str) -> list[str]:
+def labels(run: RunFiles, what: str) -> list[str]:
     """Names of the 'channels' or 'actions': from the config, else from the environment if it is one
     of ours.
     """

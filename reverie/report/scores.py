@@ -10,24 +10,24 @@ from reverie.evaluation.tables import Row, difference_rows, interval_label, name
 from reverie.report import html
 from reverie.report.charts import bar, bar_axis, scale_of
 from reverie.report.html import cell, escape, missing
-from reverie.report.run import Run
+from reverie.report.run import RunFiles
 from reverie.text import Number, duration, number
 
 OURS = ('bc', 'wm_bc', 'imagination', 'agent')  # read-outs this run trained
 
 
-def read_outs(run: Run) -> dict[str, Row]:
+def read_outs(run: RunFiles) -> dict[str, Row]:
     """The measured read-outs, in the order of the page."""
     return {row.key: row for row in score_rows(run.scores)}
 
 
-def hero(run: Run) -> str | None:
+def hero(run: RunFiles) -> str | None:
     """The read-out the run is about: the one furthest along its own training."""
     scores = read_outs(run)
     return next((k for k in ('agent', 'imagination', 'wm_bc', 'bc') if k in scores), None)
 
 
-def sentence(run: Run) -> str:
+def sentence(run: RunFiles) -> str:
     """The run in one sentence."""
     scores, key = read_outs(run), hero(run)
     if key is None:
@@ -52,7 +52,7 @@ def sentence(run: Run) -> str:
     return text + (': ' + ' and '.join(times) if times else '') + '.'
 
 
-def head(run: Run) -> str:
+def head(run: RunFiles) -> str:
     """Title, sentence and the facts of the run."""
     config, scores = run.config, run.scores
     frames, seconds = scores.get('env_frames'), scores.get('seconds')
@@ -136,7 +136,7 @@ def _table(
     return html.table(heads, [html.row(map(cell, texts), kind) for kind, texts in lines])
 
 
-def _note(run: Run) -> str:
+def _note(run: RunFiles) -> str:
     """What the whiskers and the normalised column mean, and which read-outs are not there."""
     scores = read_outs(run)
     note = 'Mean return per episode; whiskers are 95% intervals, dots are seeds. '
@@ -152,7 +152,7 @@ def _note(run: Run) -> str:
     return f'<p class="note">{escape(note)}</p>'
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """Bars with intervals, then every number; then the paired differences of read-outs that share
     world models.
     """

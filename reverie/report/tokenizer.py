@@ -4,7 +4,7 @@ import numpy as np
 
 from reverie.evaluation import video
 from reverie.report.html import legend, missing, picture
-from reverie.report.run import Run
+from reverie.report.run import RunFiles
 
 ROWS = 8  # reconstructed frames in a row
 NAMES = ('recon/truth', 'recon/mask_rates', 'recon/output', 'recon/mask')
@@ -15,7 +15,7 @@ def _row(label: str, frames: np.ndarray) -> str:
     return f'<span class="label">{label}</span>{cells}'
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """Truth, what the encoder saw and the output, one block per mask rate."""
     if 'env_options' in run.config:  # an agent that plays has no tokenizer
         return ''

@@ -7,7 +7,7 @@ import numpy as np
 
 from reverie.report.charts import Line, curves
 from reverie.report.html import escape, figure, line_key, missing
-from reverie.report.run import Run
+from reverie.report.run import RunFiles
 from reverie.text import duration, number
 
 Rows = Mapping[int, Mapping[str, Any]]  # lines of a phase by update
@@ -46,7 +46,7 @@ def _metric_figure(rows: Rows, name: str) -> str:
     return figure(name, number(float(mean[-1])), curves(lines, 'update', name))
 
 
-def _score_curve(run: Run) -> str:
+def _score_curve(run: RunFiles) -> str:
     """Returns while training against environment frames; empty where none were taken."""
     curve = run.scores.get('curve') or {}
     returns = curve.get('return_per_seed') or []
@@ -75,7 +75,7 @@ def _phase(name: str, rows: Rows) -> str:
     return out
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """Scores during training, losses of each phase, and the other metrics folded away."""
     out = ['<section><h2>Training</h2>', _score_curve(run)]
     if not run.metrics:

@@ -5,7 +5,7 @@ from typing import Any
 
 from reverie.evaluation.trust import HEADS, HORIZON, KL, exploited, faint, off, steps, warnings
 from reverie.report.html import cell, escape, missing, row, table
-from reverie.report.run import Run
+from reverie.report.run import RunFiles
 from reverie.text import number
 
 
@@ -47,7 +47,7 @@ def _head_table(trust: Mapping[str, Any]) -> str:
     return table(heads, rows)
 
 
-def _exploits(run: Run) -> list[str]:
+def _exploits(run: RunFiles) -> list[str]:
     """A sentence for each seed whose imagination may exploit the model."""
     found = exploited(run.metrics.get('imagine', {}))
     out = []
@@ -63,7 +63,7 @@ def _exploits(run: Run) -> list[str]:
     return out
 
 
-def section(run: Run) -> str:
+def section(run: RunFiles) -> str:
     """Recall of dreams and calibration of the heads; for agents that learn from a dataset."""
     if 'env_options' in run.config:
         return ''

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, PRNGKeyArray, PyTree
 from reverie.envs.host import HostVector
 from reverie.serve.frame import Carry, Frame, env_action
 from reverie.serve.session import Session
-from reverie.serve.starts import Start
+from reverie.serve.starts import Beginning
 from reverie.types import Params, Playable, Step
 
 
@@ -59,7 +59,7 @@ class HostSession(Session):
         told, self._untold = self._untold, []
         return told
 
-    def _begin_game(self, slot: int, number: int) -> Start:
+    def _begin_game(self, slot: int, number: int) -> Beginning:
         """`Starts.from_game` with the same draws, step by step."""
         _, key_play = jax.random.split(jax.random.fold_in(self._key, number))
         keys = [jax.random.split(key)[1] for key in jax.random.split(key_play, self.context + 1)]
@@ -82,7 +82,7 @@ class HostSession(Session):
         action: Float[jax.Array, '1 A'],
         frame: Frame,
         key: PRNGKeyArray,
-    ) -> Start:
+    ) -> Beginning:
         row = Carry(state, None, action)
         return self.starts.begin(self.agent.model(params), row, frame, key)
 

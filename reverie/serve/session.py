@@ -29,7 +29,7 @@ from reverie.serve.frame import (
     read_out,
 )
 from reverie.serve.powers import AdjustableSteps, inference_params, select_rows, with_steps
-from reverie.serve.starts import Start, Starts
+from reverie.serve.starts import Beginning, Starts
 from reverie.types import Env, Params, PipelinedWorldModel, Playable, Step, UserError, where_rows
 
 StartFrom = Literal['game', 'data']
@@ -160,7 +160,7 @@ class Session:
         self.carry = self._call(f'put {source}', self._put, self.carry, row, np.int32(slot))
         return frame._replace(image=seen if real else frame.image)
 
-    def _begin_game(self, slot: int, number: int) -> Start:
+    def _begin_game(self, slot: int, number: int) -> Beginning:
         key = jax.random.fold_in(self._key, number)
         return self._call('game', self._from_game, self.params, key)
 

@@ -12,7 +12,7 @@ from reverie.serve.frame import Carry, Frame, Pipelined, Synchronous, env_action
 from reverie.types import Params, Playable, Step
 
 
-class Start(NamedTuple):
+class Beginning(NamedTuple):
     """One player at a beginning; leading dim [1]."""
 
     row: Carry  # env is None after a recorded context
@@ -22,7 +22,7 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Starts:
-    """Makes `Start`s of an agent: the same for the same key, or the same recording."""
+    """Makes `Beginning`s of an agent: the same for the same key, or the same recording."""
 
     agent: Playable
     movement: Synchronous | Pipelined
@@ -30,7 +30,7 @@ class Starts:
     context: int  # frames that the agent plays before the start
     key: Array  # of recorded contexts
 
-    def from_game(self, params: Params, key: PRNGKeyArray) -> Start:
+    def from_game(self, params: Params, key: PRNGKeyArray) -> Beginning:
         """Let the agent play the first frames of an episode."""
         assert self.vector is not None
         vector, model = self.vector, self.agent.model(params)
@@ -56,7 +56,7 @@ class Starts:
         (row, _, frame), _ = jax.lax.scan(play, (empty, begin[1], blank), (numbers, keys))
         return self.begin(model, row, frame, jax.random.split(keys[-1])[1])
 
-    def from_recording(self, params: Params, steps: Step) -> Start:
+    def from_recording(self, params: Params, steps: Step) -> Beginning:
         """Observe recorded steps [1, L], without an environment."""
         model = self.agent.model(params)
         keys = jax.random.split(self.key, steps.is_first.shape[1])
@@ -71,12 +71,12 @@ class Starts:
         (state, action, frame), _ = jax.lax.scan(see, start, (major, keys))
         return self.begin(model, Carry(state, None, action), frame, keys[-1])
 
-    def begin(self, model: Any, row: Carry, frame: Frame, key: Array) -> Start:
+    def begin(self, model: Any, row: Carry, frame: Frame, key: Array) -> Beginning:
         """Make a start of a row [1] whose newest frame was observed with `key`."""
         dreamed = frame._replace(image=shown(model.decode(row.model)))
         key_model, _ = jax.random.split(key)
         state = self.movement.begin(model, row.model, frame.action, key_model)
-        return Start(row._replace(model=state), dreamed, frame.image)
+        return Beginning(row._replace(model=state), dreamed, frame.image)
 
     def observe(
         self, params: Params, state: PyTree, step: Step, key: Array

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from reverie.evaluation import returns
+from reverie.evaluation import results
 
 pytest.importorskip('matplotlib')
 SCRIPT = pathlib.Path(__file__).parents[2] / 'results' / 'plot.py'
@@ -23,7 +23,7 @@ def plot():
 
 
 def save(folder, game, own, preset='dreamer4', env_frames=1, curve=None, **more):
-    record = returns.record(
+    record = results.record(
         preset=preset,
         env=f'minatar/{game}',
         command='reverie train',
@@ -35,7 +35,7 @@ def save(folder, game, own, preset='dreamer4', env_frames=1, curve=None, **more)
         scores={'random': [0.0, 0.0], 'imagination': own, **more},
         curve=curve,
     )
-    returns.save(folder / preset / f'minatar_{game}.json', record)
+    results.save(folder / preset / f'minatar_{game}.json', record)
 
 
 def test_a_preset_gets_its_plots_and_the_iqm_over_games_and_seeds(plot, tmp_path, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from reverie.evaluation import returns
+from reverie.evaluation import results, returns
 from reverie.evaluation.returns import RandomActor, evaluate, evaluate_seeds
 from reverie.types import ActionSpace, EnvSpec, Step
 
@@ -172,12 +172,12 @@ def record(**changes):
         seconds=1.5,
         scores=scores,
     )
-    return returns.record(**(given | changes))
+    return results.record(**(given | changes))
 
 
 def test_a_record_is_written_and_read_back(tmp_path):
     saved = record()
-    path = returns.save(tmp_path / 'dreamer4' / 'minatar_breakout.json', saved)
+    path = results.save(tmp_path / 'dreamer4' / 'minatar_breakout.json', saved)
     assert json.loads(path.read_text()) == saved and [p.name for p in path.parent.iterdir()] == [
         path.name
     ]
@@ -216,10 +216,10 @@ def test_a_given_reference_replaces_the_ppo_of_the_run():
 
 
 def test_a_number_that_is_not_finite_is_named_and_nothing_is_written(tmp_path):
-    path = returns.save(tmp_path / 'r.json', record())
+    path = results.save(tmp_path / 'r.json', record())
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r'score\.imagination\.per_seed\[0\]\[1\] is nan'):
-        returns.save(path, record(scores={'imagination': [1.0, float('nan')], 'random': [0.0]}))
+        results.save(path, record(scores={'imagination': [1.0, float('nan')], 'random': [0.0]}))
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -228,4 +228,4 @@ def test_the_commit_falls_back_to_the_version_outside_a_checkout(monkeypatch):
         raise FileNotFoundError('git')
 
     monkeypatch.setattr(subprocess, 'run', no_git)
-    assert returns.commit_name() == f'v{returns.reverie.__version__}'
+    assert results.commit_name() == f'v{results.reverie.__version__}'

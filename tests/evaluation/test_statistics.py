@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from reverie.evaluation import returns
+from reverie.evaluation import results
 from reverie.evaluation.statistics import (
     derive,
     difference,
@@ -220,7 +220,7 @@ def record():
         'wm_bc': runs(3),
         'imagination': {'sampled': runs(3), 'greedy': runs(3, seed=2)},
     }
-    return returns.record(
+    return results.record(
         preset='dreamer4',
         env='minatar/breakout',
         command='reverie train',

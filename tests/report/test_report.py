@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reverie import report
-from reverie.evaluation import returns
+from reverie.evaluation import results
 from reverie.report.attention import attended_steps, heat
 from reverie.report.charts import Line, curves, ticks
 from reverie.text import number
@@ -102,7 +102,7 @@ def write_run(folder, env='minatar/breakout', parts=('metrics', 'scores', 'sampl
             'sampled': [[7.0, 8.5], [6.0, 7.5]],
             'greedy': [[8.0, 8.0], [9.0, 9.3]],
         }
-        record = returns.record(
+        record = results.record(
             preset='dreamer4',
             env=env,
             command=config['command'],
@@ -112,7 +112,7 @@ def write_run(folder, env='minatar/breakout', parts=('metrics', 'scores', 'sampl
             seconds=61.0,
             scores=outs,
         )
-        returns.save(folder / 'scores.json', record)
+        results.save(folder / 'scores.json', record)
     if 'samples' in parts:
         np.savez(folder / 'samples.npz', **samples(channels=channels))
     return folder
@@ -164,7 +164,7 @@ def test_the_page_heals_old_intervals_and_compares_read_outs_seed_by_seed(tmp_pa
 
 
 def test_one_episode_of_one_seed_has_a_score_and_no_interval(tmp_path):
-    scores = returns.record(
+    scores = results.record(
         preset='a',
         env='e',
         command='c',
@@ -174,7 +174,7 @@ def test_one_episode_of_one_seed_has_a_score_and_no_interval(tmp_path):
         seconds=1.0,
         scores={'agent': [4.0]},
     )
-    returns.save(write_run(tmp_path) / 'scores.json', scores)
+    results.save(write_run(tmp_path) / 'scores.json', scores)
     page = report.write(tmp_path).read_text()
     assert '(no interval; 1 episodes)' in page and '>none, n = 1<' in page
 

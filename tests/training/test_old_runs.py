@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from reverie.commands.experiment import describe
-from reverie.evaluation.returns import provenance
+from reverie.evaluation.results import provenance
 from reverie.report import page
 from reverie.training import checkpoint, metrics, runner, warm
 

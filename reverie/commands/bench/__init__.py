@@ -36,7 +36,7 @@ class Bench:
 
 def run(args: Bench) -> None:
     """Measure, print the record, and write it if a file is given."""
-    from reverie.evaluation.returns import save
+    from reverie.evaluation.results import save
 
     if args.what == 'fps':
         from reverie.commands.bench import fps

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
-from reverie.evaluation.returns import provenance
+from reverie.evaluation.results import provenance
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
 from reverie.nn.attention import Kernel, chosen

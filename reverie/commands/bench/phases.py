@@ -14,7 +14,7 @@ from reverie.agents import registry
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.data.sources import Dataset
 from reverie.envs import device
-from reverie.evaluation.returns import provenance
+from reverie.evaluation.results import provenance
 from reverie.models.encoders import kind
 from reverie.models.shortcut import ShortcutModel
 from reverie.nn.core import count

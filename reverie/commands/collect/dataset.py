@@ -15,7 +15,8 @@ from reverie.agents.ppo import PPO, PPOConfig, PPOResult, train
 from reverie.commands.collect.players import PARTS, check_kind, collect, players, snapshot_arrays
 from reverie.data.episodes import Writer
 from reverie.envs.device import make
-from reverie.evaluation.returns import RandomActor, Scores, evaluate, provenance
+from reverie.evaluation.results import provenance
+from reverie.evaluation.returns import RandomActor, Scores, evaluate
 from reverie.types import Env, UserError
 
 SNAPSHOTS = 'ppo.npz'  # beside the manifest

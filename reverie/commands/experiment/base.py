@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from reverie.agents import registry
-from reverie.evaluation import returns, statistics, tables, trust
+from reverie.evaluation import results, returns, statistics, tables, trust
 from reverie.report import write
 from reverie.training import metrics, runner, warm
 from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
@@ -76,7 +76,7 @@ class Experiment(abc.ABC):
         return {
             'preset': self.preset,
             'command': self.command,
-            **returns.provenance(),
+            **results.provenance(),
             'env': self.env_name,
             **self.facts,
             'channels': list(spec.channels),
@@ -195,7 +195,7 @@ class Experiment(abc.ABC):
                 say(line)
         log = metrics.read(folder / 'metrics.jsonl')
         saved = json.loads((folder / 'config.json').read_text())
-        record = returns.record(
+        record = results.record(
             preset=self.preset,
             env=self.env_name,
             command=self.command,
@@ -213,7 +213,7 @@ class Experiment(abc.ABC):
                 if figure:
                     say(f'eval  {row.name}, {mode}: {tables.text(figure)}')
         for path in paths:
-            returns.save(path, record)
+            results.save(path, record)
         return record
 
     def _scores(

@@ -13,7 +13,7 @@ import numpy as np
 
 from reverie.commands.doctor import matmul_tflops
 from reverie.commands.play.setup import open_session, resolve_play
-from reverie.evaluation.returns import device_name
+from reverie.evaluation.results import device_name
 from reverie.nn.core import count
 from reverie.serve.engine import Engine
 from reverie.serve.estimate import flops
