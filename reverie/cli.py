@@ -60,7 +60,7 @@ def requeued() -> Iterator[None]:
     requeues it.
 
     Half-written files are removed and worker processes end. Training saves first, see
-    `training.runner`.
+    `training.signals`.
     """
 
     def leave(number: int, frame: Any) -> None:

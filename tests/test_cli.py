@@ -25,7 +25,7 @@ from reverie.commands.collect import dataset
 from reverie.commands.experiment import SAFE, Recorded
 from reverie.data import Episodes
 from reverie.evaluation import returns
-from reverie.training import checkpoint, runner
+from reverie.training import checkpoint, run_folder
 from reverie.types import OutOfMemoryError, UserError
 
 CACHE = pathlib.Path(__file__).parent.parent / '.jax_cache'
@@ -355,9 +355,9 @@ def test_keys_that_say_where_and_how_may_change_when_a_run_continues(run, tmp_pa
     saved = json.loads((run / 'config.json').read_text())
     for key in SAFE:
         (tmp_path / 'config.json').write_text(json.dumps(saved))
-        runner.check_run_config(tmp_path, {**saved, key: 'other'}, SAFE)
+        run_folder.check_run_config(tmp_path, {**saved, key: 'other'}, SAFE)
     with pytest.raises(UserError, match='label_fraction: saved'):
-        runner.check_run_config(tmp_path, {**saved, 'label_fraction': 0.5}, SAFE)
+        run_folder.check_run_config(tmp_path, {**saved, 'label_fraction': 0.5}, SAFE)
 
 
 def test_help_names_every_command(capsys, monkeypatch):

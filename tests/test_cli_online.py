@@ -16,7 +16,8 @@ import pytest
 from reverie.agents import registry
 from reverie.commands.experiment import Recorded, played
 from reverie.data import Episodes
-from reverie.training import checkpoint, runner, warm
+from reverie.training import checkpoint, run_folder, warm
+from reverie.training.run import run as train
 from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, reverie
 
@@ -114,7 +115,7 @@ def test_a_second_agent_begins_with_the_world_model_of_the_first(run, tmp_path):
         seeds=2,
         env_frames=600,
     )
-    config = runner.fingerprint(begin.agent.phases, begin.describe(), 0, 2)
+    config = run_folder.fingerprint(begin.agent.phases, begin.describe(), 0, 2)
     world = ('encoder', 'dynamics', 'decoder', 'reward', 'cont')
     start = warm.plan(warm.Init(run, groups=world), begin.agent, config)
     fresh = {'policy': np.zeros(2), 'encoder': np.zeros(2)}
@@ -159,7 +160,7 @@ def test_dreamer_4_trains_on_what_was_played(run, tmp_path):
     assert episodes.frames <= 2 * 600 and set(episodes.returns()) == {'seed0', 'seed1'}
     config = registry.get('dreamer4_debug')
     recorded = Recorded('dreamer4_debug', config, 'minatar/breakout', data=run / 'played')
-    runner.run(Beginning(recorded.agent), recorded.source, tmp_path / 'd4')
+    train(Beginning(recorded.agent), recorded.source, tmp_path / 'd4')
     lines = [
         json.loads(line) for line in (tmp_path / 'd4' / 'metrics.jsonl').read_text().splitlines()
     ]

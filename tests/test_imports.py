@@ -27,7 +27,7 @@ ALLOWED = {
     'envs': set(),
     'training': {'data', 'envs'},
     'evaluation': {'envs', 'data'},
-    'report': {'evaluation', 'data', 'envs'},
+    'report': {'evaluation', 'data', 'envs', 'training.legacy'},
     'commands': EVERYTHING - {'cli'},
     'serve': {'data', 'envs', 'evaluation'},
     'cli': EVERYTHING,

@@ -11,7 +11,7 @@ import pytest
 from reverie.agents import registry
 from reverie.evaluation.openloop import open_loop
 from reverie.evaluation.returns import evaluate
-from reverie.training import runner
+from reverie.training.run import run
 from tests.probes import Counter, RandomPlay
 
 
@@ -47,7 +47,7 @@ def trained(request, tmp_path_factory):
     env = Counter(request.param)
     agent = registry.make(config(), env.spec)
     agent.phases = agent.phases[:-1]  # not the baseline without a world model
-    params = runner.run(
+    params = run(
         agent,
         RandomPlay(env),
         tmp_path_factory.mktemp('run'),

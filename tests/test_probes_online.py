@@ -13,8 +13,8 @@ from reverie.agents.dreamer.config import Adams, LaProp
 from reverie.envs.device import TimeLimit
 from reverie.envs.memory import Cue
 from reverie.evaluation.returns import evaluate
-from reverie.training import runner
 from reverie.training.online import CollectConfig, Online
+from reverie.training.run import run
 from reverie.types import UserError
 from tests.probes import Counter, Match
 from tests.small import shrink
@@ -49,7 +49,7 @@ def played(cfg, env, folder, steps=STEPS):
         agent.explorer,
         CollectConfig(r.envs, r.capacity, r.ratio, r.prefill, r.random_prefill, context=r.context),
     )
-    params = runner.run(agent, source, folder, updates_per_call=100, checkpoint_every_s=1e9)
+    params = run(agent, source, folder, updates_per_call=100, checkpoint_every_s=1e9)
     readout = agent.readouts['agent']
     params = readout.params(jax.tree.map(lambda x: x[0], params))
     play = lambda greedy: evaluate(

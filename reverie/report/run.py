@@ -11,7 +11,7 @@ import numpy as np
 
 from reverie.envs import device
 from reverie.evaluation.statistics import recompute
-from reverie.types import UserError
+from reverie.training.legacy import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunFiles:
 def read(folder: str | os.PathLike[str]) -> RunFiles:
     """Read what there is of a run. Raises UserError if `folder` is not a run."""
     folder = pathlib.Path(folder)
-    config = _config(folder)
+    config = read_config(folder)
     notes: dict[str, str] = {}
     found: dict[str, Any] = {}
     readers = {'metrics.jsonl': _metrics, 'scores.json': _scores, 'samples.npz': _samples}
@@ -51,23 +51,6 @@ def read(folder: str | os.PathLike[str]) -> RunFiles:
 
 def _json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding='utf-8'))
-
-
-def _config(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / 'config.json'
-    try:
-        config = _json(path)
-    except OSError as error:
-        raise UserError(
-            f'report: {folder} is not a run folder, expected a config.json in it'
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f'report: {path} is not readable JSON, expected the config of a run'
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(f'report: {path} holds a {type(config).__name__}, expected an object')
-    return config
 
 
 def _metrics(path: pathlib.Path, notes: dict[str, str]) -> dict[str, dict[int, dict[str, Any]]]:

@@ -1,9 +1,11 @@
-"""Names that changed since runs were written: configurations of older runs, in the words of today."""
+"""Configs and checkpoints of older versions, in the words of this one."""
 
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from reverie.types import UserError
+from reverie.errors import UserError
 
 # Key of a dictionary, as its path ends -> the new key. The first that fits counts, so longer paths
 # come first.
@@ -17,32 +19,46 @@ RENAMED = {
     'relevant_at_context': 'clean_bc_rows',
     'isolated': 'single_image_rate',
 }
-
-
 # Phase and parameter group of Dreamer 4 in version 1, an agent of its own since (`agents.bc`).
 GONE = 'bc'
 
 
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Return config.json of a run of any version, in the keys of this one; values are as they were.
+
+    Raises UserError if there is none, or it is not a JSON object.
+    """
+    path = folder / 'config.json'
+    if not path.exists():
+        raise UserError(f'{folder} is not a run folder, expected a config.json in it')
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}: {error}); expected the config of a run'
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f'{path} holds a {type(config).__name__}, expected the config of a run')
+    return modernise(config)
+
+
 def modernise(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a run of any version, with the keys of this one; values are left as they are."""
-
-    def renamed(tree: Any, path: str) -> Any:
-        if not isinstance(tree, Mapping):
-            return tree
-        return {_key(f'{path}.{k}', k): renamed(x, f'{path}.{k}') for k, x in tree.items()}
-
-    new = {
-        key: renamed(value, 'config') if key == 'config' else value for key, value in config.items()
-    }
+    """Return config.json with the keys under `config` renamed, groups in order, and without what is
+    gone.
+    """
+    new = {k: _renamed(x, k) if k == 'config' else x for k, x in config.items()}
     if f'{GONE}_phase' in new.get('config', {}):
         new['config'] = {k: x for k, x in new['config'].items() if k != f'{GONE}_phase'}
         new['phases'] = {k: x for k, x in new.get('phases', {}).items() if k != GONE}
+    outline = new.get('phases')
+    if isinstance(outline, Mapping):
+        new['phases'] = {name: _in_order(phase) for name, phase in outline.items()}
     return new
 
 
 def modernise_meta(meta: dict[str, Any], step: Any) -> dict[str, Any]:
-    """meta.json of a checkpoint of any version: the end of a phase that is gone is that of the
-    phase before it.
+    """Return meta.json of a checkpoint with the end of a phase that is gone as that of the phase
+    before it.
 
     Raises UserError inside such a phase.
     """
@@ -58,8 +74,21 @@ def modernise_meta(meta: dict[str, Any], step: Any) -> dict[str, Any]:
 
 
 def gone_groups(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> set[str]:
-    """Parameter groups of a checkpoint that no agent has any more."""
+    """Return the parameter groups of a checkpoint that no agent has any more."""
     return {GONE} & (set(saved) - set(expected))
+
+
+def _in_order(phase: Any) -> Any:
+    """Return a phase's outline with its groups sorted; their order means nothing."""
+    if not isinstance(phase, Mapping) or 'trains' not in phase:
+        return phase
+    return {**phase, 'trains': sorted(phase['trains'])}
+
+
+def _renamed(tree: Any, at: str) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {_key(f'{at}.{name}', name): _renamed(x, f'{at}.{name}') for name, x in tree.items()}
 
 
 def _key(path: str, key: str) -> str:

@@ -8,7 +8,6 @@ to the first run is in every run.
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
 from reverie.training import checkpoint
-from reverie.training.legacy import modernise
+from reverie.training.legacy import read_config
 from reverie.training.state import TrainState
 from reverie.types import Agent, Params, Phase, UserError
 
@@ -198,12 +197,10 @@ def remembered(folder: pathlib.Path, init: Init | None) -> dict[str, Any] | None
 
     Raises UserError if the run was begun in another way than is asked for now.
     """
-    path = folder / 'config.json'
-    try:
-        saved = json.loads(path.read_text()).get('from') if path.exists() else None
-    except ValueError:  # `runner.check_run_config` says it
+    if not (folder / 'config.json').exists():
         return None
-    if not path.exists() or not (saved or init):
+    saved = read_config(folder).get('from')
+    if not (saved or init):
         return None
     if (
         saved is None
@@ -328,7 +325,7 @@ def _open(run: pathlib.Path) -> tuple[dict[str, Any], list[Saved]]:
     if not path.exists():
         raise UserError(f'--from {run}: not a run folder, expected a config.json in it')
     try:
-        config = modernise(json.loads(path.read_text()))
+        config = read_config(run)
         names, given = tuple(config['phases']), tuple((config.get('from') or {}).get('phases', ()))
         saved = [
             Saved(p, checkpoint.meta_of(p), names, given)

@@ -247,7 +247,7 @@ def test_a_folder_that_is_no_run_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match=r'not a run folder, expected a config\.json'):
         report.write(tmp_path)
     (tmp_path / 'config.json').write_text('[')
-    with pytest.raises(UserError, match='not readable JSON'):
+    with pytest.raises(UserError, match=r'config\.json cannot be read'):
         report.write(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ['config.json']
 

@@ -14,7 +14,7 @@ import pytest
 from test_runner import leaves, same, train
 from toy_agent import BATCH, LENGTH, Table, model_loss, poisoned, table, toy
 
-from reverie.training import checkpoint, faults, metrics, runner, state
+from reverie.training import checkpoint, faults, metrics, signals, state
 from reverie.types import OutOfMemoryError, UserError
 
 
@@ -202,4 +202,4 @@ def test_a_clock_that_goes_backwards_changes_nothing(whole, tmp_path, monkeypatc
     for age, step in enumerate(checkpoint.steps(tmp_path / 'checkpoints')):
         os.utime(step, (10**6 - age, 10**6 - age))  # the newest looks oldest
     assert checkpoint.load(tmp_path)[1]['gradient_steps'] == 30
-    assert runner.EXIT[signal.SIGTERM] == 75
+    assert signals.EXIT[signal.SIGTERM] == 75

@@ -16,8 +16,8 @@ import pytest
 
 from reverie.commands.experiment import describe
 from reverie.evaluation.results import provenance
-from reverie.report import page
-from reverie.training import checkpoint, metrics, runner, warm
+from reverie.report.run import read
+from reverie.training import checkpoint, metrics, run_folder, warm
 
 RUNS = pathlib.Path(__file__).parents[1] / 'golden' / 'runs-1.tar.xz'
 
@@ -53,7 +53,7 @@ def check(folder, steps):
         '/'.join(str(checkpoint.key_name(k)) for k in path): np.asarray(x)
         for path, x in jax.tree_util.tree_leaves_with_path(params)
     }
-    config = page.read(folder).config
+    config = read(folder).config
     told = provenance()
     same = all(config[name] == told[name] for name in ('device', 'versions'))
     with np.load(folder / 'expected.npz', allow_pickle=False) as expected:
@@ -90,6 +90,6 @@ def test_an_old_dreamer4_goes_on_in_the_middle_of_its_dynamics(old, monkeypatch)
 def test_phases_of_an_old_run_can_be_taken(old):
     experiment = opened(old / 'dreamer4')
     agent = experiment.agent
-    config = runner.fingerprint(agent.phases, experiment.describe(), 0, 1)
+    config = run_folder.fingerprint(agent.phases, experiment.describe(), 0, 1)
     start = warm.plan(warm.Init(old / 'dreamer4', ('tokenizer',)), agent, config)
     assert set(start.found) == {'encoder', 'decoder'} and not start.record['differs']

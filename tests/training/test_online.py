@@ -17,7 +17,7 @@ from test_runner import leaves, same
 from reverie.data import Episodes
 from reverie.training import checkpoint, metrics, online, state
 from reverie.training.online import CollectConfig, Online, vector_steps
-from reverie.training.runner import run
+from reverie.training.run import run
 from reverie.training.update import make_program
 from reverie.types import ActionSpace, EnvSpec, Outcome, Phase, Step, UserError
 

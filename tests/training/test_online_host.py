@@ -13,7 +13,7 @@ from test_runner import leaves, same
 from reverie.data import Episodes
 from reverie.training import metrics, online_host
 from reverie.training.online_host import OnlineHost
-from reverie.training.runner import run
+from reverie.training.run import run
 from reverie.types import Step, UserError
 
 

@@ -15,7 +15,9 @@ import pytest
 from toy_agent import Stream, Table, main, model_loss, poisoned, toy
 
 from reverie.training import checkpoint, metrics
-from reverie.training.runner import check_run_config, flatten, run
+from reverie.training.checkpoint import flatten
+from reverie.training.run import run
+from reverie.training.run_folder import check_run_config
 from reverie.types import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -292,7 +294,7 @@ DEVICES = """
 import sys, json, jax, numpy as np
 from toy_agent import Table, toy
 from reverie.training import metrics
-from reverie.training.runner import run
+from reverie.training.run import run
 from reverie.training.state import make_mesh
 from reverie.types import UserError
 folder, losses = sys.argv[1], []

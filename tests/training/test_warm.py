@@ -13,7 +13,7 @@ import pytest
 from toy_agent import Stream, Table, head_loss, toy
 
 from reverie.training import checkpoint, metrics, warm
-from reverie.training.runner import run
+from reverie.training.run import run
 from reverie.training.warm import Init
 from reverie.types import Phase, UserError
 

@@ -133,7 +133,7 @@ def poisoned(first: int, last: int):
 
 def main(folder: str, checkpoint_every_s: float = 0.0):
     """A run for tests that kill it: checkpoints after every call."""
-    from reverie.training.runner import run
+    from reverie.training.run import run
 
     return run(
         toy((1000, 500)),

@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,11 @@ from jaxtyping import PRNGKeyArray
 from reverie.agents import registry
 from reverie.evaluation import results, returns, statistics, tables, trust
 from reverie.report import write
-from reverie.training import metrics, runner, warm
+from reverie.training import metrics, warm
+from reverie.training.legacy import read_config
+from reverie.training.loop import Scoring
+from reverie.training.run import run
+from reverie.training.run_folder import CADENCE
 from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
 
 Say = Callable[[str], None]
@@ -23,7 +26,7 @@ Say = Callable[[str], None]
 # Keys of config.json that may differ when a run continues: where and how, not what.
 SAFE = (
     'command', 'data', 'max_lost', 'export', 'score_every', 'score_episodes', 'device', 'date',
-    'commit', 'versions', *runner.CADENCE,
+    'commit', 'versions', *CADENCE,
 )  # fmt: skip
 
 
@@ -117,7 +120,7 @@ class Experiment(abc.ABC):
             sinks.append(metrics.TensorBoard(folder / 'tensorboard'))
         if wandb:
             sinks.append(metrics.WandB(folder, wandb, folder.name, self.describe()))
-        return runner.run(
+        return run(
             agent,
             self.source,
             folder,
@@ -135,7 +138,7 @@ class Experiment(abc.ABC):
         )
 
     @property
-    def scoring(self) -> runner.Scoring | None:
+    def scoring(self) -> Scoring | None:
         """Scores taken while the agent trains, if any."""
         return None
 
@@ -194,7 +197,7 @@ class Experiment(abc.ABC):
             for line in trust.lines(measured):
                 say(line)
         log = metrics.read(folder / 'metrics.jsonl')
-        saved = json.loads((folder / 'config.json').read_text())
+        saved = read_config(folder)
         record = results.record(
             preset=self.preset,
             env=self.env_name,

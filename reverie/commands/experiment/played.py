@@ -19,7 +19,7 @@ from reverie.envs import device
 from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
 from reverie.evaluation import returns
-from reverie.training import runner
+from reverie.training.loop import Scoring
 from reverie.training.online import CollectConfig, Online
 from reverie.training.online_host import OnlineHost
 from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
@@ -84,7 +84,7 @@ class Played(Experiment):
         return Online(self.env, self.agent.explorer, self.play, self.export, self.provenance)
 
     @property
-    def scoring(self) -> runner.Scoring | None:
+    def scoring(self) -> Scoring | None:
         """Sampled episodes of the first read-out, always begun with the same keys."""
         if not self.score_every:
             return None
@@ -101,7 +101,7 @@ class Played(Experiment):
             )
             return {'score/return': played.returns.mean(1), 'score/length': played.lengths.mean(1)}
 
-        return runner.Scoring(self.score_every, play)
+        return Scoring(self.score_every, play)
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A finished run read back: its experiment and its weights."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -12,17 +11,14 @@ from reverie.commands.experiment.base import Experiment
 from reverie.commands.experiment.played import played
 from reverie.commands.experiment.recorded import MAX_LOST, Recorded
 from reverie.training import checkpoint, legacy
-from reverie.training.legacy import modernise
+from reverie.training.legacy import read_config
 from reverie.types import Params, UserError
 
 
 def describe(folder: pathlib.Path) -> Experiment:
     """The experiment of a run folder; weights are not read. Raises UserError if it is no run."""
-    path = folder / 'config.json'
-    if not path.exists():
-        raise UserError(f'{folder} is not a run folder, expected a config.json in it')
+    saved = read_config(folder)
     try:
-        saved = modernise(json.loads(path.read_text()))
         config = restore(registry.get(saved['preset']), saved['config'])
         seeds = (saved['seed'], saved['seeds'])
         fields = (saved['preset'], config, saved['env'], *seeds, saved['command'])
@@ -32,9 +28,9 @@ def describe(folder: pathlib.Path) -> Experiment:
         return played(saved['env'])(
             *fields, options=saved['env_options'], env_frames=saved['env_frames']
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
-            f'{path} cannot be read ({type(error).__name__}: {error}); expected the config of a run'
+            f'{folder / "config.json"} cannot be read ({type(error).__name__}: {error}); expected the config of a run'
         ) from error
 
 

@@ -1,0 +1,63 @@
+"""Programs of phases, the next one compiled while one trains."""
+
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from reverie.training import faults, state
+from reverie.training.setup import TrainSetup
+from reverie.training.state import TrainState
+from reverie.training.update import Program, call_size, make_program
+
+
+class Compiler:
+    """Compiles the program of each phase once.
+
+    Where nothing is loaded from the host, the shapes of the next phase are known as soon as this
+    one trains, and its program is compiled beside it: on a processor only, which training leaves
+    idle now and then; on accelerators a compiler tries kernels out on the device that trains.
+    """
+
+    def __init__(self, setup: TrainSetup, updates_per_call: int, executor: Executor):
+        self.setup, self.executor = setup, executor
+        self.updates_per_call = updates_per_call
+        self.ahead: Future[tuple[Program, Any]] | None = None
+
+    def program(
+        self, index: int, train: TrainState, data: PyTree, loaded: PyTree, updates: int
+    ) -> Program:
+        """Return the program of a phase, compiled for such arguments.
+
+        Raises OutOfMemoryError if an update does not fit beside what is on the device.
+        """
+        if self.ahead is not None:
+            (program, compiled), self.ahead = self.ahead.result(), None
+        else:
+            program, compiled = self._compile(index, train, data, loaded, updates)
+        available = state.available_bytes(jax.devices()[0])
+        faults.check_fits(self.setup.phases[index], self.setup.seeds, compiled, available)
+        if loaded is None and jax.default_backend() == 'cpu':
+            self._compile_next(index + 1, data)
+        return program
+
+    def _compile(
+        self, index: int, train: TrainState, data: PyTree, loaded: PyTree, updates: int
+    ) -> tuple[Program, Any]:
+        """Return a phase's program and XLA's executable for such arguments, arrays or shapes."""
+        setup = self.setup
+        shardings = None if setup.mesh is None else state.train_sharding(setup.mesh, train)
+        program = make_program(setup.phases[index], setup.source, setup.mesh, shardings)
+        keys = setup.phase_keys(index)
+        return program, program.call.lower(train, data, loaded, keys, updates=updates).compile()
+
+    def _compile_next(self, index: int, data: PyTree) -> None:
+        """Start compiling the first phase from `index` on that is trained here, if it has steps."""
+        phases = self.setup.phases
+        while index < len(phases) and phases[index].name in self.setup.given:
+            index += 1
+        if index < len(phases) and phases[index].steps:
+            updates = call_size(phases[index].steps, self.updates_per_call)
+            expected = self.setup.expected(index)
+            self.ahead = self.executor.submit(self._compile, index, expected, data, None, updates)

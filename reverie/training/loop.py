@@ -1,0 +1,159 @@
+"""The training loop: fetch, update, log, save."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reverie.training import checkpoint, faults, state, warm
+from reverie.training.compilation import Compiler
+from reverie.training.metrics import Sink
+from reverie.training.progress import Call, PhaseLog
+from reverie.training.run_folder import Saver
+from reverie.training.setup import TrainSetup
+from reverie.training.state import TrainState
+from reverie.training.update import Program, call_size
+from reverie.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Scores while training, which go into the record of that update."""
+
+    every: int  # environment frames of one seed; taken after the call that passes a multiple
+    play: Callable[[Params], Mapping[str, np.ndarray]]  # params [seeds, ...] -> {name: [seeds]}
+
+
+class Position(NamedTuple):
+    """Where training goes on."""
+
+    phase: int  # number of the first that is left
+    params: Params  # [seeds, ...]
+    train: TrainState | None = None  # set in the middle of that phase
+    gradient_steps: int = 0
+    seconds: float = 0.0  # of training so far
+
+
+def restored(setup: TrainSetup, folder: pathlib.Path) -> Position | None:
+    """Restore the newest sound checkpoint of a run, the source included; None if there is none."""
+
+    def target(meta: checkpoint.Meta) -> tuple[Params, dict[str, Any]]:
+        rest = setup.expected(meta['phase_index'])._asdict()
+        rest['host'] = setup.source.arrays()  # NumPy, so that they are read into NumPy
+        return rest.pop('params'), rest
+
+    found = checkpoint.restore_latest(folder, target)
+    if found is None:
+        return None
+    params, rest, meta = found
+    setup.source.set_state(meta['source'])
+    train = None
+    if rest is not None:
+        setup.source.set_arrays(rest.pop('host'))
+        train = TrainState(params, **rest)
+    index, done = meta['phase_index'] + meta['complete'], meta['gradient_steps']
+    checkpoint.warn(
+        f'every phase is complete ({done} gradient steps)'
+        if index == len(setup.phases)
+        else f'resuming after {meta["phase"]}/{meta["step"]} ({done} gradient steps in all)'
+    )
+    return Position(index, params, train, done, meta['seconds'])
+
+
+def begun(setup: TrainSetup, start: warm.Start | None) -> Position:
+    """Begin a run with fresh weights, or where a warm start leaves off."""
+    params = setup.init()
+    if start is None:
+        return Position(0, params)
+    checkpoint.warn(start.line)
+    params, index, train = start.weights(params), start.first, None
+    if start.extends is not None:
+        if not {'dataset', 'label_fraction'} & set(start.record['differs']):
+            setup.source.set_state(start.extends.meta['source'])
+        train = start.resume(params, setup.expected(index), setup.phases[index])
+    return Position(index, params, train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """Trains the phases of a run, each by calls of its program of many updates."""
+
+    setup: TrainSetup
+    compiler: Compiler
+    saver: Saver
+    sinks: Sequence[Sink]
+    scoring: Scoring | None
+    log_every_s: float
+    updates_per_call: int
+    max_streak: int
+
+    def run(self, position: Position) -> Params:
+        """Train every phase that is left; return the parameters."""
+        setup, params, train = self.setup, position.params, position.train
+        for index in range(position.phase, len(setup.phases)):
+            phase = setup.phases[index]
+            if phase.name in setup.given:
+                self.saver.save(index, params, None, phase.steps)
+                continue
+            with faults.short_memory(phase, setup.seeds):
+                params = self.phase(index, setup.begin(index, params) if train is None else train)
+            train = None
+        return params
+
+    def phase(self, index: int, train: TrainState) -> Params:
+        """Train one phase to its end; return its parameters."""
+        setup, phase = self.setup, self.setup.phases[index]
+        step, size = int(train.step[0]), call_size(phase.steps, self.updates_per_call)
+        log, keys = self._log(index, step), setup.phase_keys(index)
+        program: Program | None = None
+        setup.source.set_params(train.params)
+        while step < phase.steps:
+            updates = min(size, phase.steps - step)
+            data, loaded = setup.fetch(phase, updates)
+            # The call takes the weights' buffers; the next `load`, which runs beside it, acts with
+            # a copy of them.
+            setup.source.set_params(train.params)
+            played = setup.source.metrics()
+            if program is None:
+                program = self.compiler.program(index, train, data, loaded, updates)
+            train, metrics, *rest = program.call(train, data, loaded, keys, updates=updates)
+            step += updates
+            compiled = len(program.compile_log)
+            log.push(Call(step, updates, compiled, {**metrics, **played}, *rest))
+            if self._score_due(index, step - updates, step):
+                assert self.scoring is not None
+                # Played now: the next call takes the weights' buffers.
+                log.flush(scores=self.scoring.play(train.params))
+            if self.saver.due and step < phase.steps:
+                log.flush()
+                self.saver.save(index, train.params, train, step)
+        log.flush(last=True)
+        return self._finish(index, train)
+
+    def _finish(self, index: int, train: TrainState) -> Params:
+        """Save the end of a phase; return its parameters, the mean of the weights if it keeps one."""
+        setup, phase = self.setup, self.setup.phases[index]
+        setup.source.finish(train.live)
+        params = train.params
+        if train.ema is not None:
+            # The weights lie where the mean was, so that the phase could go on with them.
+            params = {**train.params, **train.ema}
+            train = train._replace(ema=state.trained_groups(train.params, phase))
+        kept = self.saver.checkpoints.keep_phase_ends and not setup.source.plays
+        self.saver.save(index, params, train if kept else None, phase.steps)
+        return params
+
+    def _score_due(self, index: int, before: int, after: int) -> bool:
+        """Tell if the updates between passed a multiple of `scoring.every` frames."""
+        if self.scoring is None:
+            return False
+        passed = [self.setup.phase_frames(index, n) // self.scoring.every for n in (before, after)]
+        return passed[1] > passed[0]
+
+    def _log(self, index: int, step: int) -> PhaseLog:
+        folder = self.saver.checkpoints.folder.parent
+        monitor = faults.SkipMonitor(folder, self.setup.phases[index], self.max_streak)
+        clock = self.saver.clock
+        return PhaseLog(self.setup, index, step, monitor, self.sinks, clock, self.log_every_s)

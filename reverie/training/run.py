@@ -1,0 +1,121 @@
+"""Runs: every phase of an agent, logged, checkpointed, and resumed exactly where it was."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from reverie.training import checkpoint, warm
+from reverie.training.compilation import Compiler
+from reverie.training.loop import Loop, Scoring, begun, restored
+from reverie.training.metrics import Jsonl, Sink
+from reverie.training.progress import Clock
+from reverie.training.run_folder import CADENCE, Saver, check_run_config, fingerprint
+from reverie.training.setup import TrainSetup
+from reverie.training.signals import caught_signals
+from reverie.types import Agent, Params, Source, UserError
+
+
+def run(
+    agent: Agent,
+    source: Source,
+    folder: str | pathlib.Path,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    checkpoint_every_s: float = 300.0,
+    log_every_s: float = 5.0,
+    updates_per_call: int = 50,
+    sinks: Sequence[Sink] = (),
+    scoring: Scoring | None = None,
+    init: warm.Init | None = None,
+    config: Any = None,
+    safe: Sequence[str] = CADENCE,
+    max_streak: int = 10,
+    max_to_keep: int = 2,
+    keep_phase_ends: bool = False,
+    mesh: Mesh | None = None,
+) -> Params:
+    """Train every phase of `agent` for `seeds` seeds at once; return params, each leaf [seeds, ...].
+
+    source: a dataset, or environments with their replay, on the device or the host. Each phase
+        begins with new environments and an empty replay.
+    folder: holds config.json, metrics.jsonl and checkpoints/; the same call again continues where
+        it was, exactly (but for environments on the host, which start anew).
+    seed: seed i of the run trains with `seed + i`, just as it would alone.
+    updates_per_call: gradient steps between two looks at the clock and at signals.
+    sinks: besides metrics.jsonl, which is always written. They are closed at the end.
+    scoring: how the agent is scored along the way, if it is.
+    init: the run that finished phases or parameter groups are taken from, if any; the rest begins
+    fresh.
+    config: a dataclass or dict, saved; a folder made with another is refused unless the key is in
+        `safe` (dotted paths; 'optimiser' covers 'optimiser.learning_rate').
+    max_streak: non-finite updates in a row, of any seed, after which training stops.
+    keep_phase_ends: keep the checkpoint at the end of every phase, with the optimiser's state where
+        the source is a dataset, so that other runs can take the phase from here and train it on.
+
+    Raises UserError for another config, damaged checkpoints, or losses that stay non-finite
+    (nothing is saved then); the batch of a skipped update is left in faults/. Raises
+    OutOfMemoryError if an update does not fit. SIGTERM and Ctrl-C save first, then raise
+    SystemExit(75) and SystemExit(130).
+    """
+    folder = pathlib.Path(folder)
+    _check_arguments(agent, seeds, updates_per_call)
+    record, start = warm.remembered(folder, init), None
+    if init is not None and record is None:
+        start = warm.plan(init, agent, fingerprint(agent.phases, config, seed, seeds))
+        record = start.record
+    setup = TrainSetup(
+        agent=agent,
+        phases=warm.outline(agent.phases, record),
+        given=frozenset((record or {}).get('phases', ())),
+        source=source,
+        keys=jax.vmap(jax.random.split)(
+            jnp.stack([jax.random.key(seed + i) for i in range(seeds)])
+        ),
+        mesh=mesh,
+    )
+    checkpoints = checkpoint.CheckpointManager(folder / 'checkpoints', max_to_keep, keep_phase_ends)
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    config = fingerprint(setup.phases, config, seed, seeds, record)
+    check_run_config(folder, config, safe)
+    checkpoint.clean(checkpoints.folder)
+    log = Jsonl(folder / 'metrics.jsonl')
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        for sink in (log, *sinks):
+            stack.callback(sink.close)
+        signals = stack.enter_context(caught_signals())
+        executor = stack.enter_context(ThreadPoolExecutor(1, 'compiler'))
+        setup.check_source()
+        found = restored(setup, checkpoints.folder)
+        log.drop_after(found.gradient_steps if found else 0)
+        position = found or begun(setup, start)
+        clock = Clock(began - position.seconds)
+        loop = Loop(
+            setup=setup,
+            compiler=Compiler(setup, updates_per_call, executor),
+            saver=Saver(setup, checkpoints, config, clock, signals, checkpoint_every_s, began),
+            sinks=(log, *sinks),
+            scoring=scoring,
+            log_every_s=log_every_s,
+            updates_per_call=updates_per_call,
+            max_streak=max_streak,
+        )
+        return loop.run(position)
+
+
+def _check_arguments(agent: Agent, seeds: int, updates_per_call: int) -> None:
+    names = [phase.name for phase in agent.phases]
+    if len(set(names)) < len(names):
+        raise UserError(f'phase names must be unique, got {names}')
+    if seeds < 1 or updates_per_call < 1:
+        raise UserError(
+            f'seeds and updates_per_call must be at least 1, got {seeds} and {updates_per_call}'
+        )

@@ -1,0 +1,124 @@
+"""A run folder: config.json, which says what the run is, and its checkpoints.
+
+runs/dreamer4-breakout/
+  config.json     seeds, outline of the phases, and the run's own config
+  metrics.jsonl   a record every few seconds
+  checkpoints/    see `checkpoint`
+  faults/         batches of skipped updates, see `faults`
+"""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reverie.io import write_json
+from reverie.training import checkpoint, state
+from reverie.training.checkpoint import flatten
+from reverie.training.legacy import read_config
+from reverie.training.progress import Clock
+from reverie.training.setup import TrainSetup
+from reverie.training.signals import EXIT
+from reverie.training.state import TrainState
+from reverie.types import Params, Phase, UserError
+
+CADENCE = ('checkpoint_every_s', 'log_every_s')
+
+
+def fingerprint(
+    phases: Sequence[Phase],
+    config: Any,
+    seed: int,
+    seeds: int,
+    record: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return config.json: the config, the seeds, the outline of the phases, and the warm start that
+    `record` describes.
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    outline = {
+        p.name: dict(trains=sorted(p.trains), steps=p.steps, batch=p.batch, length=p.length)
+        for p in phases
+    }
+    value = {'seed': seed, 'seeds': seeds, 'phases': outline, **dict(config or {})}
+    value |= {'from': record} if record else {}
+    return json.loads(json.dumps(value, default=str))
+
+
+def check_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequence[str]) -> None:
+    """Save `config` in a run folder.
+
+    Raises UserError naming each differing key if the folder was made with another; keys in `safe`
+    (dotted paths) may differ.
+    """
+    path = folder / 'config.json'
+    if path.exists():
+        saved, given, missing = flatten(read_config(folder)), flatten(config), '(absent)'
+        differing = [
+            f'{key}: saved {saved.get(key, missing)!r}, given {given.get(key, missing)!r}'
+            for key in sorted(set(saved) | set(given))
+            if saved.get(key, missing) != given.get(key, missing)
+            and not any(key == s or key.startswith(f'{s}.') for s in safe)
+        ]
+        if differing:
+            raise UserError(
+                f'{folder} was made with another config; {"; ".join(differing)}; use another folder'
+            )
+    write_json(path, config)
+
+
+@dataclasses.dataclass
+class Saver:
+    """Saves checkpoints when they are due, and ends the process after one if a signal asks for it."""
+
+    setup: TrainSetup
+    checkpoints: checkpoint.CheckpointManager
+    config: dict[str, Any]
+    clock: Clock
+    signals: list[signal.Signals]
+    every_s: float
+    saved_at: float  # time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return bool(self.signals) or time.monotonic() - self.saved_at >= self.every_s
+
+    def save(self, index: int, params: Params, train: TrainState | None, step: int) -> None:
+        """Save a step of a phase; `train` may be None at the phase's end.
+
+        Raises UserError if a weight is not finite, and SystemExit if a signal was caught.
+        """
+        setup, phase = self.setup, self.setup.phases[index]
+        if not state.finite((params, train and train._replace(live=()))):
+            raise UserError(
+                f'phase {phase.name} step {step}: weights or optimiser are not finite; nothing was saved'
+            )
+        rest = None
+        if train is not None:
+            rest = train._asdict() | {'host': setup.source.arrays()}
+            rest.pop('params')
+        complete = step == phase.steps
+        meta: checkpoint.Meta = dict(
+            phase=phase.name,
+            phase_index=index,
+            step=step,
+            complete=complete,
+            gradient_steps=setup.gradient_steps(index, step),
+            env_frames=setup.env_frames(index, step),
+            seconds=self.clock.seconds,
+            seeds=setup.seeds,
+            config=self.config,
+            source=setup.source.get_state(),
+        )
+        last = bool(self.signals) or (complete and index == len(setup.phases) - 1)
+        self.checkpoints.save(meta['gradient_steps'], params, rest, meta, last=last)
+        self.saved_at = time.monotonic()
+        if self.signals:
+            checkpoint.warn(
+                f'{self.signals[0].name}: saved at {phase.name}/{step}; run the same command to continue'
+            )
+            raise SystemExit(EXIT[self.signals[0]])

@@ -1,0 +1,116 @@
+"""The fixed parts of a run, and the train states, shapes and counts that follow from them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
+
+from reverie.training import state
+from reverie.training.state import TrainState
+from reverie.types import Agent, Params, Phase, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSetup:
+    """What is trained, on what, and with which keys; phases are named by their index."""
+
+    agent: Agent
+    phases: tuple[Phase, ...]  # the agent's; those taken from another run have that run's sizes
+    given: frozenset[str]  # names of the phases taken from another run
+    source: Source
+    keys: Key[Array, 'seeds 2']  # for initialisation, for training
+    mesh: Mesh | None
+
+    @property
+    def seeds(self) -> int:
+        return self.keys.shape[0]
+
+    def check_source(self) -> None:
+        """Raise UserError if the source cannot feed every phase."""
+        for index, phase in enumerate(self.phases):
+            params = self._shapes(index).params
+            self.source.check(params, phase.batch, phase.length, self.seeds)
+
+    def init(self) -> Params:
+        """Return fresh params [seeds, ...], made seed by seed, so that each starts as it would
+        alone; not jitted, because it runs once.
+        """
+        each = [self.agent.init(key) for key in self.keys[:, 0]]
+        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    def begin(self, index: int, params: Params) -> TrainState:
+        """Return the state at the start of a phase, every leaf in its own buffer, laid out over the
+        mesh.
+        """
+        phase = self.phases[index]
+
+        def created(params: Params) -> TrainState:
+            return state.own_buffers(_created(phase, params))
+
+        train = jax.jit(jax.vmap(created))(params)
+        begin_source = jax.jit(jax.vmap(functools.partial(self._begin_source, phase)))
+        train = train._replace(live=begin_source(train.params, self.phase_keys(index)))
+        return jax.device_put(train, self._layout(train))
+
+    def expected(self, index: int) -> TrainState:
+        """Return the shapes [seeds, ...] and shardings of `begin`."""
+        train = self._shapes(index)
+        begin_source = functools.partial(self._begin_source, self.phases[index])
+        train = train._replace(live=jax.eval_shape(begin_source, train.params, self.keys[0, 0]))
+        train = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.seeds, *x.shape), x.dtype), train)
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            train, self._layout(train),
+        )  # fmt: skip
+
+    def phase_keys(self, index: int) -> Key[Array, ' seeds']:
+        """Return the keys that the updates of a phase are folded from."""
+        return jax.vmap(lambda key: jax.random.fold_in(key, index))(self.keys[:, 1])
+
+    def fetch(self, phase: Phase, updates: int) -> tuple[PyTree, PyTree]:
+        """Return (data, loaded) for the next updates, on every device of the mesh."""
+        loaded = self.source.load(updates, phase.batch, phase.length, self.seeds, phase.relevant)
+        if self.mesh is None:
+            return self.source.data, loaded
+        return jax.device_put((self.source.data, loaded), state.replicated(self.mesh))
+
+    def gradient_steps(self, index: int, step: int) -> int:
+        """Return the gradient steps of this phase and those before it."""
+        return sum(phase.steps for phase in self.phases[:index]) + step
+
+    def phase_frames(self, index: int, step: int) -> int:
+        """Return the frames that one seed has learnt from after `step` updates of a phase."""
+        phase = self.phases[index]
+        return self.source.env_frames(step, phase.batch, phase.length)
+
+    def env_frames(self, index: int, step: int) -> int:
+        """Return the frames of this phase and those before it."""
+        before = sum(self.phase_frames(i, p.steps) for i, p in enumerate(self.phases[:index]))
+        return before + self.phase_frames(index, step)
+
+    def _begin_source(self, phase: Phase, params: Params, key: PRNGKeyArray) -> PyTree:
+        """Traced: `live` of one seed; updates take the keys from 0 on, this the last one."""
+        key = jax.random.fold_in(key, 2**32 - 1)
+        return self.source.begin(params, key, phase.batch, phase.length)
+
+    def _layout(self, train: TrainState) -> PyTree:
+        """Return the sharding of each leaf [seeds, ...]."""
+        if self.mesh is None:
+            one = SingleDeviceSharding(jax.devices()[0])
+            return jax.tree.map(lambda x: one, train)
+        return state.train_sharding(self.mesh, train)
+
+    def _shapes(self, index: int) -> TrainState:
+        """Return the shapes of one seed's train state in a phase, without `live`."""
+        params = jax.eval_shape(self.agent.init, self.keys[0, 0])
+        for phase in self.phases[: index + 1]:
+            train = jax.eval_shape(functools.partial(_created, phase), params)
+            params = train.params
+        return train
+
+
+def _created(phase: Phase, params: Params) -> TrainState:
+    return state.create(phase.begin(params) if phase.begin else params, phase)
