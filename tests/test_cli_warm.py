@@ -190,10 +190,10 @@ def test_the_command_line_takes_a_model_killed_and_run_again_scores_and_reports(
     'extra, words',
     [
         (['--from', 'nowhere'], ['nowhere', 'not a run folder']),
-        (['--from', '{run}'], ['nothing is left to train', ':imagine, or train one on']),
+        (['--from', '{run}'], ['nothing is left to train', ':finetune, or train one on']),
         (
             ['--from', '{run}:imagin'],
-            ["'imagin' is unknown", 'tokenizer, dynamics, finetune, imagine, bc'],
+            ["'imagin' is unknown", 'tokenizer, dynamics, finetune, imagine'],
         ),
         (['--from', '{run}:finetune', '--seeds', 3], ['seeds [0, 1], not [2]']),
         (['--from', '{run}:finetune', '--config.bins', 31], ['bins is 63 there, 31 here']),
