@@ -5,8 +5,8 @@ keeps what was taken, from which checkpoints, and the other run's own entry, so 
 to the first run is in every run.
 """
 
-from reverie.training.warm.request import Init
 from reverie.training.warm.record import ancestors, outline, remembered, summary
+from reverie.training.warm.request import Init
 from reverie.training.warm.start import Start, plan
 
 __all__ = ['Init', 'Start', 'ancestors', 'outline', 'plan', 'remembered', 'summary']
