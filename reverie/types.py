@@ -18,7 +18,16 @@ never `is_terminal`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +38,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from reverie.errors import OutOfMemoryError as OutOfMemoryError
 from reverie.errors import UserError as UserError
 
+T = TypeVar('T')
 Params = dict[str, Any]
 Losses = dict[str, Array]
 
@@ -429,13 +439,16 @@ class Playable(Agent, Protocol):
         ...
 
 
-def sg(x: PyTree) -> PyTree:
-    """Stop-gradient."""
+def sg(x: T) -> T:
+    """Stop the gradient at a pytree."""
     return jax.lax.stop_gradient(x)
 
 
-def where_rows(mask: Bool[Array, ' N'], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
-    """`new` where the mask is true, `old` elsewhere."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
-    )
+def where_rows(mask: Bool[Array, ' N'], new: T, old: T) -> T:
+    """Take the rows of `new` where the mask is true, and those of `old` elsewhere."""
+
+    def leaf(new: Array, old: Array) -> Array:
+        return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    rows: T = jax.tree.map(leaf, new, old)
+    return rows

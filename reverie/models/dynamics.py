@@ -11,28 +11,29 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reverie.nn.attention import rope
-from reverie.nn.core import Linear
-from reverie.nn.transformer import BlockCausal, Cache, TransformerConfig
+from reverie.nn.core import Linear, embedding
+from reverie.nn.transformer import BlockCausal, Cache, KeysValues, TransformerConfig
 from reverie.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig:
-    """pack: latents that share one token (paper: 2). k_max: finest grid of signal levels, 1/k_max =
-    d_min.
-
-    sampling_steps: K, denoising steps of a frame (paper: 4). context_noise: how far the past is
-    corrupted (paper: 0.1). k_max and registers are not from the paper.
-    """
+    """Shape of the denoiser, and its sampling. `k_max` and `registers` are not from the paper."""
 
     pack: int = 2
+    """Latents that share one token (paper: 2)."""
     registers: int = 32
+    """Register tokens of a frame."""
     k_max: int = 64
+    """Signal levels of the finest grid: d_min = 1 / k_max; a power of two."""
     sampling_steps: int = 4
+    """Denoising steps K of a frame (paper: 4); a power of two."""
     context_noise: float = 0.1
+    """Share of noise in past frames while sampling (paper: 0.1)."""
     transformer: TransformerConfig = TransformerConfig()
+    """Shape of the transformer."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ('k_max', 'sampling_steps'):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
@@ -44,23 +45,23 @@ class DynamicsConfig:
 
     @property
     def finest(self) -> int:
-        """log2(k_max): the exponent e of the finest step size d = 2^-e."""
+        """Exponent e = log2(k_max) of the finest step size d = 2^-e."""
         return self.k_max.bit_length() - 1
 
     @property
     def context_level(self) -> int:
-        """Grid number of the context's signal level tau = 1 - context_noise; the noise given is the
-        one told.
+        """Grid number of the context's signal level tau = 1 - context_noise, rounded; noise is
+        added at this level, too.
         """
         return min(round((1 - self.context_noise) * self.k_max), self.k_max - 1)
 
 
 class Dynamics(nnx.Module):
-    """f(z~, tau, d, a): tokens of a frame are action, (tau, d), latents, registers and, when asked
-    for, the agent's.
+    """Denoiser f(z~, tau, d, a) over the tokens of a frame: action, (tau, d), latents, registers
+    and, when asked for, the agent token.
 
-    World tokens see each other except that the action's sees itself alone, so that its keys and
-    values are the same in all denoising steps; nothing sees the agent's token.
+    World tokens attend to each other, save the action's, which attends to itself alone: its keys
+    and values are the same in all denoising steps. Nothing attends to the agent token but itself.
     """
 
     def __init__(
@@ -73,13 +74,11 @@ class Dynamics(nnx.Module):
         self.world_tokens = 2 + self.tokens + cfg.registers
         self.embed = Linear(self.channels, width, dtype=dtype, rngs=rngs)
         self.action = Linear(actions, width, bias=False, dtype=dtype, rngs=rngs)
-        embedding = lambda *shape: nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
-        self.level = embedding(cfg.k_max, width - width // 2)
-        self.stride = embedding(cfg.finest + 1, width // 2)
-        self.slots = embedding(self.world_tokens + 1, width)
-        angles = rope(
-            np.arange(self.world_tokens + 1), cfg.transformer.head_dim, cfg.transformer.rope_base
-        )
+        self.level = embedding(rngs, cfg.k_max, width - width // 2)
+        self.stride = embedding(rngs, cfg.finest + 1, width // 2)
+        self.slots = embedding(rngs, self.world_tokens + 1, width)
+        slot = np.arange(self.world_tokens + 1)
+        angles = rope(slot, cfg.transformer.head_dim, cfg.transformer.rope_base)
         self.blocks = BlockCausal(cfg.transformer, angles, rngs=rngs)
         self.readout = Linear(width, self.channels, rngs=rngs)
         self.cfg = cfg
@@ -99,23 +98,22 @@ class Dynamics(nnx.Module):
         *,
         agent: bool = True,
         attention_maps: list[Array] | None = None,
-    ) -> tuple[Float[Array, 'B T Z c'], Float[Array, 'B T D'] | None, list]:
-        """-> (x-prediction, feat of the agent's token or None, keys and values written).
+    ) -> tuple[Float[Array, 'B T Z c'], Float[Array, 'B T D'] | None, KeysValues]:
+        """Return the x-prediction, feat of the agent token (None without `agent`), and keys and
+        values of the new frames.
 
-        level: tau in units of 1/k_max. stride: e of d = 2^-e. action: the one that led to the
-        frame, zeros if none; a row without labels has only the learned embedding of the action's
-        slot. looks: see `BlockCausal`.
+        signal_level: tau in units of 1/k_max. step_exponent: e of d = 2^-e. action: the one that
+        led to the frame, zeros if none; a row without labels has only the learned embedding of the
+        action's slot. attention_maps: see `BlockCausal`.
         """
         b, t = signal_level.shape
         x = self.embed(z)
         act = jnp.where(has_action[..., None], self.action(action), 0.0)
-        noise = jnp.concatenate(
-            [self.level[...][signal_level], self.stride[...][step_exponent]], -1
-        )
+        level, stride = self.level[...][signal_level], self.stride[...][step_exponent]
+        noise = jnp.concatenate([level, stride], -1)
         spare = jnp.zeros((b, t, self.cfg.registers + agent, x.shape[-1]), x.dtype)
-        x = jnp.concatenate(
-            [act[:, :, None].astype(x.dtype), noise[:, :, None].astype(x.dtype), x, spare], 2
-        )
+        first = [act[:, :, None].astype(x.dtype), noise[:, :, None].astype(x.dtype)]
+        x = jnp.concatenate([*first, x, spare], 2)
         x = x + self.slots[...][: self.world_tokens + agent].astype(x.dtype)
         slot = np.arange(self.world_tokens + agent)
         mask = (slot[None] < self.world_tokens) | (slot[:, None] == self.world_tokens)
@@ -125,7 +123,7 @@ class Dynamics(nnx.Module):
         return predicted, x[:, :, -1] if agent else None, written
 
     def noised(self, z: Float[Array, '*B'], key: PRNGKeyArray) -> Float[Array, '*B']:
-        """The context's corruption: signal tau = context_level / k_max, the rest noise."""
+        """Corrupt context frames: signal tau = context_level / k_max, the rest noise."""
         if self.cfg.context_noise == 0:
             return z
         tau = self.cfg.context_level / self.cfg.k_max

@@ -1,9 +1,9 @@
-"""From observations to an embedding, and from (h, z) back to laws over observations.
+"""Encoder of observations into an embedding, and decoder of (h, z) into distributions over them.
 
-An observation is an array or a dictionary of arrays. What each is follows from its shape: [h, w, c]
-is a small grid if no side exceeds GRID_SIDE and an image otherwise, [n] is a vector, [] a vector of
-one. Grids and vectors share an MLP, images of equal size share convolutions. Images and grids may
-be uint8 (0..255), bool or float (0..1).
+An observation is an array or a dictionary of arrays, whose kinds follow from their shapes:
+[h, w, c] is a small grid if no side exceeds GRID_SIDE and an image otherwise, [n] is a vector, [] a
+vector of one. Grids and vectors share an MLP, images of equal size share convolutions. Images and
+grids may be uint8 (0..255), bool or float (0..1).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.nn.core import MLP, Linear, Style
-from reverie.nn.dists import MSE, Bernoulli, Normal, Pixels, SymlogMSE, symlog, unit_range
+from reverie.nn.dists import MSE, PIXELS, Normal, Pixels, SymlogMSE, symlog, unit_range
 from reverie.nn.vision import PooledConv, StridedConv, reduce_bits
 from reverie.types import UserError
 
@@ -28,24 +28,27 @@ Kind = Literal['image', 'grid', 'vector']
 
 @dataclasses.dataclass(frozen=True)
 class ObsConfig:
-    """How observations are read and predicted.
-
-    conv: for images. units, layers: of the MLPs for grids and vectors. symlog: squash vectors, and
-    predict them with `SymlogMSE` (V3) instead of N(mean, 1). grid: law of a grid's cells. bits: how
-    many of an image's eight are kept, with noise below the last one (PlaNet: 5); None for the image
-    as it is.
-    """
+    """Networks that read and predict observations."""
 
     conv: PooledConv | StridedConv = PooledConv()
+    """Convolutions for images."""
     units: int = 1024
+    """Width of the MLPs for grids and vectors."""
     layers: int = 3
+    """Hidden layers of these MLPs."""
     symlog: bool = True
+    """Read vectors through symlog and predict them with `SymlogMSE` (V3), else with N(mean, 1)."""
     grid: Literal['mse', 'bernoulli'] = 'mse'
+    """Distribution of a grid's cells."""
     style: Style = Style()
+    """Form of every layer."""
     bits: int | None = None
+    """Bits kept of an image's eight, with noise below the last one (PlaNet: 5); None: all."""
 
     def prepare(self, obs: Any, shapes: Shape | Mapping[str, Shape], key: PRNGKeyArray) -> Any:
-        """What encoder and decoder take for an observation: images of fewer bits, if so configured."""
+        """Turn an observation into the input of the encoder and the target of the decoder: images
+        of fewer bits, if so configured.
+        """
         if self.bits is None:
             return obs
         if not isinstance(shapes, Mapping):
@@ -55,6 +58,7 @@ class ObsConfig:
 
 
 def kind(shape: Shape) -> Kind:
+    """Kind of an observation by its shape. Raises UserError for a shape that has none."""
     if len(shape) == 3:
         return 'grid' if max(shape[:2]) <= GRID_SIDE else 'image'
     if len(shape) <= 1:
@@ -63,13 +67,13 @@ def kind(shape: Shape) -> Kind:
 
 
 def sorted_shapes(shapes: Shape | Mapping[str, Shape]) -> dict[str, Shape]:
-    """By key, in sorted order; a single array is called 'obs'."""
+    """Sort shapes by key; a single array is called 'obs'."""
     named = dict(shapes) if isinstance(shapes, Mapping) else {'obs': tuple(shapes)}
     return {key: tuple(named[key]) for key in sorted(named)}
 
 
 def stacked(shapes: Mapping[str, Shape], keys: tuple[str, ...]) -> tuple[int, int, int]:
-    """Shape of the images laid on one another."""
+    """Shape of the images `keys` stacked along their channels. Raises UserError if sides differ."""
     sides = {shapes[key][:2] for key in keys}
     if len(sides) > 1:
         raise UserError(
@@ -80,9 +84,8 @@ def stacked(shapes: Mapping[str, Shape], keys: tuple[str, ...]) -> tuple[int, in
 
 
 class ObsEncoder(nnx.Module):
-    """Observations [*B, ...] -> embed [*B, E], E = `width`.
-
-    Images enter as x - 0.5, grids as 0..1.
+    """Encoder of observations [*B, ...] into embed [*B, E], E = `width`; images enter as x - 0.5,
+    grids as 0..1.
     """
 
     def __init__(self, cfg: ObsConfig, obs_shapes: Shape | Mapping[str, Shape], *, rngs: nnx.Rngs):
@@ -102,9 +105,8 @@ class ObsEncoder(nnx.Module):
         obs = obs if isinstance(obs, Mapping) else {'obs': obs}
         parts = []
         if self.flats:
-            parts.append(
-                self.flat(jnp.concatenate([self._flatten(key, obs[key]) for key in self.flats], -1))
-            )
+            flat = [self._flatten(key, obs[key]) for key in self.flats]
+            parts.append(self.flat(jnp.concatenate(flat, -1)))
         if self.images:
             x = jnp.concatenate([unit_range(obs[key]) for key in self.images], -1)
             parts.append(self.image(x - 0.5))
@@ -125,11 +127,11 @@ class ObsEncoder(nnx.Module):
 
 
 class ObsDecoder(nnx.Module):
-    """h [*B, D], z [*B, Z] -> {key: law}, or one law if the observation is one array; log_prob(obs)
-    -> [*B].
+    """Decoder of h [*B, D] and z [*B, Z] into {key: distribution}, or one distribution if the
+    observation is one array; log_prob(obs) is [*B].
 
-    Laws of images and grids live on [0, 1] and take what the environment gives; their mode is for
-    the eye.
+    Those of images and grids live on [0, 1] and take observations as the environment gives them;
+    their mode is for the eye.
     """
 
     def __init__(
@@ -149,9 +151,8 @@ class ObsDecoder(nnx.Module):
             self.flat = MLP(sum(inputs), cfg.units, cfg.layers, None, style=cfg.style, rngs=rngs)
             width, init = self.flat.width, cfg.style.init
             outputs = {key: math.prod(self.shapes[key]) for key in self.flats}
-            self.heads = nnx.Dict(
-                {key: Linear(width, n, init=init, rngs=rngs) for key, n in outputs.items()}
-            )
+            heads = {key: Linear(width, n, init=init, rngs=rngs) for key, n in outputs.items()}
+            self.heads = nnx.Dict(heads)
         if self.images:
             shape = stacked(self.shapes, self.images)
             self.image = cfg.conv.decoder(shape, inputs, cfg.units, cfg.style, rngs)
@@ -160,9 +161,8 @@ class ObsDecoder(nnx.Module):
         dists: dict[str, Any] = {}
         if self.flats:
             x = self.flat(jnp.concatenate([z, h], -1)).astype(jnp.float32)
-            dists |= {
-                key: self._flat_dist(self.shapes[key], self.heads[key](x)) for key in self.flats
-            }
+            for key in self.flats:
+                dists[key] = self._flat_dist(self.shapes[key], self.heads[key](x))
         if self.images:
             dists |= self._image_dists(self.image(h, z))
         return dists['obs'] if self.single else {key: dists[key] for key in self.shapes}
@@ -170,11 +170,11 @@ class ObsDecoder(nnx.Module):
     def _flat_dist(self, shape: Shape, out: Float[Array, '*B n']) -> Any:
         out, event = out.reshape(*out.shape[:-1], *shape), len(shape)
         if kind(shape) == 'grid':
-            return Pixels(MSE(out, event) if self.cfg.grid == 'mse' else Bernoulli(out, event))
+            return Pixels(PIXELS[self.cfg.grid](out, event))
         return SymlogMSE(out, event) if self.cfg.symlog else Normal(out, event=event)
 
     def _image_dists(self, dist: MSE | Normal) -> dict[str, Pixels]:
-        """Take the stacked images apart."""
+        """Split the distribution of stacked images by key."""
         dists, first = {}, 0
         for key in self.images:
             last = first + self.shapes[key][2]

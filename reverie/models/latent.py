@@ -1,4 +1,4 @@
-"""A latent dynamics with an encoder, a decoder and heads, as the four-method world model."""
+"""World model of four methods around a latent dynamics, an encoder, a decoder and heads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ class LatentModel:
         return self.dynamics.initial(batch)
 
     def embed(self, obs: Any, key: PRNGKeyArray) -> Float[Array, '*B E']:
-        """Embedding of observations, as the dynamics takes them."""
+        """Embed observations for the dynamics."""
         assert self.encoder is not None, 'observing takes an encoder'
         return self.encoder(self.encoder.prepare(obs, key))
 
@@ -46,9 +46,8 @@ class LatentModel:
         self, state: State, step: Step, key: PRNGKeyArray
     ) -> tuple[State, Float[Array, 'N F']]:
         """Infer the state that a real frame leads to."""
-        state, _, _ = self.dynamics.observe(
-            state, self.embed(step.obs, key), step.prev_action, step.is_first, key
-        )
+        embed = self.embed(step.obs, key)
+        state, _, _ = self.dynamics.observe(state, embed, step.prev_action, step.is_first, key)
         return state, self.dynamics.feat(state)
 
     def imagine(
@@ -60,22 +59,22 @@ class LatentModel:
         return state, Prediction(feat, self.reward(feat), self.cont(feat))
 
     def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T'] | None:
-        """How much each step of a window [B, T] attends to each step; None without attention."""
-        attend = getattr(self.dynamics, 'attention', None)
-        if attend is None:
+        """Attention weights of each step of a window [B, T] over the steps, None if the dynamics
+        does not attend.
+        """
+        if not hasattr(self.dynamics, 'attention'):
             return None
-        start = self.initial(len(step.is_first))
-        seen = self.dynamics.unroll(
-            start, self.embed(step.obs, key), step.prev_action, step.is_first, key
+        start, embed = self.initial(len(step.is_first)), self.embed(step.obs, key)
+        seen = self.dynamics.unroll(start, embed, step.prev_action, step.is_first, key)
+        weights: Array = self.dynamics.attention(
+            start, seen.state.z, step.prev_action, step.is_first
         )
-        return attend(start, seen.state.z, step.prev_action, step.is_first)
+        return weights
 
     def decode(self, state: State) -> Any:
-        """The likeliest observation of a state."""
+        """Likeliest observation of a state."""
         assert self.decoder is not None, 'decoding takes a decoder'
         dists = self.decoder(state)
-        return (
-            {key: dist.mode() for key, dist in dists.items()}
-            if isinstance(dists, dict)
-            else dists.mode()
-        )
+        if isinstance(dists, dict):
+            return {key: dist.mode() for key, dist in dists.items()}
+        return dists.mode()

@@ -1,9 +1,9 @@
 """Recurrent state-space models: PlaNet, Dreamer V1, V2 and V3 differ in the recurrence and in the
-latent's law.
+distribution of the latent.
 
-The state is (h, z): h = f(h, z, action) is deterministic; the prior p(z | h) dreams, the posterior
-q(z | h, embed) sees. Actions are those that led to a frame, so nothing shifts. Where `is_first`, h,
-z and the action are set to zero.
+The state is (h, z): h = f(h, z, action) is deterministic, z is drawn from the prior p(z | h) while
+imagining and from the posterior q(z | h, embed) while observing. Actions are those that led to a
+frame, so nothing shifts. Where `is_first`, h, z and the action are set to zero.
 """
 
 import dataclasses
@@ -19,16 +19,21 @@ from reverie.nn.core import MLP, BlockLinear, Dense, Linear, Style, blocked, unb
 from reverie.nn.dists import Normal, OneHots, unimix
 from reverie.types import UserError, sg
 
-CELLS = {'reset_after': ResetAfterGRU, 'reset_before': ResetBeforeGRU, 'layer_norm': LayerNormGRU}
+CELLS: dict[str, type[ResetAfterGRU | ResetBeforeGRU | LayerNormGRU]] = {
+    'reset_after': ResetAfterGRU, 'reset_before': ResetBeforeGRU, 'layer_norm': LayerNormGRU,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class CategoricalLatent:
-    """z is `groups` one-hots of `classes`, straight-through; Dreamer V2, and V3 with unimix 0.01."""
+    """Latent z of several one-hots, straight-through; Dreamer V2 and V3."""
 
     groups: int = 32
+    """One-hots of z."""
     classes: int = 32
+    """Classes of a one-hot."""
     unimix: float = 0.0
+    """Share of the uniform distribution that is mixed in; V3: 0.01."""
 
     @property
     def size(self) -> int:
@@ -37,7 +42,7 @@ class CategoricalLatent:
 
     @property
     def outputs(self) -> int:
-        """Numbers a network puts out for the law."""
+        """Numbers a network puts out for the distribution."""
         return self.size
 
     def __call__(self, out: Float[Array, '*B outs']) -> OneHots:
@@ -45,8 +50,8 @@ class CategoricalLatent:
         return OneHots(unimix(logits, self.unimix))
 
     def pack(self, z: Float[Array, '*B Z']) -> Array:
-        """z as small integers [*B, groups]: the class counted from 1, 0 where all are zero (no
-        state yet).
+        """Store z as small integers [*B, groups]: the class counted from 1, 0 where all are zero
+        (no state yet).
         """
         z = z.reshape(*z.shape[:-1], self.groups, self.classes)
         index = jnp.where(z.max(-1) > 0.5, jnp.argmax(z, -1) + 1, 0)
@@ -59,13 +64,16 @@ class CategoricalLatent:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianLatent:
-    """z is a diagonal Gaussian, std = softplus(s) + min_std; PlaNet, Dreamer V1."""
+    """Latent z from a diagonal Gaussian with std = softplus(s) + min_std; PlaNet, Dreamer V1."""
 
     size: int = 30
+    """Width of z."""
     min_std: float = 0.1
+    """Added to the deviation."""
 
     @property
     def outputs(self) -> int:
+        """Numbers a network puts out for the distribution."""
         return 2 * self.size
 
     def __call__(self, out: Float[Array, '*B outs']) -> Normal:
@@ -81,11 +89,12 @@ class GaussianLatent:
 
 @dataclasses.dataclass(frozen=True)
 class BlockGRU:
-    """Dreamer V3's recurrence: a GRU with block-diagonal kernels behind one shared projection of
+    """Recurrence of Dreamer V3: a GRU with block-diagonal kernels behind one shared projection of
     (h, z, action).
     """
 
     blocks: int = 8
+    """Blocks of the kernels; must divide `deter`."""
 
     def build(self, cfg: 'RSSMConfig', actions: int, rngs: nnx.Rngs) -> nnx.Module:
         if cfg.deter % self.blocks:
@@ -95,10 +104,10 @@ class BlockGRU:
 
 @dataclasses.dataclass(frozen=True)
 class GRU:
-    """One layer over [z, action], then a GRU cell; `cell` is PlaNet's 'reset_before', V1's
-    'reset_after' or V2's 'layer_norm'."""
+    """Recurrence of PlaNet, Dreamer V1 and V2: one layer over [z, action], then a GRU cell."""
 
     cell: Literal['reset_before', 'reset_after', 'layer_norm'] = 'reset_after'
+    """Cell of PlaNet, of V1, and of V2, in this order."""
 
     def build(self, cfg: 'RSSMConfig', actions: int, rngs: nnx.Rngs) -> nnx.Module:
         return GRUCore(cfg, self.cell, actions, rngs)
@@ -106,16 +115,24 @@ class GRU:
 
 @dataclasses.dataclass(frozen=True)
 class RSSMConfig:
-    """Shape of an RSSM. `feat`: order of h and z in the features; `post_layers` may not be 0."""
+    """Shape of an RSSM."""
 
     deter: int = 512
+    """Width of h."""
     hidden: int = 64
+    """Width of the layers around the recurrence, of the prior and of the posterior."""
     latent: CategoricalLatent | GaussianLatent = CategoricalLatent(32, 4, 0.01)
+    """Distribution of z."""
     core: BlockGRU | GRU = BlockGRU(8)
+    """Recurrence of h."""
     prior_layers: int = 2
+    """Hidden layers of the prior p(z | h)."""
     post_layers: int = 1
+    """Hidden layers of the posterior q(z | h, embed), at least 1."""
     feat: Literal['hz', 'zh'] = 'hz'
+    """Order of h and z in the features."""
     style: Style = Style()
+    """Form of every layer."""
 
     @property
     def width(self) -> int:
@@ -123,18 +140,24 @@ class RSSMConfig:
         return self.deter + self.latent.size
 
     def build(self, embed: int, actions: int, rngs: nnx.Rngs) -> 'RSSM':
-        """The model, for embeddings and action vectors of these widths."""
+        """Build the model for embeddings and action vectors of these widths."""
         return RSSM(self, embed, actions, rngs=rngs)
 
 
+def features(order: Literal['hz', 'zh'], h: Array, z: Array) -> Float[Array, '*B F']:
+    """Concatenate h and z in the order of their letters."""
+    parts = dict(h=h, z=z)
+    return jnp.concatenate([parts[letter] for letter in order], -1)
+
+
 class Size(NamedTuple):
-    """What one dial sets; Dreamer V3's table of model sizes."""
+    """Row of Dreamer V3's table of model sizes."""
 
     deter: int
     hidden: int
     classes: int
-    depth: int  # of convolutions
-    units: int  # of MLPs
+    depth: int  # channels of the convolutions
+    units: int  # width of the MLPs
 
 
 SIZES = {
@@ -149,39 +172,42 @@ SIZES = {
 
 
 def size(name: str) -> Size:
-    """`name` is about the number of weights of a whole Dreamer V3 on images."""
+    """Look up a size; `name` is about the number of weights of a whole Dreamer V3 on images.
+
+    Raises UserError for an unknown name.
+    """
     if name not in SIZES:
         raise UserError(f'size {name!r}: expected one of {", ".join(SIZES)}')
     return SIZES[name]
 
 
 class RSSMState(NamedTuple):
-    """What the model carries from frame to frame."""
+    """State that the model carries from frame to frame."""
 
     h: Float[Array, '*B D']
     z: Float[Array, '*B Z']
 
 
 class Memory(NamedTuple):
-    """An `RSSMState` as replay stores it; all zeros where there is none."""
+    """Form of an `RSSMState` in replay; all zeros where there is none."""
 
     h: Float[Array, '*B D']
     z: Array  # [*B, ...], see `pack` of the latent
 
 
 class Unrolled(NamedTuple):
-    """A window seen through the posterior; leading dims [B, T]."""
+    """Window observed through the posterior; leading dims [B, T]."""
 
     feat: Float[Array, 'B T F']
-    post: Any  # law
-    prior: Any  # law
+    post: Any  # distribution
+    prior: Any  # distribution
     state: RSSMState
     memory: Memory
 
 
 class BlockGRUCore(nnx.Module):
-    """x = silu(norm(.)) of h, z and action, side by side; every block of h sees its own part of h
-    and all of x.
+    """Block-GRU on x = silu(norm(.)) of h, z and action, side by side; every block of h reads its
+    own part of h and all of x.
     """
 
     def __init__(self, cfg: RSSMConfig, blocks: int, actions: int, rngs: nnx.Rngs):
@@ -197,7 +223,7 @@ class BlockGRUCore(nnx.Module):
         self.cfg, self.blocks = cfg, blocks
 
     def prepare(self, action: Float[Array, '*B A']) -> Float[Array, '*B D']:
-        """What depends on actions alone, known for all time steps at once.
+        """Compute the part that depends on actions alone, known for all time steps at once.
 
         Actions beyond [-1, 1] are scaled back.
         """
@@ -208,14 +234,12 @@ class BlockGRUCore(nnx.Module):
         x = jnp.concatenate([self.from_h(state.h), self.from_z(state.z)], -1)
         x = self.hidden(state.h, self.hidden.part(x, 0) + prepared).astype(self.cfg.style.dtype)
         x = blocked(self.cfg.style.activate(self.norm(x)), self.blocks)
-        r, c, u = jnp.split(
-            self.gates.of_blocks(x), 3, -1
-        )  # the three gates lie side by side within each block
+        r, c, u = jnp.split(self.gates.on_blocks(x), 3, -1)  # side by side within each block
         return unblocked(gate(r, c, u, blocked(state.h, self.blocks)))
 
 
 class GRUCore(nnx.Module):
-    """h' = cell(act(norm(W [z, action])), h)."""
+    """Recurrence h' = cell(act(norm(W [z, action])), h)."""
 
     def __init__(self, cfg: RSSMConfig, cell: str, actions: int, rngs: nnx.Rngs):
         self.input = Dense(cfg.latent.size + actions, cfg.hidden, cfg.style, rngs)
@@ -223,18 +247,19 @@ class GRUCore(nnx.Module):
         self.latent_size = cfg.latent.size
 
     def prepare(self, action: Float[Array, '*B A']) -> Float[Array, '*B hidden']:
-        """What depends on actions alone, known for all time steps at once."""
+        """Compute the part that depends on actions alone, known for all time steps at once."""
         return self.input.linear.part(action, self.latent_size, bias=True)
 
     def __call__(
         self, state: RSSMState, prepared: Float[Array, '*B hidden']
     ) -> Float[Array, '*B D']:
-        return self.cell(self.input.finish(self.input.linear.part(state.z, 0) + prepared), state.h)
+        x = self.input.finish(self.input.linear.part(state.z, 0) + prepared)
+        return self.cell(x, state.h)
 
 
 class RSSM(nnx.Module):
-    """A world model without eyes: `embed` [*B, E] comes from an encoder, decoders and heads read
-    `feat` or (h, z).
+    """Latent dynamics: `embed` [*B, E] comes from an encoder, decoders and heads read `feat` or
+    (h, z).
     """
 
     def __init__(self, cfg: RSSMConfig, embed: int, actions: int, *, rngs: nnx.Rngs):
@@ -248,30 +273,27 @@ class RSSM(nnx.Module):
 
     def initial(self, batch: int) -> RSSMState:
         """Zeros; each leaf has its own buffer."""
-        return RSSMState(
-            jnp.zeros((batch, self.cfg.deter)), jnp.zeros((batch, self.cfg.latent.size))
-        )
+        h, z = jnp.zeros((batch, self.cfg.deter)), jnp.zeros((batch, self.cfg.latent.size))
+        return RSSMState(h, z)
 
     def feat(self, state: RSSMState) -> Float[Array, '*B F']:
-        return jnp.concatenate(state if self.cfg.feat == 'hz' else state[::-1], -1)
+        return features(self.cfg.feat, state.h, state.z)
 
     def pack(self, state: RSSMState) -> Memory:
-        """What replay stores of a state: h in the dtype of the products, a categorical z as small
+        """Convert a state for replay: h in the dtype of the products, a categorical z as small
         integers.
         """
         return Memory(state.h.astype(self.cfg.style.dtype), self.cfg.latent.pack(state.z))
 
     def unpack(self, memory: Memory) -> RSSMState:
-        """The state after the last of the remembered steps [B, C, ...]."""
-        return RSSMState(
-            memory.h[:, -1].astype(jnp.float32), self.cfg.latent.unpack(memory.z[:, -1])
-        )
+        """Restore the state after the last of the remembered steps [B, C, ...]."""
+        h = memory.h[:, -1].astype(jnp.float32)
+        return RSSMState(h, self.cfg.latent.unpack(memory.z[:, -1]))
 
     def starts(self, unrolled: Unrolled, last: int) -> RSSMState:
-        """The states of the last so many steps of a window, as rows: [B, T, ...] -> [B * last,
-        ...].
-        """
-        return jax.tree.map(lambda x: x[:, -last:].reshape(-1, *x.shape[2:]), unrolled.state)
+        """States of the last so many steps of a window, as rows: [B, T, ...] -> [B * last, ...]."""
+        h, z = (x[:, -last:].reshape(-1, *x.shape[2:]) for x in unrolled.state)
+        return RSSMState(h, z)
 
     def observe(
         self,
@@ -281,18 +303,18 @@ class RSSM(nnx.Module):
         is_first: Bool[Array, ' N'],
         key: PRNGKeyArray,
     ) -> tuple[RSSMState, Any, Any]:
-        """A real frame arrives: -> (state, post, prior)."""
-        prepared, seen = self._prepare(embed, prev_action, is_first)
-        state, out = self._see(state, prepared, seen, is_first, key)
+        """Infer the state that a real frame leads to; return (state, post, prior)."""
+        prepared, embedded = self._prepare(embed, prev_action, is_first)
+        state, out = self._observe(state, prepared, embedded, is_first, key)
         return state, self.cfg.latent(out), self.cfg.latent(self.prior(state.h))
 
     def imagine(
         self, state: RSSMState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> tuple[RSSMState, Any]:
-        """The state that `action` leads to, drawn from the prior: -> (state, prior)."""
+        """Draw the state that `action` leads to from the prior; return (state, prior)."""
         h = self.core(state, self.core.prepare(action))
         prior = self.cfg.latent(self.prior(h))
-        return self._drawn(h, prior, key), prior
+        return self._draw(h, prior, key), prior
 
     def unroll(
         self,
@@ -302,29 +324,23 @@ class RSSM(nnx.Module):
         is_first: Bool[Array, 'B T'],
         key: PRNGKeyArray,
     ) -> Unrolled:
-        """`observe` over T frames: only what depends on the state is left inside of the scan;
-        priors come after it.
+        """Observe T frames; the scan holds only the part that depends on the state, and priors are
+        computed after it.
         """
-        prepared, seen = self._prepare(embed, prev_action, is_first)
-        by_time = lambda x: x.swapaxes(0, 1)
-        xs = (
-            by_time(prepared),
-            by_time(seen),
-            by_time(is_first),
-            jax.random.split(key, is_first.shape[1]),
-        )
+        prepared, embedded = self._prepare(embed, prev_action, is_first)
+        xs = [x.swapaxes(0, 1) for x in (prepared, embedded, is_first)]
 
-        def step(state, x):
-            state, out = self._see(state, *x)
+        def step(state: RSSMState, x: Any) -> tuple[RSSMState, tuple[RSSMState, Array]]:
+            state, out = self._observe(state, *x)
             return state, (state, out)
 
-        _, ys = jax.lax.scan(step, state, xs)
-        state, out = jax.tree.map(by_time, ys)
+        _, ys = jax.lax.scan(step, state, (*xs, jax.random.split(key, is_first.shape[1])))
+        state, out = jax.tree.map(lambda y: y.swapaxes(0, 1), ys)
         prior = self.cfg.latent(self.prior(state.h))
         return Unrolled(self.feat(state), self.cfg.latent(out), prior, state, sg(self.pack(state)))
 
     def _prepare(self, embed: Array, prev_action: Array, is_first: Array) -> tuple[Array, Array]:
-        """The share of actions and embeddings in what follows, for any leading dims."""
+        """Compute the parts that depend on actions and on embeddings alone, for any leading dims."""
         action = jnp.where(is_first[..., None], 0, prev_action)
         return self.core.prepare(action), self._first_of_post.part(embed, self.cfg.deter, bias=True)
 
@@ -332,14 +348,16 @@ class RSSM(nnx.Module):
     def _first_of_post(self) -> Linear:
         return self.post.hidden[0]
 
-    def _see(
-        self, state: RSSMState, prepared: Array, seen: Array, is_first: Array, key
+    def _observe(
+        self, state: RSSMState, prepared: Array, embedded: Array, is_first: Array, key: PRNGKeyArray
     ) -> tuple[RSSMState, Array]:
-        """One frame, given what `_prepare` made of it: -> (state, the posterior's numbers)."""
+        """Observe one frame, given its parts from `_prepare`; return the state and the posterior
+        network's output.
+        """
         state = jax.tree.map(lambda x: jnp.where(is_first[:, None], 0, x), state)
         h = self.core(state, prepared)
-        out = self.post.finish(self._first_of_post.part(h, 0) + seen)
-        return self._drawn(h, self.cfg.latent(out), key), out
+        out = self.post.finish(self._first_of_post.part(h, 0) + embedded)
+        return self._draw(h, self.cfg.latent(out), key), out
 
-    def _drawn(self, h: Array, dist: PyTree, key: PRNGKeyArray) -> RSSMState:
+    def _draw(self, h: Array, dist: PyTree, key: PRNGKeyArray) -> RSSMState:
         return RSSMState(h, dist.sample(key).reshape(*h.shape[:-1], -1))

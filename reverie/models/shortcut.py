@@ -1,9 +1,9 @@
-"""Interactive dynamics: a transformer that denoises the next frame's latents in a few steps;
-Dreamer 4 section 3.2.
+"""World model of Dreamer 4: `Dynamics` denoises the next frame's latents in a few steps; section
+3.2.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +16,28 @@ from reverie.types import Prediction, Step, where_rows
 
 
 class ShortcutState(NamedTuple):
-    """What the Dreamer 4 world model carries for N rows.
-
-    `encoder` and `decoder` are None where no image is needed.
-    """
+    """State of N rows; `encoder`, `decoder` and `image` are None where no image is needed."""
 
     dynamics: Cache
     z: Float[Array, 'N Z c']  # latents of the newest frame
     encoder: Cache | None = None
     decoder: Cache | None = None
-    image: Float[Array, 'N h w c'] | None = (
-        None  # the newest frame: each is decoded once, when it comes
-    )
+    image: Float[Array, 'N h w c'] | None = None  # the newest frame, decoded once, when it comes
 
 
 class Pending(NamedTuple):
-    """A dream whose newest frame is not in the dynamics' cache yet, and what its commit needs."""
+    """State whose newest frame is not in the dynamics' cache yet, and what its commit needs."""
 
     state: ShortcutState
-    action: Float[Array, 'N A']  # that led to the newest frame
+    action: Float[Array, 'N A']  # the action that led to the newest frame
     noisy: Float[Array, 'N Z c']  # the newest frame as it will be written
 
 
+StateOrPending = TypeVar('StateOrPending', ShortcutState, Pending)
+
+
 class ShortcutModel:
-    """The four-method world model of Dreamer 4.
+    """World model of four methods, and of the pipelined ones, around a `Dynamics`.
 
     `encoder` and `decoder` may be missing where no image is needed; `reward` and `cont` turn feat
     [N, D] into the expected reward and the probability of going on [N] (0 and 1 where missing).
@@ -53,7 +51,8 @@ class ShortcutModel:
         reward: Callable[[Array], Array] | None = None,
         cont: Callable[[Array], Array] | None = None,
     ):
-        self.dynamics, self.encoder, self.decoder = dynamics, encoder, decoder
+        self.dynamics = dynamics
+        self.encoder, self.decoder = encoder, decoder
         self.reward, self.cont = reward, cont
 
     def initial(self, batch: int) -> ShortcutState:
@@ -74,33 +73,28 @@ class ShortcutModel:
         key: PRNGKeyArray,
         attention_maps: list[Array] | None = None,
     ) -> tuple[ShortcutState, Float[Array, 'B T D']]:
-        """Take in a window of tokenized frames at once.
-
-        -> (state after the last, feat of every frame).
+        """Commit a window of tokenized frames at once; return the state after it, and feat of every
+        frame.
         """
         b, t = step.is_first.shape
-        signal_level = jnp.full((b, t), self.dynamics.cfg.context_level)
-        step_exponent = jnp.full((b, t), self.dynamics.cfg.finest)
+        cfg = self.dynamics.cfg
+        signal_level, step_exponent = (
+            jnp.full((b, t), cfg.context_level),
+            jnp.full((b, t), cfg.finest),
+        )
         labelled = jnp.broadcast_to(has_action[:, None], (b, t))
         noisy = self.dynamics.noised(z, key)
-        _, feat, written = self.dynamics(
-            noisy,
-            signal_level,
-            step_exponent,
-            step.prev_action,
-            labelled,
-            step.is_first,
-            attention_maps=attention_maps,
-        )
+        frames = (noisy, signal_level, step_exponent, step.prev_action, labelled, step.is_first)
+        _, feat, written = self.dynamics(*frames, attention_maps=attention_maps)
         assert feat is not None
         cache = self.dynamics.blocks.prefill(written, step.is_first)
         return ShortcutState(cache, z[:, -1]), feat
 
     def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T']:
-        """How much each step of a window [B, T] looks at each step, per time layer; mean over the
-        tokens of a frame.
+        """Attention weights of each step of a window [B, T] over the steps, for each time layer;
+        mean over the tokens of a frame.
         """
-        assert self.encoder is not None, 'looking takes an encoder'
+        assert self.encoder is not None, 'attention from images takes an encoder'
         z, _ = self.encoder(step.obs.astype(jnp.float32), step.is_first, None)
         attention_maps: list[Array] = []
         self.prefill(self.dynamics.packed(z), step, jnp.ones(len(z), bool), key, attention_maps)
@@ -115,13 +109,13 @@ class ShortcutModel:
     def imagine(
         self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> tuple[ShortcutState, Prediction]:
-        """Dream the frame that `action` leads to: K denoising passes that read the cache, then the
-        commit.
+        """Imagine the frame that `action` leads to: K denoising passes that read the cache, then
+        the commit.
         """
         return self.commit(self.denoise_next(state, action, key))
 
     def predict(self, feat: Float[Array, 'N D']) -> Prediction:
-        """Expected reward and probability of going on, at frames of any origin."""
+        """Expected reward and probability of going on, at real or imagined frames."""
         reward = jnp.zeros(len(feat)) if self.reward is None else self.reward(feat)
         cont = jnp.ones(len(feat)) if self.cont is None else self.cont(feat)
         return Prediction(feat, reward, cont)
@@ -129,23 +123,22 @@ class ShortcutModel:
     def denoise(
         self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> Float[Array, 'N Z c']:
-        """z <- z + (f(z, tau, d) - z) / (1 - tau) d for tau = 0, d, .., 1 - d with d = 1/K; Dreamer
-        4 section 3.2.
+        """Denoise: z <- z + (f(z, tau, d) - z) / (1 - tau) d for tau = 0, d, .., 1 - d with d = 1/K;
+        Dreamer 4 section 3.2.
         """
         z = jax.random.normal(key, (len(action), 1, self.dynamics.tokens, self.dynamics.channels))
         return self._denoise(z, 0, state.dynamics, action)
 
     def _denoise(self, z: Array, first: int, cache: Cache, action: Array) -> Array:
-        """The denoising steps from number `first` on, which only read the cache.
-
-        z [N, 1, Z, c] -> [N, Z, c]
+        """Run the denoising steps from number `first` on, z [N, 1, Z, c] -> [N, Z, c]; they only
+        read the cache.
         """
         cfg, n = self.dynamics.cfg, len(action)
         steps = cfg.sampling_steps
         step_exponent = jnp.full((n, 1), steps.bit_length() - 1)
         yes, no = jnp.ones((n, 1), bool), jnp.zeros((n, 1), bool)
 
-        def step(z, i):
+        def step(z: Array, i: Array) -> tuple[Array, None]:
             signal_level = jnp.full((n, 1), i * (cfg.k_max // steps))
             x, _, _ = self.dynamics(
                 z, signal_level, step_exponent, action[:, None], yes, no, cache, agent=False
@@ -157,108 +150,92 @@ class ShortcutModel:
     def denoise_next(
         self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> Pending:
-        """Dream a frame and leave its commit for later: `imagine` without its last pass."""
+        """Imagine a frame and leave its commit for later: `imagine` without its last pass."""
         key_sample, key_commit = jax.random.split(key)
         z = self.denoise(state, action, key_sample)
-        state = self._shown(state, z, jnp.zeros(len(action), bool))
+        state = self._with_frame(state, z, jnp.zeros(len(action), bool))
         return Pending(state, action, self.dynamics.noised(z, key_commit))
 
     def commit(self, pending: Pending) -> tuple[ShortcutState, Prediction]:
-        """The commit that was left for later, and what is predicted of the newest frame."""
+        """Commit the pending frame (write K/V, run the heads); return (state, prediction)."""
         state, feat = self._write(pending)
         return state, self.predict(feat)
 
     def uncommit(
         self, state: ShortcutState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> Pending:
-        """Take back the commit of the newest frame, which `action` led to and which was observed
-        with `key`.
+        """Undo the commit of the newest frame, which `action` led to and `observe` wrote with `key`.
 
-        The frame's number is given back, so that nothing looks at its slot until it is written
-        again; where its episode begins stays known.
+        The frame's number is given back, so that nothing attends to its slot until it is written
+        again; the start of its episode is kept.
         """
         dynamics = state.dynamics._replace(pos=state.dynamics.pos - 1)
-        return Pending(
-            state._replace(dynamics=dynamics), action, self.dynamics.noised(state.z, key)
-        )
+        noisy = self.dynamics.noised(state.z, key)
+        return Pending(state._replace(dynamics=dynamics), action, noisy)
 
     def observe_pending(self, state: ShortcutState, step: Step, key: PRNGKeyArray) -> Pending:
-        """Tokenize a real frame and leave its commit for later; where its episode begins is noted
-        at once.
+        """Tokenize a real frame and leave its commit for later; the start of its episode is set at
+        once.
         """
         image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
         assert self.encoder is not None, 'observing takes an encoder'
         z, encoder = self.encoder(image, is_first, None, state.encoder)
-        cache = state.dynamics._replace(
-            start=jnp.where(step.is_first, state.dynamics.pos, state.dynamics.start)
-        )
-        state = self._shown(
-            state._replace(dynamics=cache, encoder=encoder),
-            self.dynamics.packed(z)[:, 0],
-            step.is_first,
-        )
+        start = jnp.where(step.is_first, state.dynamics.pos, state.dynamics.start)
+        state = state._replace(dynamics=state.dynamics._replace(start=start), encoder=encoder)
+        state = self._with_frame(state, self.dynamics.packed(z)[:, 0], step.is_first)
         return Pending(state, step.prev_action, self.dynamics.noised(state.z, key))
 
     def imagine_pipelined(
         self, pending: Pending, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> tuple[Pending, Prediction]:
-        """Dream the next frame; the first denoising step is one forward pass with the commit of the
-        newest frame.
+        """Imagine the next frame, with its first denoising step and the commit of the newest frame
+        in one forward pass.
 
-        The same frames as `imagine` with the same keys, in K passes instead of K + 1; but what is
-        predicted of a frame
-        is known only with the one after it: the prediction is that of the frame which was the
-        newest.
+        Frames equal those of `imagine` with the same keys, in K passes instead of K + 1; but the
+        prediction is that of the frame just committed, so each is known only with the next frame.
         """
         dynamics, cfg = self.dynamics, self.dynamics.cfg
-        n, steps, state = len(action), self.dynamics.cfg.sampling_steps, pending.state
+        n, steps = len(action), cfg.sampling_steps
+        state = pending.state
         key_sample, key_commit = jax.random.split(key)
         fresh = jax.random.normal(key_sample, (n, 1, dynamics.tokens, dynamics.channels))
         z = jnp.concatenate([pending.noisy[:, None], fresh], 1)
-        both = lambda committed, new: jnp.tile(jnp.array([[committed, new]]), (n, 1))
-        actions, yes, no = (
-            jnp.stack([pending.action, action], 1),
-            jnp.ones((n, 2), bool),
-            jnp.zeros((n, 2), bool),
-        )
-        signal_level, step_exponent = (
-            both(cfg.context_level, 0),
-            both(cfg.finest, steps.bit_length() - 1),
-        )
-        x, feat, written = dynamics(
-            z, signal_level, step_exponent, actions, yes, no, state.dynamics
-        )
+        actions = jnp.stack([pending.action, action], 1)
+        yes, no = jnp.ones((n, 2), bool), jnp.zeros((n, 2), bool)
+        signal_level = jnp.tile(jnp.array([[cfg.context_level, 0]]), (n, 1))
+        step_exponent = jnp.tile(jnp.array([[cfg.finest, steps.bit_length() - 1]]), (n, 1))
+        frames = (z, signal_level, step_exponent, actions, yes, no)
+        x, feat, written = dynamics(*frames, state.dynamics)
         assert feat is not None
         newest = [(k[:, :, :, :1], v[:, :, :, :1]) for k, v in written]
         cache = dynamics.blocks.commit(state.dynamics, newest, no[:, :1])
         z = self._denoise(fresh + (x[:, 1:] - fresh) / steps, 1, cache, action)
-        state = self._shown(state, z, no[:, 0])._replace(dynamics=cache)
+        state = self._with_frame(state, z, no[:, 0])._replace(dynamics=cache)
         return Pending(state, action, dynamics.noised(z, key_commit)), self.predict(feat[:, 0])
 
     def where_rows(
-        self, rows: Bool[Array, ' N'], new: ShortcutState | Pending, old: ShortcutState | Pending
-    ) -> ShortcutState | Pending:
-        """`old` where a row does not move on, by at most one frame, else `new`; caches are not
+        self, rows: Bool[Array, ' N'], new: StateOrPending, old: StateOrPending
+    ) -> StateOrPending:
+        """Take `new` in rows that advance by one frame and `old` in the others; caches are not
         copied.
         """
-        return jax.tree.map(
-            lambda a, b: (
-                where_rows_cache(rows, a, b) if isinstance(a, Cache) else where_rows(rows, a, b)
-            ),
-            new,
-            old,
-            is_leaf=lambda x: isinstance(x, Cache),
-        )
+
+        def part(new: Cache | Array, old: Cache | Array) -> Cache | Array:
+            if isinstance(new, Cache) and isinstance(old, Cache):
+                return where_rows_cache(rows, new, old)
+            return where_rows(rows, new, old)
+
+        result: StateOrPending
+        result = jax.tree.map(part, new, old, is_leaf=lambda x: isinstance(x, Cache))
+        return result
 
     def decode(self, state: ShortcutState) -> Float[Array, 'N h w c']:
-        """The newest frame as an image."""
+        """Newest frame as an image."""
         assert state.image is not None, 'decoding takes a decoder'
         return state.image
 
-    def _shown(self, state: ShortcutState, z: Array, is_first: Array) -> ShortcutState:
-        """With z as the newest frame, decoded in the light of the frames before it where there is a
-        decoder.
-        """
+    def _with_frame(self, state: ShortcutState, z: Array, is_first: Array) -> ShortcutState:
+        """Set z as the newest frame; with a decoder, decode it after the frames before it."""
         state = state._replace(z=z)
         if self.decoder is None or state.decoder is None:
             return state
@@ -267,26 +244,20 @@ class ShortcutModel:
         return state._replace(decoder=cache, image=image[:, 0])
 
     def _write(self, pending: Pending) -> tuple[ShortcutState, Float[Array, 'N D']]:
-        """Write the newest frame, slightly noised, into the cache and read the agent's token.
+        """Write the newest frame into the cache and read the agent token.
 
-        The noise: the model forgives its own small errors.
+        The frame is slightly noised: the model forgives its own small errors.
         """
-        state, n, cfg = pending.state, len(pending.action), self.dynamics.cfg
+        state, cfg = pending.state, self.dynamics.cfg
+        n = len(pending.action)
         signal_level, step_exponent = (
             jnp.full((n, 1), cfg.context_level),
             jnp.full((n, 1), cfg.finest),
         )
+        z, action = pending.noisy[:, None], pending.action[:, None]
         yes, no = jnp.ones((n, 1), bool), jnp.zeros((n, 1), bool)
-        frame = (
-            pending.noisy[:, None],
-            signal_level,
-            step_exponent,
-            pending.action[:, None],
-            yes,
-            no,
-        )
+        frame = (z, signal_level, step_exponent, action, yes, no)
         _, feat, written = self.dynamics(*frame, state.dynamics)
         assert feat is not None
-        return state._replace(
-            dynamics=self.dynamics.blocks.commit(state.dynamics, written, no)
-        ), feat[:, 0]
+        cache = self.dynamics.blocks.commit(state.dynamics, written, no)
+        return state._replace(dynamics=cache), feat[:, 0]

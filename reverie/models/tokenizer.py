@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.nn.attention import rope
-from reverie.nn.core import Linear
-from reverie.nn.dists import MSE, Bernoulli
+from reverie.nn.core import Linear, embedding
+from reverie.nn.dists import MSE, PIXELS, Bernoulli
 from reverie.nn.transformer import BlockCausal, Cache, TransformerConfig
 from reverie.nn.vision import patch_grid, patchify, unpatchify
 from reverie.types import UserError
@@ -21,58 +21,54 @@ from reverie.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """patch: rows and columns of a patch in pixels. latents x bottleneck numbers describe a frame
-    (paper: 512 x 16).
-
-    max_mask_rate is the paper's 0.9. The encoder and the decoder each have the shape `transformer`.
-    pixels: law of a pixel; 'mse' is the paper's squared error, 'bernoulli' (not from the paper) a
-    cross-entropy for boolean grids, where one bullet of 600 cells is hardly worth a squared error.
+    """Shape of the causal tokenizer; `latents` x `bottleneck` numbers describe a frame (paper: 512 x
+    16).
     """
 
     patch: tuple[int, int] = (16, 16)
+    """Rows and columns of a patch, in pixels."""
     latents: int = 512
+    """Latent tokens of a frame."""
     bottleneck: int = 16
+    """Numbers of a latent token."""
     max_mask_rate: float = 0.9
+    """Greatest share of an image's patches that is masked while training (paper: 0.9)."""
     transformer: TransformerConfig = TransformerConfig()
+    """Shape of the encoder's transformer, and of the decoder's."""
     pixels: Literal['mse', 'bernoulli'] = 'mse'
+    """Distribution of a pixel: the paper's squared error, or (not from the paper) a cross-entropy
+    for boolean grids, where one bullet of 600 cells is hardly worth a squared error."""
 
 
 class Masked(NamedTuple):
-    """What was hidden from the encoder: Bernoulli(rate) per patch, rate ~ U(0, max) per image."""
+    """Patches hidden from the encoder: Bernoulli(rate) per patch, rate ~ U(0, max) per image."""
 
     hidden: Bool[Array, 'B T P']
     rate: Float[Array, 'B T']
 
 
 def draw_mask(key: PRNGKeyArray, lead: tuple[int, int], patches: int, max_rate: float) -> Masked:
-    """One masking rate for each image, uniform in [0, max_rate]."""
+    """Draw a masking rate for each image, uniform in [0, max_rate], and its hidden patches."""
     key_rate, key_patch = jax.random.split(key)
     rate = jax.random.uniform(key_rate, lead, maxval=max_rate)
     return Masked(jax.random.bernoulli(key_patch, rate[..., None], (*lead, patches)), rate)
 
 
 def _angles(cfg: TokenizerConfig, shape: tuple[int, int, int]) -> np.ndarray:
-    """Latents turn by their number (1D), patches by row and column (axial 2D); not from the paper.
-    -> [N + P, d/2]
+    """Rotation angles [N + P, d/2] of latents by their number (1D) and patches by row and column
+    (axial 2D); not from the paper.
     """
-    grid, dim, base = (
-        patch_grid(shape, cfg.patch),
-        cfg.transformer.head_dim,
-        cfg.transformer.rope_base,
-    )
+    grid = patch_grid(shape, cfg.patch)
+    dim, base = cfg.transformer.head_dim, cfg.transformer.rope_base
     latents = rope(np.arange(cfg.latents), dim, base)
     rows, columns = (rope(grid[:, i], dim // 2, base) for i in (0, 1))
     return np.concatenate([latents, np.concatenate([rows, columns], -1)])
 
 
-def _embedding(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    return nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
-
-
 class Encoder(nnx.Module):
-    """Patches and learned latent tokens in, bounded latents out.
+    """Transformer from patches and learned latent tokens to bounded latents.
 
-    Latents see everything, patches only patches.
+    Latents attend to everything, patches to patches only.
     """
 
     def __init__(self, cfg: TokenizerConfig, shape: tuple[int, int, int], rngs: nnx.Rngs):
@@ -83,11 +79,12 @@ class Encoder(nnx.Module):
         width, dtype = cfg.transformer.width, jnp.dtype(cfg.transformer.dtype)
         self.patches = len(patch_grid(shape, cfg.patch))
         self.embed = Linear(cfg.patch[0] * cfg.patch[1] * shape[2], width, dtype=dtype, rngs=rngs)
-        self.hidden_patch = _embedding(rngs, width)
-        self.slots = _embedding(rngs, cfg.latents + self.patches, width)
+        self.hidden_patch = embedding(rngs, width)
+        self.slots = embedding(rngs, cfg.latents + self.patches, width)
+        # time layers on latents only; not from the paper
         self.blocks = BlockCausal(
             cfg.transformer, _angles(cfg, shape), time_tokens=cfg.latents, rngs=rngs
-        )  # time layers on latents only; not from the paper
+        )
         self.readout = Linear(width, cfg.bottleneck, rngs=rngs)
         self.cfg = cfg
 
@@ -101,9 +98,9 @@ class Encoder(nnx.Module):
         hidden: Bool[Array, 'B T P'] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, 'B T Z b'], Cache | None]:
-        """-> (latents in (-1, 1), the cache with these frames in it, if one was given).
+        """Return latents in (-1, 1), and the cache with these frames in it, if one was given.
 
-        `hidden` patches are masked.
+        hidden: patches to mask.
         """
         n = self.cfg.latents
         x = self.embed(patchify(image, self.cfg.patch))
@@ -119,16 +116,16 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents and learned readout tokens in, patches out.
+    """Transformer from latents and learned readout tokens to patches.
 
-    Readouts see everything, latents only latents.
+    Readouts attend to everything, latents to latents only.
     """
 
     def __init__(self, cfg: TokenizerConfig, shape: tuple[int, int, int], rngs: nnx.Rngs):
         width, dtype = cfg.transformer.width, jnp.dtype(cfg.transformer.dtype)
         self.patches = len(patch_grid(shape, cfg.patch))
         self.embed = Linear(cfg.bottleneck, width, dtype=dtype, rngs=rngs)
-        self.slots = _embedding(rngs, cfg.latents + self.patches, width)
+        self.slots = embedding(rngs, cfg.latents + self.patches, width)
         self.blocks = BlockCausal(
             cfg.transformer, _angles(cfg, shape), time_tokens=cfg.latents, rngs=rngs
         )
@@ -141,8 +138,8 @@ class Decoder(nnx.Module):
     def __call__(
         self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
     ) -> tuple[Float[Array, 'B T h w c'], Cache | None]:
-        """-> (images, of Bernoulli pixels the probabilities; the cache with these frames in it, if
-        one was given).
+        """Return images (of Bernoulli pixels the probabilities), and the cache with these frames in
+        it, if one was given.
         """
         dist, cache = self.dist(z, is_first, cache)
         return dist.mean() if isinstance(dist, Bernoulli) else dist.mean, cache
@@ -150,8 +147,8 @@ class Decoder(nnx.Module):
     def dist(
         self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
     ) -> tuple[MSE | Bernoulli, Cache | None]:
-        """-> (law of every pixel [B, T, h, w, c], the cache with these frames in it, if one was
-        given).
+        """Return the distribution of every pixel [B, T, h, w, c], and the cache with these frames
+        in it, if one was given.
         """
         n = self.cfg.latents
         x = self.embed(z)
@@ -160,8 +157,6 @@ class Decoder(nnx.Module):
         is_latent = np.arange(n + self.patches) < n
         mask = ~is_latent[:, None] | is_latent[None]
         x, written = self.blocks(x, is_first, jnp.asarray(mask), cache)
-        image = unpatchify(
-            self.readout(x[:, :, n:].astype(jnp.float32)), self.cfg.patch, self.shape
-        )
-        dist = MSE(image, 0) if self.cfg.pixels == 'mse' else Bernoulli(image, 0)
+        patches = self.readout(x[:, :, n:].astype(jnp.float32))
+        dist = PIXELS[self.cfg.pixels](unpatchify(patches, self.cfg.patch, self.shape), 0)
         return dist, None if cache is None else self.blocks.commit(cache, written, is_first)

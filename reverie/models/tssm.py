@@ -5,10 +5,8 @@ The state of step t is (h_t, z_t): h_t = transformer(x_1 .. x_t) with tokens x_t
 action that led to step t), so a token holds what is known just before frame t arrives, and nothing
 shifts. Attention reaches back to the beginning of the episode, at most `context` tokens; where
 `is_first`, z and action are zero. With the myopic posterior q(z_t | frame t) the z of a whole
-window are inferred at once, and one parallel pass gives every h.
-
-Steps one by one (acting, imagination) use a cache of keys and values; both ways give the same
-numbers.
+window are inferred at once, and one parallel pass gives every h. Single steps (acting, imagination)
+use a cache of keys and values and give the same numbers.
 """
 
 import dataclasses
@@ -20,16 +18,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from reverie.models.rssm import CategoricalLatent, GaussianLatent
+from reverie.models.rssm import CategoricalLatent, GaussianLatent, features
 from reverie.nn.attention import rope
 from reverie.nn.core import MLP, Dense, Style
-from reverie.nn.transformer import BlockCausal, Cache, TransformerConfig
+from reverie.nn.transformer import BlockCausal, Cache, KeysValues, TransformerConfig
 from reverie.types import UserError, sg
 
 
 @dataclasses.dataclass(frozen=True)
 class Myopic:
-    """q(z | frame): all posteriors of a window in parallel."""
+    """Posterior q(z | frame), of all frames of a window in parallel."""
 
     parallel: ClassVar[bool] = True
 
@@ -42,7 +40,7 @@ class Myopic:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """q(z | h, frame), as an RSSM's: steps must be taken one by one."""
+    """Posterior q(z | h, frame) as in an RSSM, of one step after the other."""
 
     parallel: ClassVar[bool] = False
 
@@ -56,7 +54,7 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Last:
-    """h is the last layer's output, normed."""
+    """Use the last layer's output, normed, as h."""
 
     def width(self, cfg: TransformerConfig) -> int:
         return cfg.width
@@ -67,7 +65,7 @@ class Last:
 
 @dataclasses.dataclass(frozen=True)
 class Concat:
-    """h is the outputs of all layers side by side; TransDreamer's released code."""
+    """Use the outputs of all layers, side by side, as h; TransDreamer's released code."""
 
     def width(self, cfg: TransformerConfig) -> int:
         return cfg.layers * cfg.width
@@ -80,21 +78,28 @@ class Concat:
 class TSSMConfig:
     """Shape of a TSSM.
 
-    transformer: over time alone, so `time_every` is 1. Its `context` is how far attention reaches
-    back; without RoPE (`rope_base` 0) tokens get an absolute sinusoid that counts from the
-    episode's, or the window's, first step.
-    h: what of the transformer becomes h. feat: order of h and z in the features.
+    Without RoPE (`rope_base` 0) tokens get an absolute sinusoid that counts from the first step of
+    the episode, or of the window.
     """
 
     transformer: TransformerConfig = TransformerConfig(time_every=1)
+    """Shape of the transformer over time alone, hence `time_every` 1."""
     hidden: int = 64
+    """Width of the prior's and the posterior's layers."""
     latent: CategoricalLatent | GaussianLatent = CategoricalLatent(32, 4, 0.01)
+    """Distribution of z."""
     posterior: Myopic | History = Myopic()
+    """Inputs of the posterior."""
     h: Last | Concat = Last()
+    """Outputs of the transformer that make up h."""
     prior_layers: int = 2
+    """Hidden layers of the prior p(z | h)."""
     post_layers: int = 1
+    """Hidden layers of the posterior."""
     feat: Literal['hz', 'zh'] = 'hz'
+    """Order of h and z in the features."""
     style: Style = Style()
+    """Form of the layers outside of the transformer."""
 
     @property
     def deter(self) -> int:
@@ -107,7 +112,10 @@ class TSSMConfig:
         return self.deter + self.latent.size
 
     def build(self, embed: int, actions: int, rngs: nnx.Rngs) -> 'TSSM':
-        """The model, for embeddings and action vectors of these widths."""
+        """Build the model for embeddings and action vectors of these widths.
+
+        Raises UserError if the transformer has space layers.
+        """
         if self.transformer.time_every != 1:
             raise UserError(
                 f'time_every={self.transformer.time_every}: a TSSM attends along time alone, expected 1'
@@ -116,17 +124,17 @@ class TSSMConfig:
 
 
 class TSSMState(NamedTuple):
-    """What the model carries from step to step."""
+    """State that the model carries from step to step."""
 
     h: Float[Array, '*B D']
     z: Float[Array, '*B Z']
-    action: Float[Array, '*B A']  # that led to the newest step
-    first: Bool[Array, '*B']  # whether the newest step began an episode
-    cache: Cache  # of the tokens up to the newest step's
+    action: Float[Array, '*B A']  # the action that led to the newest step
+    first: Bool[Array, '*B']  # the newest step began an episode
+    cache: Cache  # tokens up to the newest step's
 
 
 class Memory(NamedTuple):
-    """A step as replay stores it; all zeros where there is none."""
+    """Form of a step in replay; all zeros where there is none."""
 
     z: Array  # [*B, ...], see `pack` of the latent
     action: Float[Array, '*B A']
@@ -135,56 +143,47 @@ class Memory(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """h and z of every step of a window."""
+    """Latents h and z of every step of a window."""
 
     h: Float[Array, 'B T D']
     z: Float[Array, 'B T Z']
 
 
 class Unrolled(NamedTuple):
-    """A window seen through the posterior; leading dims [B, T]."""
+    """Window observed through the posterior; leading dims [B, T]."""
 
     feat: Float[Array, 'B T F']
-    post: Any  # law
-    prior: Any  # law
+    post: Any  # distribution
+    prior: Any  # distribution
     state: Latents
     memory: Memory
-    before: Cache  # of the tokens before the window
-    written: list[tuple[Array, Array]]  # keys and values of the window, for each layer
+    before: Cache  # tokens before the window
+    written: KeysValues  # keys and values of the window
     is_first: Bool[Array, 'B T']
 
 
 class TSSM(nnx.Module):
-    """A world model without eyes: `embed` [*B, E] comes from an encoder, decoders and heads read
-    `feat` or (h, z).
+    """Latent dynamics: `embed` [*B, E] comes from an encoder, decoders and heads read `feat` or
+    (h, z).
     """
 
     def __init__(self, cfg: TSSMConfig, embed: int, actions: int, *, rngs: nnx.Rngs):
-        t, outputs = cfg.transformer, cfg.latent.outputs
-        self.token = Dense(cfg.latent.size + actions, t.width, cfg.style, rngs)
+        t, style = cfg.transformer, cfg.style
+        outputs, inputs = cfg.latent.outputs, cfg.posterior.width(embed, cfg.deter)
+        self.token = Dense(cfg.latent.size + actions, t.width, style, rngs)
         self.blocks = BlockCausal(t, np.zeros((1, t.head_dim // 2)), rngs=rngs)
-        self.prior = MLP(
-            cfg.deter, cfg.hidden, cfg.prior_layers, outputs, style=cfg.style, rngs=rngs
-        )
-        seen = cfg.posterior.width(embed, cfg.deter)
-        self.post = MLP(seen, cfg.hidden, cfg.post_layers, outputs, style=cfg.style, rngs=rngs)
+        self.prior = MLP(cfg.deter, cfg.hidden, cfg.prior_layers, outputs, style=style, rngs=rngs)
+        self.post = MLP(inputs, cfg.hidden, cfg.post_layers, outputs, style=style, rngs=rngs)
         self.cfg, self.actions = cfg, actions
 
     def initial(self, batch: int) -> TSSMState:
-        """Nothing seen yet; each leaf has its own buffer."""
-        zeros = lambda width: jnp.zeros((batch, width))
-        cache = self.blocks.empty(batch, 1)
-        return TSSMState(
-            zeros(self.cfg.deter),
-            zeros(self.cfg.latent.size),
-            zeros(self.actions),
-            jnp.zeros(batch, bool),
-            cache,
-        )
+        """Zeros and an empty cache; each leaf has its own buffer."""
+        widths = (self.cfg.deter, self.cfg.latent.size, self.actions)
+        h, z, action = (jnp.zeros((batch, width)) for width in widths)
+        return TSSMState(h, z, action, jnp.zeros(batch, bool), self.blocks.empty(batch, 1))
 
     def feat(self, state: TSSMState | Latents) -> Float[Array, '*B F']:
-        parts = (state.h, state.z)
-        return jnp.concatenate(parts if self.cfg.feat == 'hz' else parts[::-1], -1)
+        return features(self.cfg.feat, state.h, state.z)
 
     def observe(
         self,
@@ -194,7 +193,7 @@ class TSSM(nnx.Module):
         is_first: Bool[Array, ' N'],
         key: PRNGKeyArray,
     ) -> tuple[TSSMState, Any, Any]:
-        """A real frame arrives: -> (state, post, prior)."""
+        """Infer the state that a real frame leads to; return (state, post, prior)."""
         h, written = self._next(state.cache, state.z, prev_action, is_first)
         post = self._posterior(embed, h)
         cache = self.blocks.commit(state.cache, written, is_first[:, None])
@@ -204,7 +203,7 @@ class TSSM(nnx.Module):
     def imagine(
         self, state: TSSMState, action: Float[Array, 'N A'], key: PRNGKeyArray
     ) -> tuple[TSSMState, Any]:
-        """The state that `action` leads to, drawn from the prior: -> (state, prior)."""
+        """Draw the state that `action` leads to from the prior; return (state, prior)."""
         no = jnp.zeros(len(action), bool)
         h, written = self._next(state.cache, state.z, action, no)
         prior = self.cfg.latent(self.prior(h))
@@ -219,7 +218,7 @@ class TSSM(nnx.Module):
         is_first: Bool[Array, 'B T'],
         key: PRNGKeyArray,
     ) -> Unrolled:
-        """`observe` over T frames: one parallel pass if the posterior is myopic, else a scan."""
+        """Observe T frames, in one parallel pass if the posterior is myopic, else in a scan."""
         keys = jax.random.split(key, is_first.shape[1])
         if self.cfg.posterior.parallel:
             post = self._posterior(embed, None)
@@ -227,18 +226,18 @@ class TSSM(nnx.Module):
             before = jnp.concatenate([state.z[:, None], z[:, :-1]], 1)
             h, written = self._attend(state.cache, before, prev_action, is_first)
         else:
-            h, z, post, written = self._one_by_one(state, embed, prev_action, is_first, keys)
+            h, z, post, written = self._scan(state, embed, prev_action, is_first, keys)
         seen = Latents(h, z)
         memory = sg(self._memory(z, prev_action, is_first))
         prior = self.cfg.latent(self.prior(h))
         return Unrolled(self.feat(seen), post, prior, seen, memory, state.cache, written, is_first)
 
-    def _one_by_one(
+    def _scan(
         self, state: TSSMState, embed: Array, prev_action: Array, is_first: Array, keys: Array
-    ):
-        """-> (h [B, T, D], z [B, T, Z], post, keys and values of the window)."""
+    ) -> tuple[Float[Array, 'B T D'], Float[Array, 'B T Z'], Any, KeysValues]:
+        """Observe step after step; return h, z, post, and keys and values of the window."""
 
-        def step(state, x):
+        def step(state: TSSMState, x: Any) -> tuple[TSSMState, Any]:
             embed, action, first, key = x
             h, written = self._next(state.cache, state.z, action, first)
             post = self._posterior(embed, h)
@@ -246,47 +245,47 @@ class TSSM(nnx.Module):
             cache = self.blocks.commit(state.cache, written, first[:, None])
             return TSSMState(h, z, action, first, cache), (h, z, post, written)
 
-        by_time = lambda x: x.swapaxes(0, 1)
-        _, (h, z, post, written) = jax.lax.scan(
-            step, state, (*map(by_time, (embed, prev_action, is_first)), keys)
-        )
-        joined = lambda x: jnp.moveaxis(
-            x[..., 0, :], 0, 3
-        )  # [T, B, 1, heads, 1, d] -> [B, 1, heads, T, d]
-        return by_time(h), by_time(z), jax.tree.map(by_time, post), jax.tree.map(joined, written)
+        xs = [x.swapaxes(0, 1) for x in (embed, prev_action, is_first)]
+        _, (*rows, written) = jax.lax.scan(step, state, (*xs, keys))
+        h, z, post = jax.tree.map(lambda x: x.swapaxes(0, 1), rows)
+        # [T, B, 1, heads, 1, d] -> [B, 1, heads, T, d]
+        joined: KeysValues = jax.tree.map(lambda x: jnp.moveaxis(x[..., 0, :], 0, 3), written)
+        return h, z, post, joined
 
     def starts(self, unrolled: Unrolled, last: int) -> TSSMState:
-        """The states after each of the last so many steps of a window, as rows: [B, T, ...] -> [B *
-        last, ...].
+        """States after each of the last so many steps of a window, as rows: [B, T, ...] ->
+        [B * last, ...].
 
         Keys and values are cut from the parallel pass, nothing is computed again.
         """
-        before, written, is_first = unrolled.before, unrolled.written, unrolled.is_first
-        b, c = len(is_first), self.cfg.transformer.context
+        before, written = unrolled.before, unrolled.written
+        b, c = len(unrolled.is_first), self.cfg.transformer.context
         oldest = before.pos[:, None] - c  # number of the token at the front of the line
         order = (oldest + jnp.arange(c)) % c
-        number, begin = self.blocks.numbers(is_first, before)
+        number, begin = self.blocks.numbers(unrolled.is_first, before)
         number, begin = number[:, -last:, None], begin[:, -last:]
         held = number - (number - jnp.arange(c)) % c  # [B, K, C], the token in each slot of a ring
         index = held - oldest[..., None]
 
+        @jax.vmap
+        def cut(old: Array, new: Array, order: Array, index: Array) -> Array:
+            # [1, heads, C, d], [1, heads, T, d] -> [K, 1, heads, C, d]
+            line = jnp.concatenate([old[:, :, order], new.astype(old.dtype)], 2)
+            return jnp.moveaxis(line[:, :, index], 2, 0)
+
         def rings(old: Array, new: Array) -> Array:
-            def row(old, new, order, index):  # [1, heads, C, d], [1, heads, T, d]
-                line = jnp.concatenate([old[:, :, order], new.astype(old.dtype)], 2)
-                return jnp.moveaxis(line[:, :, index], 2, 0)  # [K, 1, heads, C, d]
+            return cut(old, new, order, index).reshape(b * last, *old.shape[1:])
 
-            return jax.vmap(row)(old, new, order, index).reshape(b * last, *old.shape[1:])
-
-        flat = lambda x: x[:, -last:].reshape(b * last, *x.shape[2:])
         k = tuple(rings(old, new) for old, (new, _) in zip(before.k, written, strict=True))
         v = tuple(rings(old, new) for old, (_, new) in zip(before.v, written, strict=True))
         cache = Cache(k, v, (number[..., 0] + 1).reshape(-1), begin.reshape(-1))
-        (h, z), memory = unrolled.state, unrolled.memory
-        return TSSMState(flat(h), flat(z), flat(memory.action), flat(memory.first), cache)
+        parts = (*unrolled.state, unrolled.memory.action, unrolled.memory.first)
+        h, z, action, first = (x[:, -last:].reshape(b * last, *x.shape[2:]) for x in parts)
+        return TSSMState(h, z, action, first, cache)
 
     def pack(self, state: TSSMState) -> Memory:
-        """What replay stores of a state: (z, action) of its step; keys and values are made anew
-        from several.
+        """Convert a state for replay: (z, action) of its step; `unpack` computes keys and values of
+        several.
         """
         return self._memory(state.z, state.action, state.first)
 
@@ -294,17 +293,16 @@ class TSSM(nnx.Module):
         return Memory(self.cfg.latent.pack(z), action, first, jnp.ones(first.shape, bool))
 
     def unpack(self, memory: Memory) -> TSSMState:
-        """The state after remembered steps [B, C, ...], their tokens taken in at once. Constant: no
+        """Restore the state after remembered steps [B, C, ...] in one pass over their tokens; no
         gradient passes.
 
-        A token needs the z before it, so C steps are C - 1 tokens. What is missing, at the front,
-        is never looked at.
+        A token needs the z before it, so C steps are C - 1 tokens. Steps that are missing, at the
+        front, are never attended to.
         """
         z = self.cfg.latent.unpack(memory.z)
         b, c = memory.known.shape
-        state = self.initial(b)._replace(
-            z=z[:, -1], action=memory.action[:, -1], first=memory.first[:, -1]
-        )
+        action, first = memory.action[:, -1], memory.first[:, -1]
+        state = self.initial(b)._replace(z=z[:, -1], action=action, first=first)
         if c == 1:
             return state
         first, known = memory.first[:, 1:], memory.known
@@ -323,21 +321,20 @@ class TSSM(nnx.Module):
         prev_action: Float[Array, 'B T A'],
         is_first: Bool[Array, 'B T'],
     ) -> Float[Array, 'L B heads T T']:
-        """How much each step of a window, which follows `state`, attends to each token of it.
+        """Attention weights of each step of a window, which follows `state`, over its tokens.
 
-        z: see `unroll`.
+        z: posteriors of the window, see `unroll`.
         """
         before = jnp.concatenate([state.z[:, None], z[:, :-1]], 1)
         attention_maps: list[Array] = []
         self._attend(state.cache, before, prev_action, is_first, attention_maps)
-        return jnp.stack(attention_maps)[
-            :, :, 0, :, :, self.cfg.transformer.context :
-        ]  # without the cache's
+        cached = self.cfg.transformer.context
+        return jnp.stack(attention_maps)[:, :, 0, :, :, cached:]
 
     def _next(
         self, cache: Cache, z: Array, action: Array, is_first: Array
-    ) -> tuple[Array, list[tuple[Array, Array]]]:
-        """One step [N]: -> (h, its keys and values). z: of the step before."""
+    ) -> tuple[Array, KeysValues]:
+        """Attend in one step [N], given z of the step before; return h, and its keys and values."""
         h, written = self._attend(cache, z[:, None], action[:, None], is_first[:, None])
         return h[:, 0], written
 
@@ -348,9 +345,9 @@ class TSSM(nnx.Module):
         action: Array,
         is_first: Array,
         attention_maps: list[Array] | None = None,
-    ):
-        """T steps [B, T] after those in the cache: -> (h [B, T, D], keys and values). z: of the
-        steps before them.
+    ) -> tuple[Float[Array, 'B T D'], KeysValues]:
+        """Attend in T steps [B, T] after those in the cache, given z of the steps before them;
+        return h, and keys and values.
         """
         tokens = self._tokens(cache, z, action, is_first, is_first)
         layer_outputs, written = self.blocks.layer_outputs(
@@ -361,10 +358,10 @@ class TSSM(nnx.Module):
     def _tokens(
         self, cache: Cache | None, z: Array, action: Array, is_first: Array, begins: Array
     ) -> Array:
-        """x_t = act(W [z_{t-1}, a_t]), [B, T, D]. Actions beyond [-1, 1] are scaled back, as in
-        Dreamer V3.
+        """Tokens x_t = act(W [z_{t-1}, a_t]) [B, T, D]; actions beyond [-1, 1] are scaled back, as
+        in Dreamer V3.
 
-        begins: where absolute positions start to count.
+        begins: steps at which absolute positions start to count.
         """
         x = jnp.concatenate([z, action / sg(jnp.maximum(1, jnp.abs(action)))], -1)
         x = self.token(jnp.where(is_first[..., None], 0, x))
@@ -378,11 +375,12 @@ class TSSM(nnx.Module):
 
 
 def drawn(dist: Any, like: Float[Array, '*B D'], key: PRNGKeyArray) -> Float[Array, '*B Z']:
-    """z, with the leading dims of `like`."""
-    return dist.sample(key).reshape(*like.shape[:-1], -1)
+    """Draw z, with the leading dims of `like`."""
+    z: Array = dist.sample(key)
+    return z.reshape(*like.shape[:-1], -1)
 
 
 def sinusoid(position: Array, width: int) -> Float[Array, '*B D']:
-    """Absolute positions: sines, then cosines, of position / 10000^(2i / width)."""
+    """Encode absolute positions: sines, then cosines, of position / 10000^(2i / width)."""
     angles = rope(position, width, 1e4)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)

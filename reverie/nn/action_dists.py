@@ -14,13 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.nn.dists import HALF_LOG_TAU, Categorical, Normal, unimix
 
-DRAWS = 100  # for what has no closed form
+DRAWS = 100  # samples for a mode or an entropy without a closed form
 
 
 class StraightThrough(Categorical):
-    """A categorical whose one-hot samples pass their gradient to the probabilities, as if they were
-    these.
-    """
+    """Categorical whose one-hot samples pass their gradient to the probabilities."""
 
     def _with_gradient(self, one_hot: Float[Array, '*B A']) -> Float[Array, '*B A']:
         probs = jax.nn.softmax(self.logits, -1)
@@ -34,10 +32,9 @@ class StraightThrough(Categorical):
 
 
 class TanhNormal(NamedTuple):
-    """tanh of a Gaussian; `mean` and `std` are those before the tanh. Dreamer V1's actor.
+    """tanh of a Gaussian, `mean` and `std` before the tanh; Dreamer V1's actor.
 
-    It has neither a mode nor an entropy in closed form: both come from DRAWS draws with the same
-    fixed noise each time.
+    Mode and entropy, which have no closed form, come from DRAWS draws whose noise is fixed.
     """
 
     mean: Float[Array, '*B A']
@@ -47,22 +44,21 @@ class TanhNormal(NamedTuple):
         return jnp.tanh(self.mean + self.std * jax.random.normal(key, self.mean.shape))
 
     def _log_prob(self, before: Float[Array, '*B A']) -> Float[Array, '*B']:
-        """Of tanh(before)."""
-        slope = 2 * (
-            np.log(2.0) - before - jax.nn.softplus(-2 * before)
-        )  # ln(1 - tanh^2), safe far out
+        """Log-probability of tanh(before)."""
+        # ln(1 - tanh^2), exact far out as well
+        slope: Array = 2 * (np.log(2.0) - before - jax.nn.softplus(-2 * before))
         return Normal(self.mean, self.std).log_prob(before) - slope.sum(-1)
 
     def log_prob(self, x: Float[Array, '*B A']) -> Float[Array, '*B']:
         return self._log_prob(jnp.arctanh(jnp.clip(x, -0.99999997, 0.99999997)))
 
     def _draws(self) -> Float[Array, 'draws *B A']:
-        """Before the tanh."""
+        """Draws with fixed noise, before the tanh."""
         noise = jax.random.normal(jax.random.key(0), (DRAWS, *self.mean.shape))
         return self.mean + self.std * noise
 
     def mode(self) -> Float[Array, '*B A']:
-        """The likeliest of the draws."""
+        """Likeliest of the draws."""
         draws = self._draws()
         best = jnp.argmax(self._log_prob(draws), 0)
         return jnp.tanh(jnp.take_along_axis(draws, best[None, ..., None], 0)[0])
@@ -78,12 +74,12 @@ class TruncNormal(NamedTuple):
     std: Float[Array, '*B A']
 
     def _parts(self) -> tuple[Array, Array, Array]:
-        """-> (lower end, upper end, mass between), ends in units of std."""
+        """Return the lower end, the upper end (in units of std) and the mass between them."""
         low, high = (-1 - self.loc) / self.std, (1 - self.loc) / self.std
         return low, high, jax.scipy.stats.norm.cdf(high) - jax.scipy.stats.norm.cdf(low)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, '*B A']:
-        """By the inverse of the distribution function, so gradients reach loc and std."""
+        """Invert the distribution function at a uniform number, so gradients reach loc and std."""
         low, _, mass = self._parts()
         u = jax.random.uniform(key, self.loc.shape, minval=1e-6, maxval=1 - 1e-6)
         x = self.loc + self.std * jax.scipy.stats.norm.ppf(jax.scipy.stats.norm.cdf(low) + u * mass)
@@ -98,7 +94,7 @@ class TruncNormal(NamedTuple):
         return self.loc + self.std * (pdf(low) - pdf(high)) / mass
 
     def log_prob(self, x: Float[Array, '*B A']) -> Float[Array, '*B']:
-        """-inf outside of [-1, 1]."""
+        """ln p(x), -inf outside of [-1, 1]."""
         _, _, mass = self._parts()
         inside = jax.scipy.stats.norm.logpdf(x, self.loc, self.std) - jnp.log(mass)
         return jnp.where(jnp.abs(x) <= 1, inside, -jnp.inf).sum(-1)
@@ -112,9 +108,10 @@ class TruncNormal(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OneHotDist:
-    """Discrete actions: n logits -> Categorical, mixed with the uniform law by `unimix`."""
+    """Discrete actions from n logits."""
 
     unimix: float = 0.0
+    """Share of the uniform distribution that is mixed in; V3: 0.01."""
 
     def size(self, n: int) -> int:
         return n
@@ -138,11 +135,16 @@ class StraightThroughDist:
 
 @dataclasses.dataclass(frozen=True)
 class TanhNormalDist:
-    """Dreamer V1: mean 5 tanh(m / 5), std softplus(s + ln(e^5 - 1)) + 1e-4, then tanh."""
+    """Continuous actions of Dreamer V1: mean 5 tanh(m / 5), std softplus(s + ln(e^5 - 1)) + 1e-4,
+    then tanh.
+    """
 
     scale: float = 5.0
+    """Bound of the mean before the tanh."""
     init_std: float = 5.0
+    """Deviation before the tanh for a network output of 0."""
     min_std: float = 1e-4
+    """Added to the deviation."""
 
     def size(self, n: int) -> int:
         return 2 * n
@@ -155,9 +157,10 @@ class TanhNormalDist:
 
 @dataclasses.dataclass(frozen=True)
 class TruncNormalDist:
-    """Dreamer V2: loc tanh(m), std 2 sigmoid(s / 2) + 0.1, cut to [-1, 1]."""
+    """Continuous actions of Dreamer V2: loc tanh(m), std 2 sigmoid(s / 2) + 0.1, cut to [-1, 1]."""
 
     min_std: float = 0.1
+    """Added to the deviation."""
 
     def size(self, n: int) -> int:
         return 2 * n
@@ -169,18 +172,19 @@ class TruncNormalDist:
 
 @dataclasses.dataclass(frozen=True)
 class BoundedNormalDist:
-    """Dreamer V3: a Gaussian with mean tanh(m) and std (hi - lo) sigmoid(s + 2) + lo; draws may
-    leave [-1, 1].
+    """Continuous actions of Dreamer V3: a Gaussian with mean tanh(m) and std (max - min)
+    sigmoid(s + 2) + min, whose draws may leave [-1, 1].
     """
 
     min_std: float = 0.1
+    """Lower bound of the deviation."""
     max_std: float = 1.0
+    """Upper bound of the deviation."""
 
     def size(self, n: int) -> int:
         return 2 * n
 
     def __call__(self, out: Float[Array, '*B outs']) -> Normal:
         m, s = jnp.split(out, 2, -1)
-        return Normal(
-            jnp.tanh(m), (self.max_std - self.min_std) * jax.nn.sigmoid(s + 2) + self.min_std
-        )
+        std = (self.max_std - self.min_std) * jax.nn.sigmoid(s + 2) + self.min_std
+        return Normal(jnp.tanh(m), std)

@@ -18,17 +18,15 @@ Kernel = Literal['xla', 'tokamax', 'auto']
 
 
 class Keys(NamedTuple):
-    """What queries may look at: keys, values and a mask that broadcasts to [B, S, heads, queries,
-    K].
-    """
+    """Group of keys and values that queries attend to."""
 
     k: Float[Array, 'B S heads K d']
     v: Float[Array, 'B S heads K d']
-    mask: Bool[Array, '#B #S #heads #Q K'] | None
+    mask: Bool[Array, '#B #S #heads #Q K'] | None  # None: every query attends to every key
 
 
 def rope(positions: Positions, head_dim: int, base: float) -> Positions:
-    """Rotation angles of one-dimensional positions [*B], for each pair of channels; NumPy in, NumPy
+    """Rotation angles [*B, d/2] of positions [*B], one for each pair of channels; NumPy in, NumPy
     out.
     """
     freqs = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
@@ -36,7 +34,7 @@ def rope(positions: Positions, head_dim: int, base: float) -> Positions:
 
 
 def rotate(x: Float[Array, '*B d'], angles: Float[Array, '*#B half']) -> Float[Array, '*B d']:
-    """RoPE: turn each pair (x[i], x[i + d/2]) by its angle."""
+    """Turn each pair (x[i], x[i + d/2]) by its angle (RoPE)."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
@@ -45,8 +43,8 @@ def rotate(x: Float[Array, '*B d'], angles: Float[Array, '*#B half']) -> Float[A
 def attention_weights(
     q: Float[Array, 'B S heads Q d'], groups: tuple[Keys, ...], softcap: float
 ) -> Float[Array, 'B S heads Q K']:
-    """softmax(cap(q k / sqrt d)) over the union of `groups`, in fp32; cap(x) = softcap tanh(x /
-    softcap).
+    """softmax(cap(q k / sqrt d)) over the union of `groups`, in fp32; cap(x) = softcap
+    tanh(x / softcap), left out if 0.
     """
     b, s, heads, n, d = q.shape
     kv = groups[0].k.shape[2]
@@ -62,9 +60,9 @@ def attention_weights(
 
 @functools.cache
 def chosen(kernel: Kernel, dtype: str) -> Literal['xla', 'tokamax']:
-    """The kernel that 'auto' stands for, once it is known what is there.
+    """Resolve 'auto': tokamax for half precision on a GPU where it is installed, else XLA.
 
-    Raises UserError for one that is missing.
+    Raises UserError if tokamax is asked for and not installed.
     """
     found = importlib.util.find_spec('tokamax') is not None
     if kernel == 'tokamax' and not found:
@@ -86,19 +84,18 @@ def attend(
     softcap: float,
     kernel: Kernel = 'xla',
 ) -> Float[Array, 'B S heads Q d']:
-    """`attention_weights` times v. Grouped queries: q has a multiple of the key heads.
+    """Multiply `attention_weights` by v; q may have a multiple of the key heads (grouped queries).
 
     Several groups share one softmax without their keys being copied next to each other, so a cache
-    is only ever read.
-    kernel: 'xla', these products; 'tokamax', one that never writes the weights to memory, where
-    there is one group: few queries against a cache are bound by reading it; 'auto', tokamax for
-    half precision on a GPU where it is installed.
+    is only ever read. kernel: 'xla', these products; 'tokamax', one that never writes the weights
+    to memory, used for one group only, since few queries against a cache are bound by reading it;
+    'auto', see `chosen`.
     """
     if len(groups) == 1 and chosen(kernel, q.dtype.name) == 'tokamax':
         import tokamax
 
         q_t, k_t, v_t = (x.swapaxes(2, 3) for x in (q, groups[0].k, groups[0].v))
-        out = tokamax.dot_product_attention(
+        out: Array = tokamax.dot_product_attention(
             q_t, k_t, v_t, mask=groups[0].mask, logits_soft_cap=softcap or None
         )
         return out.swapaxes(2, 3)

@@ -1,7 +1,4 @@
-"""Recurrent cells: (input, h) -> h.
-
-Each paper has its own; they differ in where the reset and the norm act.
-"""
+"""Recurrent cells (input, h) -> h of the papers, which differ in where the reset and the norm act."""
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +68,6 @@ class LayerNormGRU(nnx.Module):
 
 
 def gate(r: Array, c: Array, u: Array, h: Array) -> Array:
-    """The update of Dreamer V2's and V3's cells; the bias -1 makes the state last at first."""
+    """Update h as Dreamer V2's and V3's cells do; the bias -1 makes the state last at first."""
     u = jax.nn.sigmoid(u - 1)
     return u * jnp.tanh(jax.nn.sigmoid(r) * c) + (1 - u) * h

@@ -5,27 +5,28 @@ across it.
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Params = dict[str, Any]
 
 
 def build(module: nnx.Module) -> tuple[Params, Callable[[Params], Any]]:
-    """-> (params, bind): weights as a plain nested dict, and the function that makes a module of
-    such a dict.
+    """Split a module into (params, bind): its weights as a plain nested dict, and the function that
+    makes a module of such a dict.
 
     `bind(params)` belongs inside a traced function, where it costs nothing at run time. A change
-    made to the bound
-    module there is lost: state is passed in and handed back, never kept in the module.
+    made to the bound module there is lost: state is passed in and handed back, never kept in it.
     """
     graphdef, state = nnx.split(module)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    shape: Callable[..., Any] = jax.ShapeDtypeStruct  # untyped in JAX
+    shapes = jax.tree.map(lambda x: shape(x.shape, x.dtype), state)
 
     def bind(params: Params) -> Any:
         filled = jax.tree.map(lambda x: x, shapes)
@@ -41,11 +42,10 @@ Init = Literal['trunc_normal', 'glorot_uniform', 'orthogonal']
 def initial(
     init: Init, scale: float, rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int | None = None
 ) -> Array:
-    """A kernel [.., I, O]; leading axes count as inputs. trunc_normal: variance scale^2 / fan-in,
-    cut at 2 deviations.
+    """Draw a kernel [.., I, O], whose leading axes count as inputs.
 
-    scale 0 makes an output layer start at zero. `inputs` is the fan-in where it is not that of the
-    shape.
+    trunc_normal: variance scale^2 / fan-in, cut at 2 deviations. scale: 0 gives zeros. inputs: the
+    fan-in, where it is not that of the shape.
     """
     key = rngs.params()
     if not scale:
@@ -61,19 +61,22 @@ def initial(
     return kernel.reshape(shape)
 
 
+def embedding(rngs: nnx.Rngs, *shape: int) -> nnx.Param[Array]:
+    """Draw a learned embedding from N(0, 0.5^2)."""
+    return nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
+
+
 class Linear(nnx.Module):
-    """x @ kernel + bias with fp32 parameters, computed in `dtype`; see `initial` for how they
-    start.
-    """
+    """x @ kernel + bias with fp32 parameters drawn by `initial`, computed in `dtype`."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
         *,
-        bias=True,
-        scale=1.0,
-        dtype=jnp.float32,
+        bias: bool = True,
+        scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
         init: Init = 'trunc_normal',
         rngs: nnx.Rngs,
     ):
@@ -86,10 +89,9 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def part(self, x: Float[Array, '*B i'], first: int, bias: bool = False) -> Float[Array, '*B O']:
-        """What the inputs first .. first + i contribute, in fp32; the parts of all inputs add up to
-        the whole.
+        """Contribution of the inputs first .. first + i, in fp32; all contributions add up to y.
 
-        So a scan need not repeat what is known for all time steps at once.
+        A scan need not repeat the part that is known for all time steps at once.
         """
         kernel = self.kernel[...][first : first + x.shape[-1]].astype(self.dtype)
         y = (x.astype(self.dtype) @ kernel).astype(jnp.float32)
@@ -97,7 +99,7 @@ class Linear(nnx.Module):
 
 
 def blocked(x: Float[Array, '*B D'], blocks: int) -> Float[Array, 'G *B d']:
-    """The blocks that make up the last axis, in front."""
+    """Split the last axis into blocks, and move these to the front."""
     return jnp.moveaxis(x.reshape(*x.shape[:-1], blocks, -1), -2, 0)
 
 
@@ -108,11 +110,11 @@ def unblocked(x: Float[Array, 'G *B d']) -> Float[Array, '*B D']:
 
 
 class BlockLinear(nnx.Module):
-    """Block-diagonal x @ kernel + bias: block g of the outputs sees block g of the inputs; Dreamer
+    """Block-diagonal x @ kernel + bias, block g of the outputs from block g of the inputs; Dreamer
     V3's recurrence.
 
-    `shared` further inputs are seen by every block. kernel [G, I / G + shared, O / G], fan-in
-    counted over all blocks.
+    `shared` further inputs enter every block. kernel [G, I / G + shared, O / G], fan-in counted
+    over all blocks.
     """
 
     def __init__(
@@ -122,38 +124,35 @@ class BlockLinear(nnx.Module):
         blocks: int,
         *,
         shared: int = 0,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (blocks, inputs // blocks + shared, outputs // blocks)
         self.kernel = nnx.Param(initial('trunc_normal', 1.0, rngs, shape, blocks * shape[1]))
         self.bias = nnx.Param(jnp.zeros(outputs))
-        self.blocks, self.own, self.dtype = blocks, inputs // blocks, jnp.dtype(dtype)
+        self.blocks, self.own = blocks, inputs // blocks
+        self.dtype = jnp.dtype(dtype)
 
     def __call__(
         self, x: Float[Array, '*B I'], shared: Float[Array, '*B O'] | None = None
     ) -> Float[Array, '*B O']:
-        """`shared`: the sum of `part`s of the shared inputs.
+        """Map x, and add `shared`, the sum of the shared inputs' `part`s.
 
-        fp32 if it is given, else in `dtype`.
+        The result is fp32 with `shared`, else in `dtype`.
         """
-        y = unblocked(self.of_blocks(blocked(x, self.blocks)))
+        y = unblocked(self.on_blocks(blocked(x, self.blocks)))
         return y.astype(self.dtype) if shared is None else y + shared
 
-    def of_blocks(self, x: Float[Array, 'G *B i']) -> Float[Array, 'G *B o']:
-        """Blocks in, blocks out, in fp32.
-
-        Leading blocks make it one batched product without transpositions.
-        """
+    def on_blocks(self, x: Float[Array, 'G *B i']) -> Float[Array, 'G *B o']:
+        """Map inputs that are `blocked`, in fp32: one batched product without transpositions."""
         kernel = self.kernel[...][:, : self.own].astype(self.dtype)
         flat = x.reshape(self.blocks, -1, self.own).astype(self.dtype)
         y = jnp.einsum('gni,gio->gno', flat, kernel).astype(jnp.float32)
         return (y + self.bias[...].reshape(self.blocks, 1, -1)).reshape(*x.shape[:-1], -1)
 
     def part(self, x: Float[Array, '*B i'], first: int) -> Float[Array, '*B O']:
-        """What the shared inputs first ..
-
-        first + i contribute: one dense product instead of a copy per block. fp32.
+        """Contribution of the shared inputs first .. first + i, in fp32: one dense product instead
+        of a copy per block.
         """
         rows = slice(self.own + first, self.own + first + x.shape[-1])
         kernel = self.kernel[...][:, rows].astype(self.dtype).swapaxes(0, 1)
@@ -192,37 +191,47 @@ class LayerNorm(nnx.Module):
 
 
 class NoNorm(nnx.Module):
-    """Where a network has no norm."""
+    """Identity, for networks without a norm; takes the arguments of the norms."""
+
+    def __init__(self, width: int = 0, eps: float = 0.0):
+        pass
 
     def __call__(self, x: Array) -> Array:
         return x
 
 
+Norm: TypeAlias = RMSNorm | LayerNorm | NoNorm
+NORMS: dict[str, type[Norm]] = {'rms': RMSNorm, 'layer': LayerNorm, 'none': NoNorm}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    'silu': jax.nn.silu, 'elu': jax.nn.elu, 'relu': jax.nn.relu,
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What every layer of a network has in common: act(norm(linear(x))). The default is Dreamer
-    V3's in fp32.
-
-    dtype: of the products; parameters and norms are fp32.
-    """
+    """Form of every layer of a network: act(norm(linear(x))). The default is Dreamer V3's in fp32."""
 
     act: Literal['silu', 'elu', 'relu'] = 'silu'
+    """Activation function."""
     norm: Literal['rms', 'layer', 'none'] = 'rms'
+    """RMSNorm, LayerNorm or no norm, between linear map and activation."""
     eps: float = 1e-4
+    """Added to the variance that the norm divides by."""
     bias: bool = True
+    """Linear maps add a bias."""
     init: Init = 'trunc_normal'
+    """Distribution that kernels are drawn from."""
     dtype: str = 'float32'
+    """Type of the products; parameters and norms are fp32."""
 
     def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> Linear:
         return Linear(inputs, outputs, bias=self.bias, init=self.init, dtype=self.dtype, rngs=rngs)
 
-    def normaliser(self, width: int) -> nnx.Module:
-        kinds: dict[str, Callable[[int, float], nnx.Module]]
-        kinds = {'rms': RMSNorm, 'layer': LayerNorm, 'none': lambda *_: NoNorm()}
-        return kinds[self.norm](width, self.eps)
+    def normaliser(self, width: int) -> Norm:
+        return NORMS[self.norm](width, self.eps)
 
     def activate(self, x: Array) -> Array:
-        return {'silu': jax.nn.silu, 'elu': jax.nn.elu, 'relu': jax.nn.relu}[self.act](x)
+        return ACTIVATIONS[self.act](x)
 
 
 class Dense(nnx.Module):
@@ -237,15 +246,15 @@ class Dense(nnx.Module):
         return self.finish(self.linear(x))
 
     def finish(self, y: Float[Array, '*B O']) -> Float[Array, '*B O']:
-        """What follows the linear map."""
+        """Norm and activation after the linear map."""
         return self.style.activate(self.norm(y.astype(self.style.dtype)))
 
 
 class MLP(nnx.Module):
-    """`layers` times act(norm(linear(x))), then an fp32 output layer; [*B, I] -> [*B, O], or [*B,
-    units] if O is None.
+    """`layers` times act(norm(linear(x))), then an fp32 output layer; [*B, I] -> [*B, O].
 
-    By default: SiLU, RMSNorm with eps 1e-6, no biases. A `dtype` overrides that of the style.
+    Without `outputs` there is no output layer: O = units. By default: SiLU, RMSNorm with eps 1e-6,
+    no biases. A `dtype` overrides that of the style.
     """
 
     def __init__(
@@ -255,9 +264,9 @@ class MLP(nnx.Module):
         layers: int,
         outputs: int | None,
         *,
-        out_scale=1.0,
+        out_scale: float = 1.0,
         style: Style = Style(bias=False, eps=1e-6),
-        dtype=None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         if dtype is not None:
@@ -276,7 +285,7 @@ class MLP(nnx.Module):
         return self.finish(self.hidden[0](x)) if len(self.hidden) else self.finish(x)
 
     def finish(self, y: Float[Array, '*B U']) -> Float[Array, '*B O']:
-        """What follows the first linear map."""
+        """All that follows the first linear map."""
         x = y.astype(self.style.dtype) if len(self.hidden) else y
         for i, norm in enumerate(self.norms):
             x = self.style.activate(norm(self.hidden[i](x) if i else x))
@@ -284,26 +293,25 @@ class MLP(nnx.Module):
 
 
 def cast_kernels(module: nnx.Module, params: Params) -> Params:
-    """The weights of `module` with kernels in the type they are multiplied in: the same numbers
-    come out, bit for bit.
+    """Cast the kernels in `params`, the weights of `module`, to the type they are multiplied in.
 
-    Halves what a forward pass in bfloat16 reads; not for training, which keeps fp32 weights.
+    Outputs stay the same bit for bit, and a forward pass in bfloat16 reads half as much. Not for
+    training, which keeps fp32 weights.
     """
-    params = jax.tree.map(lambda x: x, params)
+    cast: Params = jax.tree.map(lambda x: x, params)
     for path, layer in nnx.iter_modules(module):
-        if hasattr(layer, 'kernel') and hasattr(
-            layer, 'dtype'
-        ):  # Linear, BlockLinear and convolutions
-            node: Any = params
+        # Linear, BlockLinear and convolutions
+        if hasattr(layer, 'kernel') and hasattr(layer, 'dtype'):
+            node: Any = cast
             for key in path:
                 node = node[key]
             node['kernel'] = node['kernel'].astype(layer.dtype)
-    return params
+    return cast
 
 
 def cast_all_kernels(make: Callable[[nnx.Rngs], dict[str, nnx.Module]], params: Params) -> Params:
-    """`cast_kernels` for each of the modules that `make` gives by name; other groups of `params`
-    are left out.
+    """Apply `cast_kernels` to each module that `make` builds by name; leave out other groups of
+    `params`.
     """
     outlines = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     return {

@@ -1,13 +1,10 @@
-"""Laws: what a network's output means as a probability, with its log-probability, mean and
-divergences.
+"""Distributions that a network's output stands for, with log-probability, mean and divergences.
 
-A law is a pytree, so it passes through `jit`, `scan` and `stop_gradient`. A law factory is a frozen
-dataclass that says how many numbers a network must put out for an n-dimensional action, and makes
-the law of them.
+A distribution is a pytree, so it passes through `jit`, `scan` and `stop_gradient`.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +14,20 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 HALF_LOG_TAU = 0.5 * float(np.log(2 * np.pi))
 T = TypeVar('T')
 
+if TYPE_CHECKING:
+    Leaf = Array
+else:  # JAX rebuilds pytrees with shapes and markers in the place of arrays
+    Leaf = Any
+
 
 def static(default: Any) -> Any:
-    """A field that is part of a law's structure rather than one of its arrays."""
+    """Mark a field as part of a distribution's structure instead of one of its arrays."""
     return dataclasses.field(default=default, metadata={'static': True})
 
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
-    """Frozen dataclass whose fields are arrays, save those marked `static`."""
+    """Make a frozen dataclass whose fields are arrays, save those marked `static`, a pytree."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
@@ -40,23 +42,21 @@ def symlog(x: Array) -> Array:
 
 
 def symexp(x: Array) -> Array:
-    """Inverse of `symlog`."""
+    """sign(x) (exp|x| - 1), the inverse of `symlog`."""
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
 def symexp_bins(count: int = 255, limit: float = 20.0) -> np.ndarray:
-    """`count` bins symexp(linspace(-limit, limit)), exactly symmetric; Dreamer V3 eq. 10. ->
-    [count] fp32.
-    """
-    # JAX's linspace and expm1, not NumPy's: they differ in the last digit, which moves targets that
-    # lie on a bin
+    """Bins symexp(linspace(-limit, limit)) as fp32 [count], exactly symmetric; Dreamer V3 eq. 10."""
+    # NumPy's linspace and expm1 differ from JAX's in the last digit, which moves targets that lie
+    # on a bin.
     with jax.ensure_compile_time_eval():
         half = np.asarray(symexp(jnp.linspace(-limit, 0, (count + 1) // 2)))
     return np.concatenate([half, -half[:-1][::-1] if count % 2 else -half[::-1]]).astype(np.float32)
 
 
 class TwoHot(NamedTuple):
-    """A number as a softmax over bins in raw space; Dreamer V3 eq. 10, Dreamer 4 section 3.3."""
+    """Number as a softmax over bins in raw space; Dreamer V3 eq. 10, Dreamer 4 section 3.3."""
 
     logits: Float[Array, '*B bins']
     bins: Float[Array, ' bins'] | np.ndarray
@@ -70,15 +70,14 @@ class TwoHot(NamedTuple):
         """
         probs, bins = jax.nn.softmax(self.logits, -1), jnp.asarray(self.bins)
         half = probs.shape[-1] // 2
-        low, high = (lambda x: x[..., :half][..., ::-1]), (lambda x: x[..., -half:])
         middle = probs[..., half] * bins[half] if probs.shape[-1] % 2 else 0.0
-        pairs = (high(probs) - low(probs)) * high(bins) + low(probs) * (
-            high(bins) + low(bins)
-        )  # + 0 if symmetric
+        p_low, p_high = probs[..., :half][..., ::-1], probs[..., -half:]
+        b_low, b_high = bins[..., :half][..., ::-1], bins[..., -half:]
+        pairs = (p_high - p_low) * b_high + p_low * (b_high + b_low)  # + 0 if symmetric
         return middle + pairs.sum(-1)
 
     def log_prob(self, target: Float[Array, '*B']) -> Float[Array, '*B']:
-        """Cross entropy with the two-hot of `target`, negated: weights on the two bins that enclose
+        """Negative cross entropy with the two-hot of `target`: weights on the two bins that enclose
         it.
         """
         bins = jnp.asarray(self.bins)
@@ -92,12 +91,14 @@ class TwoHot(NamedTuple):
         to_above = jnp.where(same, 1.0, jnp.abs(bins[above] - target[..., 0]))
         total = to_below + to_above
         log_probs = jax.nn.log_softmax(self.logits, -1)
-        pick = lambda i: jnp.take_along_axis(log_probs, i[..., None], -1)[..., 0]
-        return (to_above / total) * pick(below) + (to_below / total) * pick(above)
+        at_below, at_above = (
+            jnp.take_along_axis(log_probs, i[..., None], -1)[..., 0] for i in (below, above)
+        )
+        return (to_above / total) * at_below + (to_below / total) * at_above
 
 
 class Categorical(NamedTuple):
-    """One of A choices, as a one-hot vector."""
+    """One of A choices as a one-hot vector."""
 
     logits: Float[Array, '*B A']
 
@@ -124,8 +125,8 @@ class Categorical(NamedTuple):
 
 
 def unimix(logits: Float[Array, '*B K'], share: float) -> Float[Array, '*B K']:
-    """ln((1 - share) softmax(logits) + share / K): no class is ever impossible; Dreamer V3 uses
-    share 0.01.
+    """ln((1 - share) softmax(logits) + share / K), so that no class is ever impossible; share is
+    0.01 in Dreamer V3.
     """
     if not share:
         return logits
@@ -133,7 +134,7 @@ def unimix(logits: Float[Array, '*B K'], share: float) -> Float[Array, '*B K']:
 
 
 class OneHots(NamedTuple):
-    """G categoricals of K classes as one-hot vectors with straight-through gradients; Dreamer V2,
+    """Vector of G categoricals of K classes, one-hot with straight-through gradients; Dreamer V2,
     Algorithm 1.
     """
 
@@ -141,20 +142,18 @@ class OneHots(NamedTuple):
 
     def _straight_through(self, index: Int[Array, '*B G']) -> Float[Array, '*B G K']:
         probs = jax.nn.softmax(self.logits, -1)
-        return jax.nn.one_hot(index, probs.shape[-1], dtype=probs.dtype) + (
-            probs - jax.lax.stop_gradient(probs)
-        )
+        one_hot = jax.nn.one_hot(index, probs.shape[-1], dtype=probs.dtype)
+        return one_hot + (probs - jax.lax.stop_gradient(probs))
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, '*B G K']:
-        """By the inverse of the distribution function: one uniform number per categorical.
+        """Invert the distribution function at one uniform number per categorical.
 
         K Gumbel numbers each would cost ten times as much, and a product with a triangle is cheaper
         than `cumsum`.
         """
-        *_, k = self.logits.shape
-        below = jnp.matmul(
-            jax.nn.softmax(self.logits, -1), jnp.triu(jnp.ones((k, k))), precision='highest'
-        )
+        k = self.logits.shape[-1]
+        probs, triangle = jax.nn.softmax(self.logits, -1), jnp.triu(jnp.ones((k, k)))
+        below = jnp.matmul(probs, triangle, precision='highest')
         u = jax.random.uniform(key, (*self.logits.shape[:-1], 1)) * below[..., -1:]
         return self._straight_through(jnp.minimum((below <= u).sum(-1), k - 1))
 
@@ -178,20 +177,18 @@ class OneHots(NamedTuple):
 class Bernoulli:
     """True or false; the last `event` axes are summed in log_prob."""
 
-    logit: Any  # [*B, *event]
+    logit: Leaf  # [*B, *event]
     event: int = static(0)
 
     def mean(self) -> Array:
         return jax.nn.sigmoid(self.logit)
 
     def mode(self) -> Array:
-        """Rounded to 0.0 or 1.0."""
+        """1.0 where true is likelier, else 0.0."""
         return (self.logit > 0).astype(jnp.float32)
 
     def log_prob(self, target: Array) -> Array:
-        """`target` is bool, or a probability in [0, 1]: then the expectation t ln p + (1 - t) ln(1
-        - p).
-        """
+        """ln p(target) for a bool, its expectation t ln p + (1 - t) ln(1 - p) for a probability t."""
         target = jnp.asarray(target)
         yes, no = jax.nn.softplus(-self.logit), jax.nn.softplus(self.logit)
         if target.dtype == bool:
@@ -201,48 +198,41 @@ class Bernoulli:
 
 @pytree
 class Normal:
-    """Diagonal Gaussian; the last `event` axes are one event: their log-probabilities, entropies
-    and KLs are summed.
-    """
+    """Diagonal Gaussian; log-probabilities, entropies and KLs are summed over the last `event` axes."""
 
-    mean: Any  # [*B, *event]
-    std: Any = 1.0  # broadcasts to mean
+    mean: Leaf  # [*B, *event]
+    std: Leaf | float = 1.0  # broadcasts to mean
     event: int = static(1)
 
     def sample(self, key: PRNGKeyArray) -> Array:
-        """Reparametrised: mean + std * noise."""
+        """mean + std * noise, so gradients reach mean and std."""
         return self.mean + self.std * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def mode(self) -> Array:
         return self.mean
 
     def log_prob(self, x: Array) -> Array:
-        return _total(
-            -0.5 * jnp.square((x - self.mean) / self.std) - jnp.log(self.std) - HALF_LOG_TAU,
-            self.event,
-        )
+        square = jnp.square((x - self.mean) / self.std)
+        return _total(-0.5 * square - jnp.log(self.std) - HALF_LOG_TAU, self.event)
 
     def entropy(self) -> Array:
-        return _total(
-            jnp.broadcast_to(0.5 + HALF_LOG_TAU + jnp.log(self.std), self.mean.shape), self.event
-        )
+        each = 0.5 + HALF_LOG_TAU + jnp.log(self.std)
+        return _total(jnp.broadcast_to(each, self.mean.shape), self.event)
 
     def kl(self, other: 'Normal') -> Array:
         """KL[self || other] in nats."""
-        ratio, shift = (
-            jnp.square(self.std / other.std),
-            jnp.square((self.mean - other.mean) / other.std),
-        )
+        ratio = jnp.square(self.std / other.std)
+        shift = jnp.square((self.mean - other.mean) / other.std)
         return _total(0.5 * (ratio + shift - 1 - jnp.log(ratio)), self.event)
 
 
 @pytree
 class MSE:
-    """A squared error as if it were a log-probability, without the factor 1/2; Dreamer V3's image
+    """Squared error in the place of a log-probability, without the factor 1/2; Dreamer V3's image
     loss.
     """
 
-    mean: Any  # [*B, *event]
+    mean: Leaf  # [*B, *event]
     event: int = static(1)
 
     def mode(self) -> Array:
@@ -254,9 +244,9 @@ class MSE:
 
 @pytree
 class SymlogMSE:
-    """Squared error against symlog(x); Dreamer V3's loss for vectors. `mean` lives in symlog space."""
+    """Squared error against symlog(x), `mean` in symlog space; Dreamer V3's loss for vectors."""
 
-    mean: Any  # [*B, *event]
+    mean: Leaf  # [*B, *event]
     event: int = static(1)
 
     def mode(self) -> Array:
@@ -266,13 +256,16 @@ class SymlogMSE:
         return -_total(jnp.square(self.mean - symlog(x)), self.event)
 
 
-class Pixels(NamedTuple):
-    """A law on [0, 1] for images that may come as uint8 (0..255), bool or float (0..1)."""
+PIXELS: dict[str, type[MSE | Bernoulli]] = {'mse': MSE, 'bernoulli': Bernoulli}
 
-    dist: Any
+
+class Pixels(NamedTuple):
+    """Distribution on [0, 1] for images that may come as uint8 (0..255), bool or float (0..1)."""
+
+    dist: MSE | Bernoulli | Normal
 
     def mode(self) -> Array:
-        """In [0, 1]."""
+        """Likeliest image, in [0, 1]."""
         return self.dist.mode()
 
     def log_prob(self, image: Array) -> Array:
@@ -280,7 +273,7 @@ class Pixels(NamedTuple):
 
 
 def unit_range(image: Array) -> Array:
-    """uint8 0..255 -> fp32 0..1; bool and floats are taken to be 0..1 already."""
+    """Scale uint8 0..255 to fp32 0..1; bool and floats are taken to be 0..1 already."""
     if image.dtype == jnp.uint8:
         return image.astype(jnp.float32) / 255
     return image.astype(jnp.float32)

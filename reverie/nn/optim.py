@@ -1,5 +1,5 @@
 """Optimisers of the Dreamers as optax transformations: LaProp with adaptive clipping, TensorFlow's
-Adam, groups.
+Adam, and one optimiser per parameter group.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from reverie.types import UserError
+from reverie.types import Params, UserError
 
 
 def clip_by_tensor_norm(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransformation:
-    """Adaptive gradient clipping of whole tensors: |g| <= clip max(floor, |w|); arXiv 2102.06171
-    without its units.
+    """Clip each gradient tensor to |g| <= clip max(floor, |w|); arXiv 2102.06171, per tensor
+    instead of per unit.
 
     The floor lets tensors that start at zero move.
     """
 
-    def one(update, param):
+    def one(update: Array, param: Array) -> Array:
         bound = clip * jnp.maximum(floor, jnp.linalg.norm(param.reshape(-1)))
         return update / jnp.maximum(1.0, jnp.linalg.norm(update.reshape(-1)) / bound)
 
@@ -28,7 +28,7 @@ def clip_by_tensor_norm(clip: float = 0.3, floor: float = 1e-3) -> optax.Gradien
 
 
 class Moment(NamedTuple):
-    """Running mean of a power of the updates, and how many entered it."""
+    """Running mean of a power of the updates, and the number of updates in it."""
 
     updates: Int[Array, '']
     mean: PyTree[Array]
@@ -37,14 +37,14 @@ class Moment(NamedTuple):
 def _running(
     decay: float, power: int, use: Callable[[Array, Array], Array]
 ) -> optax.GradientTransformation:
-    """Keeps the bias-corrected running mean of updates^power and maps (update, mean) to the new
-    update.
-    """
+    """Keep the bias-corrected running mean of updates^power; map (update, mean) to the new update."""
 
-    def init(params):
+    def init(params: PyTree) -> Moment:
         return Moment(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates, state, params=None):
+    def update(
+        updates: PyTree, state: Moment, params: PyTree | None = None
+    ) -> tuple[PyTree, Moment]:
         count = optax.safe_increment(state.updates)
         mean = jax.tree.map(lambda m, u: decay * m + (1 - decay) * u**power, state.mean, updates)
         correction = 1 - decay ** count.astype(jnp.float32)
@@ -54,12 +54,12 @@ def _running(
 
 
 def scale_by_rms(decay: float = 0.999, eps: float = 1e-20) -> optax.GradientTransformation:
-    """u / (sqrt(mean of u^2) + eps), bias-corrected."""
+    """Divide updates u by sqrt(mean of u^2) + eps, bias-corrected."""
     return _running(decay, 2, lambda u, mean: u / (jnp.sqrt(mean) + eps))
 
 
 def scale_by_momentum(decay: float = 0.9) -> optax.GradientTransformation:
-    """The running mean of the updates, bias-corrected."""
+    """Replace updates by their running mean, bias-corrected."""
     return _running(decay, 1, lambda u, mean: mean)
 
 
@@ -72,14 +72,14 @@ def laprop_agc(
     momentum: float = 0.9,
     eps: float = 1e-20,
 ) -> optax.GradientTransformation:
-    """Dreamer V3's optimiser: adaptive clipping, then LaProp (arXiv 2002.04839), which normalises
+    """Optimiser of Dreamer V3: adaptive clipping, then LaProp (arXiv 2002.04839), which normalises
     before it averages.
 
     The rate rises linearly from 0 at the first update to `learning_rate` at update `warmup_steps`.
     """
-    rate = (
-        optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
-    )
+    rate: float | optax.Schedule = learning_rate
+    if warmup_steps:
+        rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.chain(
         clip_by_tensor_norm(clip, clip_floor),
         scale_by_rms(rms_decay, eps),
@@ -97,11 +97,13 @@ def scale_by_tf_adam(
     At update t it acts like optax's eps / sqrt(1 - b2^t), thirty times as much at the first.
     """
 
-    def init(params):
-        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+    def init(params: PyTree) -> optax.ScaleByAdamState:
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
-    def update(updates, state, params=None):
+    def update(
+        updates: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
         t = count.astype(jnp.float32)
         mu = jax.tree.map(lambda m, u: b1 * m + (1 - b1) * u, state.mu, updates)
@@ -116,10 +118,10 @@ def scale_by_tf_adam(
 def clipped_adam(
     learning_rate: float, clip_norm: float = 100.0, eps: float = 1e-7, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """The optimiser of PlaNet, Dreamer V1 and V2: clip by the global norm, then TensorFlow's Adam.
+    """Optimiser of PlaNet, Dreamer V1 and V2: clip by the global norm, then TensorFlow's Adam.
 
-    weight_decay: V2's. The weights are multiplied by 1 - weight_decay, whatever the rate, before
-    Adam's step.
+    weight_decay: V2's; weights are multiplied by 1 - weight_decay before Adam's step, whatever the
+    rate.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
@@ -132,10 +134,10 @@ def clipped_adam(
 def per_group(
     transforms: Mapping[str | tuple[str, ...], optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """Each top-level parameter group, or tuple of groups, has an optimiser of its own, with its own
-    global norm.
+    """Give each top-level parameter group, or tuple of groups, an optimiser with a global norm of
+    its own.
 
-    UserError if a trained group has no optimiser, or two.
+    Raises UserError if a trained group has no optimiser, or two.
     """
     owners = {(k,) if isinstance(k, str) else k: t for k, t in transforms.items()}
     names = [name for groups in owners for name in groups]
@@ -149,12 +151,14 @@ def per_group(
             )
         return [{name: tree[name] for name in groups} for groups in owners]
 
-    def init(params):
+    def init(params: Params) -> tuple[PyTree, ...]:
         return tuple(t.init(part) for t, part in zip(owners.values(), split(params), strict=True))
 
-    def update(updates, state, params):
+    def update(
+        updates: Params, state: tuple[PyTree, ...], params: Params
+    ) -> tuple[Params, tuple[PyTree, ...]]:
         parts = zip(owners.values(), split(updates), state, split(params), strict=True)
-        done = [t.update(part, s, p) for t, part, s, p in parts]
+        done: list[tuple[Any, PyTree]] = [t.update(part, s, p) for t, part, s, p in parts]
         merged = {name: u for part, _ in done for name, u in part.items()}
         return {name: merged[name] for name in updates}, tuple(s for _, s in done)
 

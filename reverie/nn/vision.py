@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from reverie.types import UserError
 
 
 def patchify(image: Float[Array, '*B h w c'], size: tuple[int, int]) -> Float[Array, '*B P p']:
-    """Cut into non-overlapping patches, row by row; p = size[0] * size[1] * c."""
+    """Cut images into non-overlapping patches, row by row; p = size[0] * size[1] * c."""
     *lead, h, w, c = image.shape
     ph, pw = size
     x = image.reshape(*lead, h // ph, ph, w // pw, pw, c)
@@ -39,11 +39,9 @@ def unpatchify(
 
 
 def patch_grid(shape: tuple[int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Row and column of every patch. -> [P, 2]"""
-    rows, columns = shape[0] // size[0], shape[1] // size[1]
-    return np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij'), -1).reshape(
-        -1, 2
-    )
+    """Row and column of every patch [P, 2]."""
+    rows, columns = np.arange(shape[0] // size[0]), np.arange(shape[1] // size[1])
+    return np.stack(np.meshgrid(rows, columns, indexing='ij'), -1).reshape(-1, 2)
 
 
 class Conv(nnx.Module):
@@ -57,14 +55,15 @@ class Conv(nnx.Module):
         outputs: int,
         size: int,
         *,
-        stride=1,
-        padding='SAME',
+        stride: int = 1,
+        padding: Literal['SAME', 'VALID'] = 'SAME',
         style: Style,
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(initial(style.init, 1.0, rngs, (size, size, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
-        self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(style.dtype)
+        self.stride, self.padding = stride, padding
+        self.dtype = jnp.dtype(style.dtype)
 
     def __call__(self, x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c2']:
         return self._run(x, window_strides=(self.stride,) * 2, padding=self.padding)
@@ -72,9 +71,8 @@ class Conv(nnx.Module):
     def _run(self, x: Array, **kwargs: Any) -> Array:
         flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         kernel = self.kernel[...].astype(self.dtype)
-        y = jax.lax.conv_general_dilated(
-            flat, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **kwargs
-        )
+        layout = ('NHWC', 'HWIO', 'NHWC')
+        y = jax.lax.conv_general_dilated(flat, kernel, dimension_numbers=layout, **kwargs)
         return y.reshape(*x.shape[:-3], *y.shape[1:]) + self.bias[...].astype(self.dtype)
 
 
@@ -82,64 +80,66 @@ class Deconv(Conv):
     """Transposed convolution: pixels set `stride` apart, then a convolution.
 
     n pixels become (n - 1) stride + k with padding VALID and n stride with SAME. A kernel of Keras'
-    Conv2DTranspose [k, k, O, I] is ours turned by half a circle: `kernel[::-1, ::-1].swapaxes(2,
-    3)`.
+    Conv2DTranspose [k, k, O, I] is ours turned by half a circle:
+    `kernel[::-1, ::-1].swapaxes(2, 3)`.
     """
 
     def __call__(self, x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c2']:
         k, s = self.kernel.shape[0], self.stride
-        low, high = (
-            (k - 1, k - 1)
-            if self.padding == 'VALID'
-            else ((k - 1) // 2 + s - 1, k - 1 - (k - 1) // 2)
-        )
-        return self._run(x, window_strides=(1, 1), padding=[(low, high)] * 2, lhs_dilation=(s, s))
+        around = (k - 1, k - 1)
+        if self.padding == 'SAME':
+            around = ((k - 1) // 2 + s - 1, k - 1 - (k - 1) // 2)
+        return self._run(x, window_strides=(1, 1), padding=[around] * 2, lhs_dilation=(s, s))
 
 
 def max_pool(x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c']:
-    """Largest of each 2 x 2."""
+    """Largest value of each 2 x 2 pixels."""
     *lead, h, w, c = x.shape
     return x.reshape(*lead, h // 2, 2, w // 2, 2, c).max((-4, -2))
 
 
 def enlarge(x: Float[Array, '*B h w c']) -> Float[Array, '*B h2 w2 c']:
-    """Each pixel becomes 2 x 2."""
+    """Repeat each pixel 2 x 2 times."""
     return x.repeat(2, -2).repeat(2, -3)
 
 
 def reduce_bits(
     image: Array, key: PRNGKeyArray | None = None, bits: int = 5
 ) -> Float[Array, '*B h w c']:
-    """uint8 image -> [0, 1) in 2^bits steps, with uniform noise within a step if there is a key;
-    PlaNet's input.
+    """Reduce a uint8 image to 2^bits steps of [0, 1), with uniform noise within a step if there is
+    a key; PlaNet's input.
 
-    Noise makes the density of the Gaussian image law finite (Kingma and Dhariwal 2018, "Glow").
+    Noise keeps the density of a Gaussian image finite (Kingma and Dhariwal 2018, "Glow").
     """
-    x = jnp.floor(image.astype(jnp.float32) / 2 ** (8 - bits)) / 2**bits
-    return x if key is None else x + jax.random.uniform(key, x.shape) / 2**bits
+    steps = 1 << bits
+    x = jnp.floor(image.astype(jnp.float32) / (1 << (8 - bits))) / steps
+    return x if key is None else x + jax.random.uniform(key, x.shape) / steps
 
 
 @dataclasses.dataclass(frozen=True)
 class PooledConv:
-    """Dreamer V3's images: four convolutions, each followed by a 2 x 2 maximum; back by enlarging,
-    MSE on [0, 1].
-
-    depth x mults channels. The last grid must measure 3 to 16. `blocks`: h enters the decoder
-    through a block-diagonal layer.
+    """Networks of Dreamer V3 for images: convolutions, each followed by a 2 x 2 maximum; back by
+    enlarging, MSE on [0, 1].
     """
 
     depth: int = 64
+    """Channels, times `mults`."""
     mults: tuple[int, ...] = (2, 3, 4, 4)
+    """Channels of each convolution, times `depth`; the last grid must measure 3 to 16."""
     kernel: int = 5
+    """Rows and columns of a kernel."""
     blocks: int = 8
+    """Blocks of the layer through which h enters the decoder."""
 
     @property
     def depths(self) -> tuple[int, ...]:
+        """Channels of each convolution."""
         return tuple(self.depth * m for m in self.mults)
 
     def grid(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Shape of the last, smallest feature map."""
-        h, w, factor = *shape[:2], 2 ** len(self.mults)
+        """Shape of the last, smallest feature map. Raises UserError if the images do not fit."""
+        h, w, _ = shape
+        factor = 2 ** len(self.mults)
         if h % factor or w % factor or not all(3 <= n // factor <= 16 for n in (h, w)):
             raise UserError(
                 f'image {h}x{w}: expected sides that are multiples of {factor}, {3 * factor} to {16 * factor}'
@@ -150,20 +150,26 @@ class PooledConv:
         return PooledEncoder(self, shape, style, rngs)
 
     def decoder(
-        self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs
+        self,
+        shape: tuple[int, int, int],
+        inputs: tuple[int, int],
+        units: int,
+        style: Style,
+        rngs: nnx.Rngs,
     ) -> 'PooledDecoder':
         return PooledDecoder(self, shape, inputs, units, style, rngs)
 
 
 @dataclasses.dataclass(frozen=True)
 class StridedConv:
-    """The 64 x 64 images of PlaNet, Dreamer V1 (depth 32) and V2 (48): kernel 4, stride 2, no
-    padding; N(mean, 1).
+    """Networks of PlaNet, Dreamer V1 and V2 for 64 x 64 images: kernel 4, stride 2, no padding;
+    N(mean, 1).
 
     Backwards one linear layer, then transposed convolutions with kernels 5, 5, 6, 6.
     """
 
     depth: int = 32
+    """Channels of the first convolution, doubled by each further one; V1: 32, V2: 48."""
 
     def encoder(
         self, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs
@@ -171,13 +177,18 @@ class StridedConv:
         return StridedEncoder(self, shape, style, rngs)
 
     def decoder(
-        self, shape, inputs: tuple[int, int], units: int, style: Style, rngs: nnx.Rngs
+        self,
+        shape: tuple[int, int, int],
+        inputs: tuple[int, int],
+        units: int,
+        style: Style,
+        rngs: nnx.Rngs,
     ) -> 'StridedDecoder':
         return StridedDecoder(self, shape, inputs, style, rngs)
 
 
 class PooledEncoder(nnx.Module):
-    """[*B, h, w, c] in [-0.5, 0.5] -> [*B, E]."""
+    """Encoder of images in [-0.5, 0.5], [*B, h, w, c] -> [*B, E]."""
 
     def __init__(self, cfg: PooledConv, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs):
         widths = (shape[-1], *cfg.depths)
@@ -193,7 +204,7 @@ class PooledEncoder(nnx.Module):
 
 
 class PooledDecoder(nnx.Module):
-    """h [*B, D], z [*B, Z] -> `MSE` of an image in [0, 1]."""
+    """Decoder of h [*B, D] and z [*B, Z] into the `MSE` of an image in [0, 1]."""
 
     def __init__(
         self,
@@ -202,7 +213,7 @@ class PooledDecoder(nnx.Module):
         inputs: tuple[int, int],
         units: int,
         style: Style,
-        rngs,
+        rngs: nnx.Rngs,
     ):
         self.grid = cfg.grid(shape)
         flat, (deter, latent) = math.prod(self.grid), inputs
@@ -234,15 +245,16 @@ class PooledDecoder(nnx.Module):
 
 
 class StridedEncoder(nnx.Module):
-    """[*B, 64, 64, c] in [-0.5, 0.5] -> [*B, 32 depth]."""
+    """Encoder of images in [-0.5, 0.5], [*B, 64, 64, c] -> [*B, 32 depth]."""
 
     def __init__(self, cfg: StridedConv, shape: tuple[int, int, int], style: Style, rngs: nnx.Rngs):
         if tuple(shape[:2]) != (64, 64):
             raise UserError(f'image {shape[0]}x{shape[1]}: StridedConv expects 64x64')
         depths = tuple(cfg.depth * m for m in (1, 2, 4, 8))
-        pairs = itertools.pairwise((shape[-1], *depths))
-        conv = lambda i, o: Conv(i, o, 4, stride=2, padding='VALID', style=style, rngs=rngs)
-        self.convs = nnx.List(conv(i, o) for i, o in pairs)
+        self.convs = nnx.List(
+            Conv(i, o, 4, stride=2, padding='VALID', style=style, rngs=rngs)
+            for i, o in itertools.pairwise((shape[-1], *depths))
+        )
         self.norms = nnx.List(style.normaliser(n) for n in depths)
         self.style, self.width = style, 4 * depths[-1]
 
@@ -253,8 +265,8 @@ class StridedEncoder(nnx.Module):
 
 
 class StridedDecoder(nnx.Module):
-    """h [*B, D], z [*B, Z] -> N(mean, 1) of an image in [0, 1]; reads [z, h]. The network's own
-    zero is mid-grey.
+    """Decoder of [z, h], z [*B, Z] and h [*B, D], into N(mean, 1) of an image in [0, 1]; an output
+    of 0 is mid-grey.
     """
 
     def __init__(
@@ -270,8 +282,9 @@ class StridedDecoder(nnx.Module):
         depths = tuple(cfg.depth * m for m in (4, 2, 1))
         self.input = style.linear(sum(inputs), 32 * cfg.depth, rngs)
         widths = zip((32 * cfg.depth, *depths), (*depths, shape[-1]), (5, 5, 6, 6), strict=True)
-        deconv = lambda i, o, k: Deconv(i, o, k, stride=2, padding='VALID', style=style, rngs=rngs)
-        self.deconvs = nnx.List(deconv(*w) for w in widths)
+        self.deconvs = nnx.List(
+            Deconv(i, o, k, stride=2, padding='VALID', style=style, rngs=rngs) for i, o, k in widths
+        )
         self.norms = nnx.List(style.normaliser(n) for n in depths)
         self.style = style
 

@@ -1,14 +1,14 @@
-"""Learning to act inside the model: rollouts, returns, and the losses of actor and critic.
+"""Imagined rollouts and their returns, from which `actor` and `critic` learn.
 
 An imagined sequence has H + 1 states; row 0 is the root, which was observed. Action t is chosen in
-state t and leads to state t + 1; reward and cont of row t arrive with state t. In shapes, H1 is H +
-1. Three agents cut it in three ways:
+state t and leads to state t + 1; reward and cont of row t arrive with state t. In shapes, H1 is
+H + 1. Three agents cut it in three ways:
 
 | agent | value of a state counts  | returns                        | actor learns actions | critic learns states |
 |-------|--------------------------|--------------------------------|----------------------|----------------------|
 | V1    | its own reward           | `InclusiveReturn(root=False)`  | 0 .. H - 2           | 1 .. H - 1           |
 | V2    | its own reward           | `InclusiveReturn(root=True)`   | 0 .. H - 2           | 0 .. H - 1           |
-| V3    | what comes after it      | `ExclusiveReturn`              | 0 .. H - 1           | 0 .. H - 1           |
+| V3    | the rewards after it     | `ExclusiveReturn`              | 0 .. H - 1           | 0 .. H - 1           |
 """
 
 import dataclasses
@@ -29,12 +29,11 @@ def rollout(
     key: PRNGKeyArray,
     horizon: int,
 ) -> tuple[PyTree, Float[Array, 'H N A'], Prediction]:
-    """Imagine `horizon` steps.
-
-    -> (last state, actions, predictions [H, N, ...]); row t is what action t led to.
+    """Imagine `horizon` steps; return the last state, the actions and the predictions [H, N, ...],
+    where row t is the step that action t led to.
     """
 
-    def step(carry, key):
+    def step(carry: tuple[PyTree, Array], key: PRNGKeyArray) -> tuple[PyTree, Any]:
         state, feat = carry
         key_act, key_model = jax.random.split(key)
         action = policy(state, feat, key_act)
@@ -55,42 +54,41 @@ def lambda_return(
     """R_t = r_t + discount c_t ((1 - lam) v_t + lam R_{t+1}), R_H = v_H; Dreamer V1 eq. 6, Dreamer
     4 eq. 10.
 
-    Row t holds what arrived after action t, so R_t is the target for the state the action was taken
-    in.
+    Row t arrived after action t, so R_t is the target for the state the action was taken in.
     """
 
-    def step(ret, x):
+    def step(ret: Array, x: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         r, c, v = x
         ret = r + discount * c * ((1 - lam) * v + lam * ret)
         return ret, ret
 
-    return jax.lax.scan(step, value[-1], (reward, cont, value), reverse=True)[1]
+    ret: Array = jax.lax.scan(step, value[-1], (reward, cont, value), reverse=True)[1]
+    return ret
 
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What a head says of values: a pytree with leading dims [H + 1, N] or [B, T]."""
+    """Distribution of values: a pytree with leading dims [H + 1, N] or [B, T]."""
 
-    def log_prob(self, x: Any) -> Any: ...
+    def log_prob(self, x: Any) -> Array: ...
 
 
 @runtime_checkable
 class PolicyDistribution(Distribution, Protocol):
-    """What a head says of actions: a pytree with leading dims [H, N]."""
+    """Distribution of actions: a pytree with leading dims [H, N]."""
 
-    def entropy(self) -> Any: ...
+    def entropy(self) -> Array: ...
 
 
 class Targets(NamedTuple):
-    """What actor and critic learn from.
-
-    M actions are learnt from the root on, K states up to the last but one.
+    """Targets of the actor, in M actions from the root on, and of the critic, in the K states up to
+    the last but one.
     """
 
-    acted: Float[Array, 'M N']  # the return that action t is credited with
-    acted_weight: Float[Array, 'M N']  # the odds of being in state t
-    ret: Float[Array, 'K N']  # what the value of states H - K .. H - 1 should be
-    weight: Float[Array, 'K N']
+    acted: Float[Array, 'M N']  # return credited to action t
+    acted_weight: Float[Array, 'M N']  # probability of being in state t
+    ret: Float[Array, 'K N']  # target of the value of states H - K .. H - 1
+    weight: Float[Array, 'K N']  # probability of being in them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,20 +96,21 @@ class InclusiveReturn:
     """R_t = r_t + discount c_t ((1 - lam) v_{t+1} + lam R_{t+1}): a state's value counts its own
     reward; V1, V2 eq. 4.
 
-    root: the sequence begins with the observed state (V2), else with the first imagined one (V1).
-    discount: 1 where the head that predicts `cont` has it in its target, as V2's has; V2 puts the
-    recorded value into row 0 of `cont`. The weight of the first state is 1.
+    V2 puts the recorded value into row 0 of `cont`. The weight of the first state is 1.
     """
 
     discount: float = 1.0
+    """Discount of a step; 1 where the target of `cont` includes it, as in V2."""
     lam: float = 0.95
+    """Weight of longer returns, lambda."""
     root: bool = True
+    """Begin with the observed state (V2), else with the first imagined one (V1)."""
 
     def __call__(
         self, reward: Float[Array, 'H1 N'], cont: Float[Array, 'H1 N'], value: Float[Array, 'H1 N']
     ) -> Targets:
-        """value: what the returns bootstrap from, and the actor's gradient passes (V2: the slow
-        critic's).
+        """Compute the targets; returns bootstrap from `value` (V2: the slow critic's), which the
+        actor's gradient passes.
         """
         r, c, v = (x if self.root else x[1:] for x in (reward, cont, value))
         ret = lambda_return(r[:-1], c[:-1], v[1:], self.discount, self.lam)
@@ -123,31 +122,31 @@ class InclusiveReturn:
 
 @dataclasses.dataclass(frozen=True)
 class ExclusiveReturn:
-    """R_t = r_{t+1} + discount c_{t+1} ((1 - lam) v_{t+1} + lam R_{t+1}): the value of what comes
-    after; V3.
+    """R_t = r_{t+1} + discount c_{t+1} ((1 - lam) v_{t+1} + lam R_{t+1}): a state's value counts
+    the rewards after it; V3.
 
     weight_t = c_0 prod_{i=1..t} discount c_i, so a root that ended its episode counts for nothing.
     """
 
     discount: float = 1.0
+    """Discount of a step; 1 where the target of `cont` includes it, as in V3."""
     lam: float = 0.95
+    """Weight of longer returns, lambda."""
 
     def __call__(
         self, reward: Float[Array, 'H1 N'], cont: Float[Array, 'H1 N'], value: Float[Array, 'H1 N']
     ) -> Targets:
-        """value: what the returns bootstrap from (V3: the critic's own)."""
+        """Compute the targets; returns bootstrap from `value` (V3: the critic's own)."""
         ret = lambda_return(reward[1:], cont[1:], value[1:], self.discount, self.lam)
         weight = sg(jnp.cumprod(self.discount * cont, 0) / self.discount)[:-1]
         return Targets(ret, weight, sg(ret), weight)
 
 
 def with_root(root: Float[Array, 'N *F'], rest: Float[Array, 'H N *F']) -> Float[Array, 'H+1 N *F']:
-    """Put what belongs to the root before the imagined rows."""
+    """Put the root's row before the imagined rows."""
     return jnp.concatenate([root[None], rest])
 
 
 def by_row(loss: Float[Array, 'H N'], batch: int) -> Float[Array, 'B TH']:
-    """An imagined loss as the runner wants it, one row per window: N = batch * T starts -> [batch,
-    T * H].
-    """
+    """Arrange an imagined loss as one row per window: N = batch * T starts -> [batch, T * H]."""
     return loss.swapaxes(0, 1).reshape(batch, -1)

@@ -1,6 +1,7 @@
 """Losses of the critic, and the running statistics and slow copies around it."""
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,33 +11,35 @@ from reverie.nn.dists import TwoHot
 from reverie.objectives.behavior import Distribution, Targets
 from reverie.types import sg
 
+T = TypeVar('T')
 Running = dict[str, Float[Array, '']]
 
 
 def critic_loss(
     value: TwoHot, ret: Float[Array, 'B T'], weight: Float[Array, 'B T']
 ) -> Float[Array, 'B T']:
-    """Cross entropy of the value law with the two-hot of the lambda-return, weighted by the odds of
-    being there.
+    """Cross entropy of the value with the two-hot of the lambda-return, weighted by the probability
+    of being in the state.
     """
     return -sg(weight) * value.log_prob(sg(ret))
 
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-    """-weight ln p(sg R), and `slow` times the same with the slow critic's mean for R; V1-V3.
-
-    Dreamer V1 and V2: slow 0 and a normal law of variance 1. V3: slow 1 and a two-hot law.
+    """-weight (ln p(sg R) + slow ln p(sg v_slow)); Dreamer V1 and V2 with a normal distribution of
+    variance 1, V3 with a two-hot one.
     """
 
     slow: float = 0.0
+    """Weight of the slow critic's mean as a second target; V1, V2: 0, V3: 1."""
 
     def __call__(
         self, value: Distribution, targets: Targets, slow_value: Float[Array, 'H1 N'] | None = None
     ) -> Float[Array, 'K N']:
-        """value: the law in sg(states 0 ..
+        """Loss of the K learnt states.
 
-        H). slow_value: the slow critic's mean there, not needed if slow is 0.
+        value: distribution of the values of sg(states 0 .. H). slow_value: mean of the slow
+        critic's; may be None if `slow` is 0.
         """
         steps, total = len(targets.ret), len(jax.tree.leaves(value)[0])
         first = total - 1 - steps
@@ -46,19 +49,19 @@ class Critic:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayCritic:
-    """The critic also learns returns of replayed steps, bootstrapped from imagined ones; V3,
+    """Loss of the critic at replayed steps, with returns bootstrapped from imagined ones; V3,
     "critic replay loss".
 
-    R_t = r_{t+1} + discount (1 - terminal_{t+1}) ((1 - l) b_{t+1} + l R_{t+1}), l = lam, 0 where t
-    + 1 ends its episode, and R of the last step is b. Steps that end an episode weigh nothing.
-    discount: here in full, since `terminal` is recorded, not predicted by a head that has learnt
-    it.
-    slow: as in `Critic`.
+    R_t = r_{t+1} + discount (1 - terminal_{t+1}) ((1 - l) b_{t+1} + l R_{t+1}) with l = lam, or 0
+    where t + 1 ends its episode; R of the last step is b. Steps that end an episode weigh nothing.
     """
 
     discount: float = 1 - 1 / 333
+    """Discount of a step in full, since `terminal` is recorded, not predicted with it."""
     lam: float = 0.95
+    """Weight of longer returns, lambda."""
     slow: float = 1.0
+    """Weight of the slow critic's mean as a second target."""
 
     def returns(
         self,
@@ -67,18 +70,20 @@ class ReplayCritic:
         is_terminal: Bool[Array, 'B T'],
         boot: Float[Array, 'B T'],
     ) -> Float[Array, 'B T-1']:
-        """boot: the return imagined from each step, row 0 of `Targets.ret`."""
+        """Returns of all steps but the last; `boot` is the return imagined from each step, row 0 of
+        `Targets.ret`.
+        """
 
-        def step(ret, x):
+        def step(ret: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
             r, goes_on, mixes, b = x
-            ret = r + self.discount * goes_on * (
-                (1 - self.lam * mixes) * b + self.lam * mixes * ret
-            )
+            mixed = (1 - self.lam * mixes) * b + self.lam * mixes * ret
+            ret = r + self.discount * goes_on * mixed
             return ret, ret
 
-        later = lambda x: x.astype(jnp.float32).swapaxes(0, 1)[1:]
-        rows = (later(reward), later(~is_terminal), later(~is_last), later(boot))
-        return jax.lax.scan(step, rows[-1][-1], rows, reverse=True)[1].swapaxes(0, 1)
+        arrived = (reward, ~is_terminal, ~is_last, boot)
+        rows = tuple(x.astype(jnp.float32).swapaxes(0, 1)[1:] for x in arrived)
+        ret: Array = jax.lax.scan(step, rows[-1][-1], rows, reverse=True)[1]
+        return ret.swapaxes(0, 1)
 
     def __call__(
         self,
@@ -89,9 +94,10 @@ class ReplayCritic:
         is_terminal: Bool[Array, 'B T'],
         boot: Float[Array, 'B T'],
     ) -> Float[Array, 'B T-1']:
-        """value: the law in the replayed states, with gradient to them.
+        """Loss of all steps but the last.
 
-        slow_value: the slow critic's mean there.
+        value: distribution of the values of the replayed states, with a gradient to these.
+        slow_value: mean of the slow critic's. Others: see `returns`.
         """
         ret = sg(self.returns(reward, is_last, is_terminal, boot))
         target = jnp.pad(ret, [(0, 0), (0, 1)])
@@ -109,28 +115,32 @@ def value_log_prob(
 
 @dataclasses.dataclass(frozen=True)
 class PercentileScale:
-    """max(limit, P_high - P_low) of running percentiles; V3's return scale.
+    """Scale max(limit, P_high - P_low) of running percentiles; V3's return scale.
 
-    The state is a dict of scalars, so that it can be a parameter group. debias divides out the zero
-    it starts from, which V3's return scale does not.
+    The state is a dict of scalars, so that it can be a parameter group.
     """
 
     rate: float = 0.01
+    """Weight of the newest batch in the running percentiles."""
     low: float = 5.0
+    """Lower percentile."""
     high: float = 95.0
+    """Upper percentile."""
     limit: float = 1.0
+    """Smallest scale."""
     debias: bool = False
+    """Divide out the zero that the running percentiles start from; not so in V3."""
 
     def initial(self) -> Running:
         return {name: jnp.zeros(()) for name in ('low', 'high', 'seen')}
 
     def update(self, state: Running, x: Array) -> Running:
-        """The statistics after one batch of any shape."""
+        """Add one batch of any shape to the statistics."""
         low, high = jnp.percentile(sg(x), jnp.array([self.low, self.high]))
         return _mix(state, dict(low=low, high=high, seen=jnp.ones(())), self.rate)
 
     def stats(self, state: Running) -> tuple[Float[Array, ''], Float[Array, '']]:
-        """-> (offset, scale)."""
+        """Return (offset, scale)."""
         share = jnp.maximum(self.rate, state['seen']) if self.debias else 1.0
         low, high = state['low'] / share, state['high'] / share
         return low, jnp.maximum(self.limit, high - low)
@@ -138,23 +148,24 @@ class PercentileScale:
 
 @dataclasses.dataclass(frozen=True)
 class MeanStdScale:
-    """Running mean and standard deviation, debiased; an option of V3's for values and advantages."""
+    """Running mean and standard deviation, debiased; an option of V3 for values and advantages."""
 
     rate: float = 0.01
+    """Weight of the newest batch in the running statistics."""
     limit: float = 1e-8
+    """Smallest scale."""
 
     def initial(self) -> Running:
         return {name: jnp.zeros(()) for name in ('mean', 'square', 'seen')}
 
     def update(self, state: Running, x: Array) -> Running:
-        """The statistics after one batch of any shape."""
+        """Add one batch of any shape to the statistics."""
         x = sg(x)
-        return _mix(
-            state, dict(mean=x.mean(), square=jnp.square(x).mean(), seen=jnp.ones(())), self.rate
-        )
+        batch = dict(mean=x.mean(), square=jnp.square(x).mean(), seen=jnp.ones(()))
+        return _mix(state, batch, self.rate)
 
     def stats(self, state: Running) -> tuple[Float[Array, ''], Float[Array, '']]:
-        """-> (offset, scale)."""
+        """Return (offset, scale)."""
         share = jnp.maximum(self.rate, state['seen'])
         mean = state['mean'] / share
         variance = jnp.maximum(state['square'] / share - mean**2, 0.0)
@@ -163,7 +174,7 @@ class MeanStdScale:
 
 @dataclasses.dataclass(frozen=True)
 class NoScale:
-    """Offset 0, scale 1; V1, V2. Its state is an empty dict."""
+    """Offset 0 and scale 1, with an empty dict as state; V1, V2."""
 
     def initial(self) -> Running:
         return {}
@@ -175,32 +186,35 @@ class NoScale:
         return jnp.zeros(()), jnp.ones(())
 
 
-def _mix(old: PyTree, new: PyTree, rate: float | Array) -> PyTree:
-    return jax.tree.map(lambda o, n: (1 - rate) * o + rate * n, old, new)
+def _mix(old: T, new: T, rate: float | Array) -> T:
+    mixed: T = jax.tree.map(lambda o, n: (1 - rate) * o + rate * n, old, new)
+    return mixed
 
 
 @dataclasses.dataclass(frozen=True)
 class SlowAverage:
-    """slow <- (1 - rate) slow + rate new after every update; V3's slow critic."""
+    """Slow critic slow <- (1 - rate) slow + rate new after every update; V3."""
 
     rate: float = 0.02
+    """Share of the new weights."""
 
     def __call__(
         self, slow: PyTree[Array], new: PyTree[Array], step: Int[Array, ''] | int
     ) -> PyTree[Array]:
-        """step: updates before this one, 0 at the first."""
+        """Weights after an update; `step` counts the updates before it."""
         return _mix(slow, new, self.rate)
 
 
 @dataclasses.dataclass(frozen=True)
 class SlowCopy:
-    """slow <- new after the first update and each `every` further ones; V2's target critic."""
+    """Slow critic slow <- new after the first update and each `every` further ones; V2."""
 
     every: int = 100
+    """Updates between two copies."""
 
     def __call__(
         self, slow: PyTree[Array], new: PyTree[Array], step: Int[Array, ''] | int
     ) -> PyTree[Array]:
-        """step: updates before this one, 0 at the first."""
+        """Weights after an update; `step` counts the updates before it."""
         due = jnp.asarray(step) % self.every == 0
         return jax.tree.map(lambda s, n: jnp.where(due, n, s), slow, new)

@@ -9,19 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-# (z~ [B, T, Z, c], level [B, T], stride [B, T]) -> x-prediction [B, T, Z, c]
+# (z~ [B, T, Z, c], signal_level [B, T], step_exponent [B, T]) -> x-prediction [B, T, Z, c]
 Denoiser = Callable[[Array, Array, Array], Array]
 
 
 class SignalStep(NamedTuple):
-    """Signal levels and step sizes of every frame, on the grid of 1 / k_max.
+    """Signal levels and step sizes of every frame, on the grid of 1 / k_max."""
 
-    level: tau * k_max in 0..k_max-1. stride: e of the step size d = 2^-e, so e = log2(k_max) is
-    d_min.
-    """
-
-    signal_level: Int[Array, 'B T']
-    step_exponent: Int[Array, 'B T']
+    signal_level: Int[Array, 'B T']  # tau * k_max in 0..k_max-1; 0 is pure noise
+    step_exponent: Int[Array, 'B T']  # e of the step size d = 2^-e; log2(k_max) is d_min
 
 
 def draw_signal_step(
@@ -31,23 +27,26 @@ def draw_signal_step(
     bootstrap_rows: int,
     bootstrap_on: Bool[Array, ''] | bool = True,
 ) -> SignalStep:
-    """Per frame: d ~ 1/U{1, 2, .., k_max/2} in the first `bootstrap_rows` rows (once
-    `bootstrap_on`), d_min in the others; tau ~ U{0, d, .., 1 - d}; Dreamer 4 eq. 4. Splitting d_min
-    from the rest by row is not from the paper."""
+    """Draw d and tau of every frame, tau ~ U{0, d, .., 1 - d}; Dreamer 4 eq. 4.
+
+    d ~ 1/U{1, 2, .., k_max/2} in the first `bootstrap_rows` rows (once `bootstrap_on`), d_min in
+    the others; splitting d_min from the rest by row is not from the paper.
+    """
     finest = k_max.bit_length() - 1
     key_step, key_signal = jax.random.split(key)
     coarse = jax.random.randint(key_step, lead, 0, max(finest, 1))
     is_bootstrap = (jnp.arange(lead[0]) < bootstrap_rows)[:, None] & bootstrap_on
     step_exponent = jnp.where(is_bootstrap, coarse, finest)
     cells = 2**step_exponent
-    cell = jnp.minimum(
-        jnp.floor(jax.random.uniform(key_signal, lead) * cells).astype(jnp.int32), cells - 1
-    )
+    uniform = jax.random.uniform(key_signal, lead)
+    cell = jnp.minimum(jnp.floor(uniform * cells).astype(jnp.int32), cells - 1)
     return SignalStep(cell * (k_max // cells), step_exponent)
 
 
-def corrupt(z0: Float[Array, 'B T Z c'], z1: Float[Array, 'B T Z c'], tau: Float[Array, 'B T']):
-    """(1 - tau) z0 + tau z1: noise at tau = 0, data at tau = 1."""
+def corrupt(
+    z0: Float[Array, 'B T Z c'], z1: Float[Array, 'B T Z c'], tau: Float[Array, 'B T']
+) -> Float[Array, 'B T Z c']:
+    """Mix (1 - tau) z0 + tau z1: noise at tau = 0, data at tau = 1; Dreamer 4 eq. 6."""
     tau = tau[..., None, None]
     return (1 - tau) * z0 + tau * z1
 
@@ -55,13 +54,14 @@ def corrupt(z0: Float[Array, 'B T Z c'], z1: Float[Array, 'B T Z c'], tau: Float
 def bootstrap_target(
     denoise: Denoiser, z: Float[Array, 'B T Z c'], noise: SignalStep, k_max: int
 ) -> Float[Array, 'B T Z c']:
-    """What x must be for one step of d to land where two steps of d/2 land; Dreamer 4 eq. 7,
+    """Target of x for which one step of d lands where two steps of d/2 land; Dreamer 4 eq. 7,
     without gradient.
 
-    b' = (f(z, tau, d/2) - z) / (1 - tau), z' = z + b' d/2, b'' = (f(z', tau + d/2, d/2) - z') / (1
-    - tau - d/2). (1 - tau)^2 |(x - z)/(1 - tau) - (b' + b'')/2|^2 = |x - (z + (1 - tau)(b' +
-    b'')/2)|^2: the target is returned. Frames whose stride already is the finest have no half step:
-    they stay as they are for their neighbours to see, and what is returned for them has no meaning.
+    b' = (f(z, tau, d/2) - z) / (1 - tau), z' = z + b' d/2,
+    b'' = (f(z', tau + d/2, d/2) - z') / (1 - tau - d/2), and the loss
+    (1 - tau)^2 |(x - z)/(1 - tau) - (b' + b'')/2|^2 = |x - (z + (1 - tau)(b' + b'')/2)|^2.
+    Frames at d_min have no half step: they stay as they are in the second call, as context of their
+    neighbours, and their target has no meaning.
     """
     finest = k_max.bit_length() - 1
     half = jnp.minimum(noise.step_exponent + 1, finest)
@@ -78,8 +78,8 @@ def bootstrap_target(
 
 
 def ramp(tau: Float[Array, '*B'], floor: float = 0.1) -> Float[Array, '*B']:
-    """w(tau) = 0.9 tau + 0.1; Dreamer 4 eq. 8. A floor of 1 weighs all signal levels alike (not
-    from the paper).
+    """Weight w(tau) = 0.9 tau + 0.1; Dreamer 4 eq. 8. A floor of 1 weighs all signal levels alike
+    (not from the paper).
     """
     return (1 - floor) * tau + floor
 
