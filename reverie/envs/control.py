@@ -31,11 +31,11 @@ class State(NamedTuple):
 
 @runtime_checkable
 class System(Protocol):
-    """A mechanical system and its task."""
+    """Mechanical system and its task."""
 
     name: str
-    obs: tuple[str, ...]  # what its numbers are
-    push: str  # what the action is
+    obs: tuple[str, ...]  # names of the observed numbers
+    push: str  # name of the action
 
     def begin(self, key: PRNGKeyArray) -> State: ...
 
@@ -47,13 +47,13 @@ class System(Protocol):
 
 
 def tolerance(x: Float[Array, ''], margin: float) -> Float[Array, '']:
-    """1 at x = 0, a Gaussian that has fallen to 0.1 at |x| = margin."""
+    """Gaussian that is 1 at x = 0 and 0.1 at |x| = margin."""
     return 0.1 ** ((x / margin) ** 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pendulum:
-    """A point-like ball on a massless rod; the motor is too weak to lift it in one go. 0.02 s per
+    """Point-like ball on a massless rod, with a motor too weak to lift it in one go. 0.02 s per
     step.
     """
 
@@ -64,7 +64,7 @@ class Pendulum:
     step_s: float = 0.02
     mass: float = 1.0  # kg
     length: float = 0.5  # m
-    radius: float = 0.05  # m, of the ball
+    radius: float = 0.05  # m, the ball's
     damping: float = 0.1  # N m s
     upright: float = 8.0  # degrees within which the reward is 1
 
@@ -74,14 +74,13 @@ class Pendulum:
     def advance(self, state: State, control: Float[Array, '']) -> State:
         """Semi-implicit Euler, the damping taken at the end of the step."""
         inertia = self.mass * (self.length**2 + 0.4 * self.radius**2)
-        torque = (
-            control + self.mass * GRAVITY * self.length * jnp.sin(state.q) - self.damping * state.v
-        )
+        weight = self.mass * GRAVITY * self.length * jnp.sin(state.q)
+        torque = control + weight - self.damping * state.v
         v = state.v + self.step_s * torque / (inertia + self.step_s * self.damping)
         return State(state.q + self.step_s * v, v)
 
     def observe(self, state: State) -> Float[Array, ' 3']:
-        """cos, sin, angular velocity."""
+        """Observe cos, sin and angular velocity."""
         return jnp.concatenate([jnp.cos(state.q), jnp.sin(state.q), state.v])
 
     def reward(self, state: State, control: Float[Array, '']) -> Float[Array, '']:
@@ -90,23 +89,20 @@ class Pendulum:
 
 @dataclasses.dataclass(frozen=True)
 class CartPole:
-    """A pole on a cart on a rail of +-1.8 m. 0.01 s per step, Runge-Kutta of fourth order."""
+    """Pole on a cart on a rail of +-1.8 m. 0.01 s per step, Runge-Kutta of fourth order."""
 
     name = 'control/cartpole_swingup'
     obs = (
-        'place of the cart',
-        'cos of the angle',
-        'sin of the angle',
-        'speed of the cart',
+        'place of the cart', 'cos of the angle', 'sin of the angle', 'speed of the cart',
         'angular velocity',
-    )
+    )  # fmt: skip
     push = 'force'
 
     step_s: float = 0.01
     cart: float = 1.0  # kg
     pole: float = 0.1  # kg
-    length: float = 1.0  # m, of the pole without its round ends
-    radius: float = 0.045  # m, of the pole
+    length: float = 1.0  # m, the pole's without its round ends
+    radius: float = 0.045  # m, the pole's
     gear: float = 10.0  # N at control 1
     cart_damping: float = 5e-4  # N s / m
     pole_damping: float = 2e-6  # N m s
@@ -115,17 +111,16 @@ class CartPole:
 
     @property
     def inertia(self) -> float:
-        """Of the pole, a capsule, about its middle. kg m^2."""
-        tube, ball = self.length * self.radius**2, 4 / 3 * self.radius**3  # volumes / pi
+        """Moment of inertia of the pole, a capsule, about its middle, in kg m^2."""
+        length, radius = self.length, self.radius
+        tube, ball = length * radius**2, 4 / 3 * radius**3  # volumes / pi
         tube, ball = (self.pole * part / (tube + ball) for part in (tube, ball))
-        of_tube = tube * (self.length**2 / 12 + self.radius**2 / 4)
-        of_ball = ball * (
-            0.4 * self.radius**2 + self.length**2 / 4 + 3 * self.length * self.radius / 8
-        )
-        return of_tube + of_ball
+        tube *= length**2 / 12 + radius**2 / 4
+        ball *= 0.4 * radius**2 + length**2 / 4 + 3 * length * radius / 8
+        return tube + ball
 
     def begin(self, key: PRNGKeyArray) -> State:
-        """At rest in the middle, hanging, but for noise."""
+        """Start at rest in the middle, hanging, but for noise."""
         q, v = 0.01 * jax.random.normal(key, (2, 2))
         return State(q + jnp.array([0.0, jnp.pi]), v)
 
@@ -144,19 +139,18 @@ class CartPole:
     def _stop(
         self, x: Array, speed: Array, free: Array, give: Array, give_upright: float
     ) -> Float[Array, '']:
-        """The force of the rail's end, MuJoCo's soft constraint with impedance 0.9 to 0.95 over the
+        """Force of the rail's end, MuJoCo's soft constraint with impedance 0.9 to 0.95 over the
         first millimetre.
 
-        free: the cart's acceleration without it. give: acceleration per force, now and with the
+        free: acceleration of the cart without it. give: acceleration per force, now and with the
         pole upright.
         """
         side = -jnp.sign(x)
         depth = jnp.abs(x) - self.rail
         part = jnp.clip(depth / 0.001, 0.0, 1.0)
         impedance = 0.9 + 0.05 * jnp.where(part < 0.5, 2 * part**2, 1 - 2 * (1 - part) ** 2)
-        wanted = (
-            -2 / (0.95 * self.give_s) * side * speed + impedance * depth / (0.95 * self.give_s) ** 2
-        )
+        time = 0.95 * self.give_s
+        wanted = -2 / time * side * speed + impedance * depth / time**2
         force = (wanted - side * free) / (give + (1 - impedance) / impedance * give_upright)
         return jnp.where(depth > 0, side * jnp.maximum(force, 0.0), 0.0)
 
@@ -165,18 +159,19 @@ class CartPole:
             return State(at.v, self.acceleration(at, control))
 
         def along(slope: State, share: float) -> State:
-            return jax.tree.map(lambda x, dx: x + share * self.step_s * dx, state, slope)
+            q, v = (x + share * self.step_s * dx for x, dx in zip(state, slope, strict=True))
+            return State(q, v)
 
         k1 = slope(state)
         k2 = slope(along(k1, 0.5))
         k3 = slope(along(k2, 0.5))
         k4 = slope(along(k3, 1.0))
-        return along(
-            jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4), 1.0
-        )
+        slopes = zip(k1, k2, k3, k4, strict=True)
+        mean = State(*((a + 2 * b + 2 * c + d) / 6 for a, b, c, d in slopes))
+        return along(mean, 1.0)
 
     def observe(self, state: State) -> Float[Array, ' 5']:
-        """Place, cos, sin, speed, angular velocity."""
+        """Observe place, cos, sin, speed and angular velocity."""
         (x, angle), (speed, spin) = state
         return jnp.stack([x, jnp.cos(angle), jnp.sin(angle), speed, spin])
 
@@ -191,13 +186,10 @@ class CartPole:
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A system as an environment that never terminates; `envs.device.Vector` runs many.
-
-    action_repeat: control steps per action; rewards are summed.
-    """
+    """Environment around a system that never terminates; `envs.device.Vector` runs many."""
 
     system: System
-    action_repeat: int = 1
+    action_repeat: int = 1  # control steps per action; rewards are summed
 
     @property
     def spec(self) -> EnvSpec:
@@ -214,7 +206,9 @@ class Control:
     def step(
         self, state: State, action: Float[Array, ' 1'], key: PRNGKeyArray
     ) -> tuple[State, Step]:
-        """`action` is clipped to [-1, 1] for the system; `prev_action` of the result is as given."""
+        """Apply `action`, clipped to [-1, 1] for the system; `prev_action` of the result is as
+        given.
+        """
         control = jnp.clip(action[0], -1.0, 1.0).astype(jnp.float32)
 
         def once(state: State, _: None) -> tuple[State, Array]:
@@ -235,11 +229,11 @@ SYSTEMS = {'pendulum': Pendulum, 'cartpole_swingup': CartPole}
 def build(
     name: str, action_repeat: int = 1, time_limit: int | None = None, **options: Any
 ) -> tuple[Control, int]:
-    """-> (the task called `name`, its time limit in steps of `action_repeat` control steps each;
-    1,000 of those).
+    """Build the task called `name`; return it with its time limit in steps of `action_repeat`
+    control steps each, 1,000 of the latter by default.
 
-    options: fields of the system, e.g. damping=0.2.
-    Raises UserError for an unknown option, or a value out of range.
+    options: fields of the system, e.g. damping=0.2. Raises UserError for an unknown option, or a
+    value out of range.
     """
     known = [field.name for field in dataclasses.fields(SYSTEMS[name])]
     for option in options:

@@ -16,22 +16,21 @@ from reverie.types import Env, EnvSpec, Step, UserError
 
 class VectorState(NamedTuple):
     env: PyTree  # [n, ...]
-    done: Bool[Array, ' n']  # the last step was an `is_last`: the next call resets this copy
+    done: Bool[Array, ' n']  # the last step was `is_last`: the next call resets this copy
 
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """n copies of `env` in one array program, with auto-reset in the arrival convention.
+    """Vector of n copies of `env` in one array program, with auto-reset in the arrival convention.
 
     A copy that arrived at `is_last` ignores the action of the next call and yields the `is_first`
-    step of a new
-    episode: reward 0, prev_action zeros.
+    step of a new episode: reward 0, prev_action zeros.
     """
 
     env: Env
     n: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f'{self.n} environments asked for; expected at least 1')
 
@@ -40,25 +39,29 @@ class Vector:
         return self.env.spec
 
     def reset(self, key: PRNGKeyArray) -> tuple[VectorState, Step]:
-        """-> (state, Step [n]), all `is_first`."""
+        """Begin n episodes; return the state and Step [n], all `is_first`."""
         env, step = jax.vmap(self.env.reset)(jax.random.split(key, self.n))
         return VectorState(env, step.is_last), step
 
     def step(
         self, state: VectorState, action: Array, key: PRNGKeyArray
     ) -> tuple[VectorState, Step]:
-        """`action`: index [n] if discrete, [n, A] if continuous -> (state, Step [n])."""
+        """Take `action`, indices [n] if discrete, [n, A] if continuous; return the state and
+        Step [n].
+        """
         keys = jax.random.split(key, self.n)
         moved = jax.vmap(self.env.step)(state.env, action, keys)
-        # The branch keeps XLA from fusing both outcomes into one loop, which redraws the dice for
-        # every pixel: 3 to 5 times slower on a CPU. A copy uses one outcome only, so both may be
-        # drawn from the same key.
-        fresh = jax.lax.cond(
-            state.done.any(), lambda: jax.vmap(self.env.reset)(keys), lambda: moved
-        )
-        env, step = jax.vmap(
-            lambda done, a, b: jax.tree.map(lambda x, y: jnp.where(done, x, y), a, b)
-        )(state.done, fresh, moved)
+        # The branch keeps XLA from fusing both outcomes into one loop, which redraws the random
+        # numbers for every pixel: 3 to 5 times slower on a CPU. A copy uses one outcome only, so
+        # both may be drawn from the same key.
+        any_done = state.done.any()
+        fresh = jax.lax.cond(any_done, lambda: jax.vmap(self.env.reset)(keys), lambda: moved)
+
+        @jax.vmap
+        def choose(done: Array, fresh: PyTree, moved: PyTree) -> Any:
+            return jax.tree.map(lambda x, y: jnp.where(done, x, y), fresh, moved)
+
+        env, step = choose(state.done, fresh, moved)
         return VectorState(env, step.is_last), step
 
 
@@ -69,12 +72,14 @@ class TimedState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TimeLimit:
-    """Ends an episode after `steps` steps. This is truncation: `is_last` without `is_terminal`."""
+    """Environment whose episodes end after `steps` steps by truncation: `is_last` without
+    `is_terminal`.
+    """
 
     env: Env
     steps: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f'time_limit={self.steps} ends no episode; expected at least 1 step')
 
@@ -93,7 +98,7 @@ class TimeLimit:
 
 
 def names() -> tuple[str, ...]:
-    """The environments that need no other package; `make` also takes 'gymnax/<Id>'."""
+    """Names of the environments that need no other package; `make` also takes 'gymnax/<Id>'."""
     return (
         *(f'minatar/{game}' for game in minatar.GAMES),
         *(f'control/{task}' for task in control.SYSTEMS),
@@ -103,16 +108,14 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, **options: Any) -> Env:
-    """An environment by name, e.g. make('minatar/breakout', sticky=0.0) or
-    make('gymnax/CartPole-v1').
+    """Make an environment by name, e.g. make('minatar/breakout', sticky=0.0).
 
     Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions,
     time_limit (steps or None). Options of control/*: action_repeat, time_limit (in steps after the
-    repeat) and the fields of the system.
-    Options of hidden_order/*: obs ('grid' or 'image') and pays ('balls' or 'success').
-    memory/<delay> has none.
-    Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode. Raises UserError
-    for an unknown name, an unknown option or a bad value.
+    repeat) and the fields of the system. Options of hidden_order/*: obs ('grid' or 'image') and
+    pays ('balls' or 'success'). memory/<delay> has none. Options of gymnax/*: the fields of its
+    EnvParams, e.g. max_steps_in_episode. Raises UserError for an unknown name, an unknown option or
+    a bad value.
     """
     family, _, game = name.partition('/')
     if family == 'gymnax':

@@ -13,11 +13,11 @@ from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Gymnax:
-    """A gymnax environment with discrete actions.
+    """Environment of gymnax with discrete actions.
 
     gymnax resets by itself when an episode ends and then returns the first observation of the next
-    one. We show the true last one; its state afterwards is never used, since whoever steps this
-    environment resets it after `is_last`.
+    one. Here the true last one is returned; the state afterwards is never used, since the caller
+    resets this environment after `is_last`.
     """
 
     env: Any
@@ -52,7 +52,7 @@ class Gymnax:
 
 
 def build(name: str, **options: Any) -> Gymnax:
-    """The gymnax environment with id `name`; `options` are fields of its EnvParams, e.g.
+    """Build the gymnax environment with id `name`; `options` are fields of its EnvParams, e.g.
     max_steps_in_episode.
 
     Raises UserError if gymnax is missing or older than 1.0, for unknown ids and options, and for
@@ -75,13 +75,15 @@ def build(name: str, **options: Any) -> Gymnax:
     if not hasattr(actions, 'n'):
         raise UserError(f'gymnax/{name} has actions {actions}; expected discrete ones')
     shape = tuple(env.observation_space(params).shape)
-    return Gymnax(
-        env, params, EnvSpec(f'gymnax/{name}', shape, ActionSpace('discrete', int(actions.n)))
-    )
+    spec = EnvSpec(f'gymnax/{name}', shape, ActionSpace('discrete', int(actions.n)))
+    return Gymnax(env, params, spec)
 
 
 def package(wanted_by: str) -> Any:
-    """The module gymnax, from 1.0 on: older ones do not tell truncation from termination."""
+    """Import gymnax, from 1.0 on: older ones do not tell truncation from termination.
+
+    Raises UserError if it is missing or older.
+    """
     try:
         import gymnax
     except ImportError as error:

@@ -1,10 +1,10 @@
 """Environments that are Python objects (Gymnasium, Atari, DeepMind Control, Crafter), each in a
 process of its own.
 
-Why not `gymnasium.vector.AsyncVectorEnv`: it builds one environment in this process, so an
-environment that hangs at birth hangs training; one state machine for all workers leaves the others
-unusable when one dies, and offers no way to replace it; and `multiprocessing` imports the caller's
-main module, here JAX, into every worker. Observations go through shared memory here as there.
+Unlike `gymnasium.vector.AsyncVectorEnv` this builds no environment in the caller's process, where
+one that hangs at birth would hang training; it replaces a worker that dies, instead of leaving the
+others unusable; and workers do not import the caller's main module, here JAX, as `multiprocessing`
+has it. Observations go through shared memory in both.
 """
 
 import json
@@ -32,20 +32,18 @@ from reverie.envs.process import (
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 log = logging.getLogger(__name__)
-Factory = Callable[[], Any]  # -> gymnasium.Env
+Factory = Callable[[], Any]  # makes a gymnasium.Env
 
 
 class HostVector:
-    """n copies of a host environment in worker processes, with auto-reset in the arrival
+    """Vector of n copies of a host environment in worker processes, with auto-reset in the arrival
     convention.
 
     A copy that arrived at `is_last` ignores the action of the next call and yields the `is_first`
-    step of a new
-    episode: reward 0, prev_action zeros. A worker that dies, raises, or takes longer than
-    `timeout_s` over a step is
-    replaced: the episode that was open ends with a repeated observation, `is_last` and not
-    `is_terminal`. A copy that fails more than `max_restarts` times without finishing an episode in
-    between raises UserError.
+    step of a new episode: reward 0, prev_action zeros. A worker that dies, raises, or takes longer
+    than `timeout_s` over a step is replaced: the open episode ends with a repeated observation,
+    `is_last` and not `is_terminal`. A copy that fails more than `max_restarts` times without
+    finishing an episode in between raises UserError.
 
     Args:
         env: 'atari/<game>', 'dmc/<domain>_<task>', 'crafter/reward', 'gym/<Id>'; or a function that
@@ -55,14 +53,14 @@ class HostVector:
             the suite's custom if None (Atari 4, dmc 2, else 1).
         size: (height, width) of images, resized by area; None keeps theirs.
         time_limit: environment steps (before action repeat) after which an episode is truncated;
-        the suite's if None.
-        obs: 'image' (rendered if need be), 'state' (one float32 vector), or None: what the
-        environment has.
-        seed: of the first episodes; copies and replacements draw differently.
+            the suite's if None.
+        obs: 'image' (rendered if need be), 'state' (one float32 vector), or None for the
+            environment's own.
+        seed: seed of the first episodes; copies and replacements draw differently.
 
-    `spec`, `action_repeat` and `obs_dtype` tell what was built; `restarts` counts replaced workers,
-    `fault` says why the last one was. Close it, or use it in a `with` statement. Raises UserError
-    if the environment cannot be built.
+    `spec`, `action_repeat` and `obs_dtype` describe the environment; `restarts` counts replaced
+    workers, `fault` is the cause of the last replacement. Close it, or use it in a `with`
+    statement. Raises UserError if the environment cannot be built.
     """
 
     def __init__(self, env: str | Factory | Sequence[Factory], n: int | None = None, *,
@@ -70,24 +68,19 @@ class HostVector:
                  time_limit: int | None = None, obs: str | None = None, seed: int = 0,
                  timeout_s: float | int = 60.0, max_restarts: int = 5):  # fmt: skip
         size = (size, size) if isinstance(size, int) else size
-        _check(
-            obs,
-            size,
-            timeout_s,
-            max_restarts,
-            n=n,
-            action_repeat=action_repeat,
-            time_limit=time_limit,
-        )
+        counts = dict(n=n, action_repeat=action_repeat, time_limit=time_limit)
+        _check(obs, size, timeout_s, max_restarts, **counts)
         factories = _factories(env, n)
-        self.n, self.name = len(factories), env if isinstance(env, str) else _name(factories[0])
-        self.restarts, self.max_restarts, self.timeout_s = 0, max_restarts, timeout_s
-        self.fault = ''
         name = env if isinstance(env, str) else None
+        self.n = len(factories)
+        self.name = _name(factories[0]) if name is None else name
+        self.max_restarts, self.timeout_s = max_restarts, timeout_s
+        self.restarts, self.fault = 0, ''
         self._setups = [
             worker.Setup(name, f, obs, size, action_repeat, time_limit, 0) for f in factories
         ]
-        self._seed, self._strikes, self._births = seed, [0] * self.n, [0] * self.n
+        self._seed = seed
+        self._strikes, self._births = [0] * self.n, [0] * self.n
         self._memory = memory_file()
         self._processes: list[Process] = []
         self._finalizer = weakref.finalize(
@@ -111,28 +104,25 @@ class HostVector:
                 )
         self._layout = layouts[0]
         record = worker.record(self._layout)
-        os.truncate(self._memory.fileno(), record.itemsize * self.n)
-        self._records = np.frombuffer(
-            mmap.mmap(self._memory.fileno(), record.itemsize * self.n), record
-        )
+        size = record.itemsize * self.n
+        os.truncate(self._memory.fileno(), size)
+        self._records = np.frombuffer(mmap.mmap(self._memory.fileno(), size), record)
         for i, process in enumerate(self._processes):
             process.send(self._attach(i))
         kind, width = self._layout['kind'], self._layout['actions']
         actions = ActionSpace(kind, width, tuple(self._layout['meanings']))
         self.spec = EnvSpec(self.name, tuple(self._layout['shape']), actions)
-        self.action_repeat, self.obs_dtype = (
-            int(self._layout['repeat']),
-            np.dtype(self._layout['dtype']),
-        )
+        self.action_repeat = int(self._layout['repeat'])
+        self.obs_dtype = np.dtype(self._layout['dtype'])
         self._done, self._broken = np.ones(self.n, bool), np.zeros(self.n, bool)
         self._asked, self._waiting = False, set[int]()
         self._obs = np.zeros((self.n, *self.spec.obs_shape), self.obs_dtype)
         self._action = np.zeros((self.n, width), np.float32)
 
     def reset(self, seed: int | None = None) -> Step:
-        """-> Step [n], all `is_first`.
+        """Begin new episodes and return their Step [n], all `is_first`; open ones are dropped.
 
-        An open episode is dropped. seed: of these episodes; None: chance goes on.
+        seed: seed of these episodes; None goes on with the random numbers of the last ones.
         """
         self._check_open()
         if self._asked:
@@ -142,61 +132,48 @@ class HostVector:
         return self.receive()
 
     def step(self, action: Any) -> Step:
-        """`action` [n] choices, or [n, A] numbers in [-1, 1] -> Step [n] of NumPy arrays.
+        """Take `action`, [n] choices or [n, A] numbers in [-1, 1]; return Step [n] of NumPy arrays.
 
         Waits for the slowest copy. Numbers beyond [-1, 1] are clipped for the environment, not in
-        prev_action.
+        prev_action. Raises UserError for actions of another shape or type.
         """
         self.send(action)
         return self.receive()
 
     def send(self, action: Any) -> None:
-        """The first half of `step`: the copies move while the caller does something else."""
+        """Begin a `step`: the copies compute while the caller does something else."""
         self._check_open()
         if self._asked:
             raise UserError(f'{self.name}: send was called twice; expected a receive in between')
         space, action = self.spec.actions, np.asarray(action)
-        discrete = space.kind == 'discrete'
-        shape = (self.n,) if discrete else (self.n, space.size)
-        if action.shape != shape:
-            raise UserError(f'{self.name}: actions {action.shape} given; expected {shape}')
-        if discrete and not np.issubdtype(action.dtype, np.integer):
-            raise UserError(f'{self.name}: actions of type {action.dtype} given; expected integers')
-        if discrete and not ((action >= 0) & (action < space.size)).all():
-            raise UserError(
-                f'{self.name}: actions {action.tolist()} given; expected 0 to {space.size - 1}'
-            )
-        if not np.isfinite(action).all():
-            raise UserError(
-                f'{self.name}: actions {action.tolist()} given; expected finite numbers'
-            )
+        _check_actions(action, space, self.n, self.name)
         self._records['action'] = action
-        self._action = (
-            np.eye(space.size, dtype=np.float32)[action] if discrete else action.astype(np.float32)
-        )
+        one_hot = np.eye(space.size, dtype=np.float32)
+        self._action = one_hot[action] if space.kind == 'discrete' else action.astype(np.float32)
         self._ask()
 
     def _ask(self, seed: int | None = None) -> None:
-        now = time.monotonic()
+        """Send every copy its order: reset where its episode is over, else step."""
+        due = time.monotonic() + self.timeout_s
         for i, process in enumerate(self._processes):
-            process.due = (
-                now + self.timeout_s if process.ready else max(process.due, now + self.timeout_s)
-            )
+            process.due = due if process.ready else max(process.due, due)
             begin = b'r' if seed is None else b'r' + struct.pack('<i', drawn(seed, i))
             process.send(begin if self._done[i] else b's')
-        self._asked, self._waiting, self._broken = True, set(range(self.n)), np.zeros(self.n, bool)
+        self._asked, self._waiting = True, set(range(self.n))
+        self._broken = np.zeros(self.n, bool)
 
     def receive(self) -> Step:
-        """The second half of `step`."""
+        """Finish a `step`. Raises UserError if none was begun."""
         self._check_open()
         if not self._asked:
             raise UserError(f'{self.name}: receive was called before send')
         self._gather()
-        self._asked, first, broken = False, self._done, self._broken
+        self._asked = False
         records = self._records
+        first, broken = self._done, self._broken
         last, terminal = records['last'] | broken, records['terminal'] & ~broken
         obs = records['obs'].copy()
-        obs[broken] = self._obs[broken]  # what a worker left behind may be half written
+        obs[broken] = self._obs[broken]  # a failed worker may have written half of its own
         self._obs, self._done = obs, last
         for i in np.flatnonzero(last & ~broken):
             self._strikes[i] = 0
@@ -211,15 +188,14 @@ class HostVector:
         return Step(**fields)
 
     def _gather(self) -> None:
-        """Waits until every copy has answered or has been replaced; may be interrupted and called
+        """Wait until every copy has answered or has been replaced; may be interrupted and called
         again.
         """
         while self._waiting:
             pipes: dict[Any, int] = {self._processes[i].pipe: i for i in self._waiting}
             soonest = min(self._processes[i].due for i in self._waiting)
-            ready = multiprocessing.connection.wait(
-                list(pipes), max(0.0, soonest - time.monotonic())
-            )
+            left = max(0.0, soonest - time.monotonic())
+            ready = multiprocessing.connection.wait(list(pipes), left)
             now = time.monotonic()
             for i in [pipes[pipe] for pipe in ready] or self._waiting.copy():
                 process = self._processes[i]
@@ -227,14 +203,13 @@ class HostVector:
                     if ready:
                         self._recv(i)
                     elif process.due <= now:
-                        raise WorkerError(
-                            f'no answer within {self.timeout_s if process.ready else START_S:g} s'
-                        )
+                        limit = self.timeout_s if process.ready else START_S
+                        raise WorkerError(f'no answer within {limit:g} s')
                 except WorkerError as failure:
                     self._replace(i, str(failure))
 
     def _recv(self, i: int) -> None:
-        """One message of copy i: its answer, or what a new worker has built."""
+        """Receive one message of copy i: its answer, or the layout of a new worker."""
         process, reply = self._processes[i], self._processes[i].recv()
         if reply[:1] == b'.':
             self._waiting.discard(i)
@@ -254,9 +229,9 @@ class HostVector:
         return Process(_dumps(setup, self.name), self._memory.fileno())
 
     def _replace(self, i: int, cause: str) -> None:
-        """A new worker for copy i.
+        """Start a new worker for copy i; its open episode is over, else it begins the next one.
 
-        The open episode is over; if none was open, the new worker begins the next.
+        Raises UserError if the copy has failed too often.
         """
         self._strikes[i] += 1
         if self._strikes[i] > self.max_restarts:
@@ -277,11 +252,13 @@ class HostVector:
             self._waiting.discard(i)
 
     def _handshake(self, i: int) -> dict[str, Any]:
+        """Receive the layout of a first worker. Raises UserError if there is none."""
         process = self._processes[i]
         try:
             if not process.pipe.poll(max(0.0, process.due - time.monotonic())):
                 raise WorkerError(f'it was not built within {START_S:g} s')
-            process.ready, layout = True, json.loads(process.recv())
+            layout: dict[str, Any] = json.loads(process.recv())
+            process.ready = True
         except WorkerRefusedError as refusal:
             raise UserError(str(refusal)) from None
         except WorkerError as failure:
@@ -293,10 +270,7 @@ class HostVector:
             raise UserError(f'{self.name}: the environments are closed')
 
     def close(self) -> None:
-        """Ends all workers, by force if they do not leave within two seconds.
-
-        May be called twice.
-        """
+        """End all workers, after two seconds by force; may be called twice."""
         self._finalizer()
 
     def __enter__(self) -> 'HostVector':
@@ -307,7 +281,7 @@ class HostVector:
 
 
 def drawn(*numbers: int) -> int:
-    """A seed of an environment's own, the same for the same numbers."""
+    """Derive the seed of one environment from numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
 
 
@@ -326,6 +300,21 @@ def _check(obs: str | None, size: tuple[int, ...] | None, timeout_s: float | int
         raise UserError(
             f'max_restarts={max_restarts} given for host environments; expected at least 0'
         )
+
+
+def _check_actions(action: np.ndarray, space: ActionSpace, n: int, name: str) -> None:
+    """Raise UserError unless these are n actions of the space."""
+    discrete = space.kind == 'discrete'
+    shape = (n,) if discrete else (n, space.size)
+    if action.shape != shape:
+        raise UserError(f'{name}: actions {action.shape} given; expected {shape}')
+    if discrete and not np.issubdtype(action.dtype, np.integer):
+        raise UserError(f'{name}: actions of type {action.dtype} given; expected integers')
+    if discrete and not ((action >= 0) & (action < space.size)).all():
+        given, last = action.tolist(), space.size - 1
+        raise UserError(f'{name}: actions {given} given; expected 0 to {last}')
+    if not np.isfinite(action).all():
+        raise UserError(f'{name}: actions {action.tolist()} given; expected finite numbers')
 
 
 def _factories(env: str | Factory | Sequence[Factory], n: int | None) -> list[Any]:
@@ -352,6 +341,7 @@ def _name(factory: Factory) -> str:
 
 
 def _dumps(setup: worker.Setup, name: str) -> bytes:
+    """Pickle a setup. Raises UserError if that cannot be done."""
     try:
         # comes with gymnasium; takes functions of the main module and closures, too
         import cloudpickle
@@ -361,8 +351,9 @@ def _dumps(setup: worker.Setup, name: str) -> bytes:
             f'{name} needs the package gymnasium, which is missing; install it with: {hint}'
         ) from error
     try:
-        return cloudpickle.dumps(tuple(setup))
+        pickled: bytes = cloudpickle.dumps(tuple(setup))
     except Exception as error:
         raise UserError(
             f'{name} cannot be sent to a worker process: {error}; expected a function to pickle'
         ) from error
+    return pickled

@@ -1,6 +1,4 @@
-"""Environments that cannot be solved from what is seen now: hidden orders, and a cue to be
-remembered.
-"""
+"""Environments that need memory: hidden orders, and a cue to be remembered."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -24,7 +22,7 @@ CELL = 64 // SIZE  # pixels
 
 
 class OrderState(NamedTuple):
-    place: Int[Array, ' 2']  # of the player, row and column
+    place: Int[Array, ' 2']  # the player's row and column
     balls: Int[Array, 'n 2']
     order: Int[Array, ' n']  # order[k]: the ball to be taken k-th
     progress: Int[Array, '']  # balls taken in order
@@ -35,24 +33,23 @@ class OrderState(NamedTuple):
 class HiddenOrder:
     """Hidden Order Discovery in 2D; TransDreamer (arXiv 2202.09481) section 4.1.
 
-    `balls` coloured balls lie on an 8x8 grid, in an order that is drawn anew for each episode of
-    100 steps and never shown. Walking onto the right ball earns 3 and the ball disappears; onto a
-    wrong one earns nothing, all balls return and progress is lost. After the last one all return,
-    and the same order pays again.
+    Coloured balls lie on an 8x8 grid, in an order that is drawn for each episode of 100 steps and
+    never shown. Walking onto the right ball earns 3 and the ball disappears; onto a wrong one earns
+    nothing, all balls return and progress is lost. After the last one all return, and the same
+    order pays again.
 
-    The paper leaves open, and here it is so: the player starts in a random free cell and has five
-    actions (stay and four moves, walls stop it); a ball is taken on arrival only, so one that
-    returns under the player must be left and come back to; balls return to where they lay; the
-    episode ends by its length alone, without a terminal step.
-
-    obs: 'grid', booleans [8, 8, 1 + balls] (player, then each ball), or 'image', uint8 [64, 64, 3].
-    pays: 'balls', as above, or 'success': 1 when the whole order is first found, nothing else, to
-    measure how often.
+    Not from the paper: the player starts in a random free cell and has five actions (stay and four
+    moves, walls stop it); a ball is taken on arrival only, so one that returns under the player
+    must be left and come back to; balls return to their places; the episode ends by its length
+    alone, without a terminal step.
     """
 
     balls: int = 4
+    """Number of balls."""
     obs: Literal['grid', 'image'] = 'grid'
+    """Booleans [8, 8, 1 + balls] (player, then each ball), or uint8 [64, 64, 3]."""
     pays: Literal['balls', 'success'] = 'balls'
+    """Reward for each ball, or 1 when the whole order is first found, to measure how often."""
 
     @property
     def spec(self) -> EnvSpec:
@@ -68,15 +65,14 @@ class HiddenOrder:
         cells = jax.random.choice(key_place, SIZE * SIZE, (self.balls + 1,), replace=False)
         places = jnp.stack([cells // SIZE, cells % SIZE], -1).astype(jnp.int32)
         order = jax.random.permutation(key_order, self.balls).astype(jnp.int32)
-        state = OrderState(
-            places[0], places[1:], order, jnp.zeros((), jnp.int32), jnp.asarray(False)
-        )
+        none, no = jnp.zeros((), jnp.int32), jnp.asarray(False)
+        state = OrderState(places[0], places[1:], order, none, no)
         return state, self._step(state, jnp.zeros(len(MOVES)), jnp.zeros(()), True)
 
     def step(
         self, state: OrderState, action: Int[Array, ''], key: PRNGKeyArray
     ) -> tuple[OrderState, Step]:
-        """Nothing is left to chance after the reset; `key` is not read."""
+        """Move the player; nothing is random after the reset, so `key` is not read."""
         place = jnp.clip(state.place + jnp.asarray(MOVES)[action], 0, SIZE - 1)
         moved = (place != state.place).any()
         met = moved & (state.balls == place).all(-1) & self.lying(state)
@@ -91,8 +87,8 @@ class HiddenOrder:
         return after, self._step(after, jax.nn.one_hot(action, len(MOVES)), reward, False)
 
     def lying(self, state: OrderState) -> Bool[Array, ' n']:
-        """The balls that have not been taken."""
-        rank = jnp.argsort(state.order)  # of each ball in the order
+        """Mask of the balls that have not been taken."""
+        rank = jnp.argsort(state.order)  # place of each ball in the order
         return rank >= state.progress
 
     def _step(self, state: OrderState, prev_action: Array, reward: Array, first: bool) -> Step:
@@ -101,22 +97,19 @@ class HiddenOrder:
 
     def _see(self, state: OrderState) -> Array:
         rows = jnp.arange(SIZE)
-        cell = lambda p: (rows == p[0])[:, None] & (rows == p[1])[None]
+
+        def cell(place: Array) -> Array:
+            return (rows == place[0])[:, None] & (rows == place[1])[None]
+
         balls = jax.vmap(cell)(state.balls) & self.lying(state)[:, None, None]
         player = cell(state.place)
         if self.obs == 'grid':
             return jnp.moveaxis(jnp.concatenate([player[None], balls]), 0, -1)
-        colour = (
-            (balls[..., None] * jnp.asarray(COLOURS)[: self.balls, None, None])
-            .sum(0)
-            .astype(jnp.uint8)
-        )
+        colours = jnp.asarray(COLOURS)[: self.balls, None, None]
+        colour = (balls[..., None] * colours).sum(0).astype(jnp.uint8)
         picture = colour.repeat(CELL, 0).repeat(CELL, 1)
-        middle = (
-            jnp.zeros((CELL, CELL), bool)
-            .at[CELL // 4 : -CELL // 4, CELL // 4 : -CELL // 4]
-            .set(True)
-        )
+        inner = slice(CELL // 4, -CELL // 4)
+        middle = jnp.zeros((CELL, CELL), bool).at[inner, inner].set(True)
         covered = player.repeat(CELL, 0).repeat(CELL, 1) & jnp.tile(middle, (SIZE, SIZE))
         return jnp.where(covered[..., None], jnp.uint8(255), picture)
 
@@ -128,22 +121,21 @@ class CueState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cue:
-    """A probe of memory: a cue is seen at step 0 alone, and must be chosen `delay` steps later.
+    """Probe of memory: a cue is shown at step 0 alone, and must be chosen `delay` steps later.
 
     Step 0 lights the left or the right half of a 4x4 grid. The second channel is lit at step
-    `delay` and, for a warning, at the one before; else nothing is seen. The action taken at step
-    `delay` earns 1 if it is that of the cue,
-    and ends the episode: its last step shows the cue's half again, whatever was chosen. A policy
-    without memory earns one half on average.
+    `delay` and, as a warning, at the one before; other steps are dark. The action taken at step
+    `delay` earns 1 if it is the cue's, and ends the episode, whose last step shows the cue's half
+    again, whatever was chosen. A policy without memory earns one half on average.
 
-    A world model learns from what it can predict, hence the answer: of the reward, while the policy
-    is undecided, neither the cue nor the action tells anything alone. And it is of the step before
-    that a transformer's state knows,
-    hence the warning: what it learns to look for in order to answer, it finds for the choice as
-    well.
+    The last step is there because a world model learns from things that it can predict: while the
+    policy is undecided, neither the cue nor the action alone predicts the reward. The warning is
+    there because a transformer's state holds the step before: attention learnt for the answer then
+    serves the choice as well.
     """
 
     delay: int = 32
+    """Steps between the cue and the choice."""
 
     @property
     def spec(self) -> EnvSpec:
@@ -180,8 +172,8 @@ BALLS = (4, 5, 6)
 
 
 def build(family: str, game: str, **options: Any) -> tuple[HiddenOrder | Cue, int | None]:
-    """-> (environment, its time limit). hidden_order/4, /5 or /6 with options obs and pays;
-    memory/<delay>.
+    """Build hidden_order/4, /5 or /6 (options obs and pays) or memory/<delay>; return it with its
+    time limit.
 
     Raises UserError for anything else.
     """

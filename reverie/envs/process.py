@@ -1,4 +1,4 @@
-"""Process of one worker of `envs.host`, and the shared memory it fills in."""
+"""Processes of the workers of `envs.host`, and the shared memory they fill in."""
 
 import contextlib
 import multiprocessing.connection
@@ -8,46 +8,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import IO
 
 from reverie.envs import worker
 
-START_S = 120.0  # to import packages and build an environment, whatever timeout_s is
-LEAVE_S = 2.0  # to close an environment before its process is killed
+START_S = 120.0  # time to import packages and build an environment, whatever timeout_s is
+LEAVE_S = 2.0  # time to close an environment before its process is killed
 ONE_THREAD = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
 class WorkerError(Exception):
-    """A worker died, hung or raised; says how, in words."""
+    """Failure of a worker that died, hung or raised; says how."""
 
 
 class WorkerRefusedError(WorkerError):
-    """The environment was asked for wrongly; says what was given and what was expected."""
+    """Request for an environment that cannot be met; says what was given and what was expected."""
 
 
 class Process:
-    """The process of one copy.
-
-    `due` is when it must have answered; `ready`: it has told what it built.
+    """Process of one copy; `due` is the time by which it must answer, `ready` is set once it has
+    sent its layout.
     """
 
     def __init__(self, setup: bytes, memory: int):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self.pipe, theirs = multiprocessing.connection.Pipe()
-        env = os.environ | {
-            'PYTHONPATH': os.pathsep.join(p or os.getcwd() for p in sys.path),
-            'JAX_PLATFORMS': 'cpu',
-        }
+        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        env = os.environ | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'}
         env |= {name: os.environ.get(name, '1') for name in ONE_THREAD}
-        command = [
-            sys.executable,
-            '-P',
-            '-m',
-            worker.__name__,
-            *map(str, (theirs.fileno(), memory, os.getpid())),
-        ]
-        # A session of its own: Ctrl-C reaches us alone, and a kill reaches what the environment
-        # itself has started.
+        arguments = map(str, (theirs.fileno(), memory, os.getpid()))
+        command = [sys.executable, '-P', '-m', worker.__name__, *arguments]
+        # A session of its own: Ctrl-C reaches us alone, and a kill reaches the processes that the
+        # environment itself has started.
         self.process = subprocess.Popen(
             command, env=env, pass_fds=(theirs.fileno(), memory), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
@@ -61,7 +53,7 @@ class Process:
             self.pipe.send_bytes(order)
 
     def recv(self) -> bytes:
-        """Raises Failure if the process is gone or its environment raised."""
+        """Receive an answer. Raises WorkerError if the process is gone or its environment raised."""
         try:
             reply = self.pipe.recv_bytes()
         except (EOFError, OSError):
@@ -73,29 +65,24 @@ class Process:
         return reply
 
     def exit_message(self) -> str:
+        """End the process and say how it ended, with the last line it printed."""
         self.end(1.0)  # the pipe closes a moment before the exit code is known
         code, size = self.process.returncode or 0, os.fstat(self.log.fileno()).st_size
-        how = (
-            f'was ended by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
-        )
-        printed = (
-            os.pread(self.log.fileno(), 2000, max(0, size - 2000))
-            .decode(errors='replace')
-            .split('\n')
-        )
-        said = [line.strip() for line in printed if line.strip(' \0')]
+        signalled = f'was ended by {signal.Signals(-code).name}' if code < 0 else ''
+        printed = os.pread(self.log.fileno(), 2000, max(0, size - 2000)).decode(errors='replace')
+        said = [line.strip() for line in printed.split('\n') if line.strip(' \0')]
+        how = signalled or f'exited with code {code}'
         return f'its process {how}' + (f', saying last: {said[-1][:200]}' if said else '')
 
     def end(self, grace: float) -> None:
-        """Ends the process, after `grace` seconds by force, and reaps it."""
+        """End the process, after `grace` seconds by force, and reap it."""
         self.pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(grace)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # stuck in the kernel: it will never run our code again
+        # a process that is stuck in the kernel will never run our code again
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(LEAVE_S)
 
     def close(self, grace: float) -> None:
@@ -103,7 +90,8 @@ class Process:
         self.log.close()
 
 
-def stop_all(processes: list[Process], memory: Any, owner: int) -> None:
+def stop_all(processes: list[Process], memory: IO[bytes], owner: int) -> None:
+    """Close all processes and their shared memory, in the process `owner` alone."""
     if os.getpid() != owner:  # a fork of the process that owns them
         return
     end = time.monotonic() + LEAVE_S
@@ -115,8 +103,8 @@ def stop_all(processes: list[Process], memory: Any, owner: int) -> None:
     memory.close()
 
 
-def memory_file() -> Any:
-    """Shared memory without a name, so that nothing is left behind however we end."""
+def memory_file() -> IO[bytes]:
+    """Open shared memory without a name, so that nothing is left behind however we end."""
     if hasattr(os, 'memfd_create'):
         return os.fdopen(os.memfd_create('reverie'), 'r+b')
     return tempfile.TemporaryFile()

@@ -1,5 +1,4 @@
-"""Host environments by name: adapters of optional packages to the Gymnasium interface. Never
-imports JAX.
+"""Adapters of optional packages to the Gymnasium interface, by name; never imports JAX.
 
 | name                | package    | observations                        | customary                                 |
 |---------------------|------------|-------------------------------------|-------------------------------------------|
@@ -23,11 +22,11 @@ LONGEST_STATE = 1 << 16  # numbers in a vector
 
 
 class EnvRefusedError(ValueError):
-    """A mistake of the user's, found in a worker process; the parent raises it as UserError."""
+    """Mistake of the user's, found in a worker process; the parent raises it as UserError."""
 
 
 class Built(NamedTuple):
-    """A Gymnasium environment, and what is customary with it."""
+    """Gymnasium environment and the settings customary with it."""
 
     env: Any
     action_repeat: int = 1
@@ -37,7 +36,7 @@ class Built(NamedTuple):
 
 
 class ObsView(NamedTuple):
-    """How an observation becomes one array."""
+    """Conversion of an observation into one array."""
 
     shape: tuple[int, ...]
     dtype: type
@@ -45,9 +44,11 @@ class ObsView(NamedTuple):
 
 
 def build(name: str, obs: str | None = None, size: tuple[int, ...] | None = IMAGE_SIZE) -> Built:
-    """The environment called `name`; `obs` and `size` matter to suites that render themselves.
+    """Build the environment called `name`; `obs` and `size` matter to suites that render
+    themselves.
 
-    Raises Refused for an unknown name and for a missing package, with the command that installs it.
+    Raises EnvRefusedError for an unknown name, and for a missing package with the command that
+    installs it.
     """
     family, _, task = name.partition('/')
     builders = dict(zip(FAMILIES, (_atari, _dmc, _crafter, _gym), strict=True))
@@ -59,6 +60,7 @@ def build(name: str, obs: str | None = None, size: tuple[int, ...] | None = IMAG
 
 
 def _need(name: str, package: str, extra: str) -> Any:
+    """Import a package. Raises EnvRefusedError if it is missing."""
     try:
         return __import__(package)
     except ImportError as error:
@@ -69,6 +71,7 @@ def _need(name: str, package: str, extra: str) -> Any:
 
 
 def _choose(name: str, task: str, known: list[str]) -> str:
+    """Check that a task is known. Raises EnvRefusedError, which names tasks like it."""
     if task not in known:
         near = difflib.get_close_matches(task, known, 5, 0.4) or sorted(known)[:5]
         raise EnvRefusedError(
@@ -78,8 +81,8 @@ def _choose(name: str, task: str, known: list[str]) -> str:
 
 
 def _atari(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
-    """Machado et al. 2018: sticky actions 0.25, all 18 actions, no life signals, 30 minutes of
-    play.
+    """Atari as in Machado et al. 2018: sticky actions 0.25, all 18 actions, no life signals, 30
+    minutes of play.
     """
     _need(name, 'gymnasium', 'atari')
     _need(name, 'ale_py', 'atari')
@@ -103,24 +106,26 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
     _choose(name, task, ['reward', 'noreward'])
     if obs == 'state':
         raise EnvRefusedError(f"{name} was asked for obs='state'; expected 'image'")
+
     # Crafter draws creatures from sets, whose order is that of memory addresses: one seed, many
-    # games. Their place in the list of things serves as well.
-    Object.__hash__ = lambda thing: thing.__dict__.setdefault(
-        'order_of_birth', len(thing.world._objects)
-    )
+    # games. Their place in the list of objects serves as well.
+    def place(thing: Any) -> Any:
+        return thing.__dict__.setdefault('order_of_birth', len(thing.world._objects))
+
+    Object.__hash__ = place
     frame = size or IMAGE_SIZE
 
     class Crafter(gymnasium.Env):
         game: Any = None
 
         def reset(
-            self, *, seed: int | None = None, options: dict | None = None
-        ) -> tuple[np.ndarray, dict]:
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[np.ndarray, dict[str, Any]]:
             if seed is not None or self.game is None:
                 self.game = crafter.Env(size=frame[::-1], reward=task == 'reward', seed=seed)
             return self.game.reset(), {}
 
-        def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
             obs, reward, done, info = self.game.step(action)
             dead = info['discount'] == 0
             return obs, reward, dead, done and not dead, {}
@@ -134,50 +139,38 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
 def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
     _need(name, 'gymnasium', 'dmc')
     if obs == 'image' and 'DISPLAY' not in os.environ:
-        os.environ.setdefault(
-            'MUJOCO_GL', 'egl'
-        )  # dm_control would choose GLFW, which needs a display
+        # dm_control would choose GLFW, which needs a display
+        os.environ.setdefault('MUJOCO_GL', 'egl')
     _need(name, 'dm_control', 'dmc')
     import gymnasium
     from dm_control import suite
 
     known = {f'{domain}_{what}': (domain, what) for domain, what in suite.ALL_TASKS}
-    pair = known[
-        _choose(
-            name,
-            task.replace('cup_', 'ball_in_cup_') if task.startswith('cup_') else task,
-            list(known),
-        )
-    ]
+    task = task.replace('cup_', 'ball_in_cup_') if task.startswith('cup_') else task
+    pair = known[_choose(name, task, list(known))]
     inner, frame = suite.load(*pair), size or IMAGE_SIZE
     camera = 2 if pair[0] == 'quadruped' else 0  # the one that follows the body, as in Dreamer
 
     class DMControl(gymnasium.Env):
         def reset(
-            self, *, seed: int | None = None, options: dict | None = None
-        ) -> tuple[np.ndarray, dict]:
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[np.ndarray, dict[str, Any]]:
             if seed is not None:
                 inner.task.random.seed(seed)
-            return self.look(inner.reset()), {}
+            return self.observe(inner.reset()), {}
 
-        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
             arrived = inner.step(action)
             terminal = arrived.last() and arrived.discount == 0.0
-            return (
-                self.look(arrived),
-                arrived.reward or 0.0,
-                terminal,
-                arrived.last() and not terminal,
-                {},
-            )
+            truncated = arrived.last() and not terminal
+            return self.observe(arrived), arrived.reward or 0.0, terminal, truncated, {}
 
-        def look(self, arrived: Any) -> np.ndarray:
+        def observe(self, arrived: Any) -> np.ndarray:
             if obs == 'image':
-                return inner.physics.render(*frame, camera_id=camera)
-            parts = arrived.observation
-            return np.concatenate([np.ravel(parts[key]) for key in sorted(parts)]).astype(
-                np.float32
-            )
+                image: np.ndarray = inner.physics.render(*frame, camera_id=camera)
+                return image
+            parts = [np.ravel(arrived.observation[key]) for key in sorted(arrived.observation)]
+            return np.concatenate(parts).astype(np.float32)
 
         def close(self) -> None:
             inner.close()
@@ -188,12 +181,8 @@ def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
     else:
         width = sum(int(np.prod(part.shape)) for part in inner.observation_spec().values())
         env.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
-    env.action_space = gymnasium.spaces.Box(
-        bounds.minimum.astype(np.float32),
-        bounds.maximum.astype(np.float32),
-        bounds.shape,
-        np.float32,
-    )
+    low, high = bounds.minimum.astype(np.float32), bounds.maximum.astype(np.float32)
+    env.action_space = gymnasium.spaces.Box(low, high, bounds.shape, np.float32)
     return Built(env, action_repeat=2)
 
 
@@ -210,7 +199,7 @@ def _gym(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
 
 
 def camera(env: Any, name: str) -> Any:
-    """The environment seen through its renderer."""
+    """Wrap an environment to observe its renderer. Raises EnvRefusedError if it has none."""
     from gymnasium.wrappers import AddRenderObservation
 
     if env.render_mode != 'rgb_array':
@@ -222,21 +211,17 @@ def camera(env: Any, name: str) -> Any:
 
 
 def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str) -> ObsView | None:
-    """How to see observations of `space`: as 'image' [h, w, c] uint8, as 'state' (float32), or as
-    what they are (None).
+    """Conversion of the observations of `space`, as 'image' [h, w, c] uint8, as 'state' (float32),
+    or in their own form (None); None if an image is asked for and there is none.
 
     Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted:
     a Discrete is one-hot, a MultiDiscrete one one-hot after the other, a Box its numbers; a grid up
-    to 16 x 16 stays a grid. -> None if an image is asked for and there is none. Raises Refused for
-    what has no array form.
+    to 16 x 16 stays a grid. Raises EnvRefusedError for a space that has no array form.
     """
     from gymnasium import spaces
 
-    images = (
-        [key for key, part in space.items() if _is_image(part)]
-        if isinstance(space, spaces.Dict)
-        else []
-    )
+    parts = space.items() if isinstance(space, spaces.Dict) else ()
+    images = [key for key, part in parts if _is_image(part)]
     if obs != 'state' and _is_image(space):
         return _image(space.shape, size, lambda x: x)
     if obs != 'state' and len(images) == 1:
@@ -260,15 +245,14 @@ def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str)
 
 
 def _is_flat(space: Any) -> bool:
-    """Whether a vector can hold it: no text, no graphs, nothing whose length changes."""
+    """True if a vector can hold the space: no text, no graphs, nothing whose length changes."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
         return all(map(_is_flat, parts))
-    return isinstance(
-        space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-    )
+    flat = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    return isinstance(space, flat)
 
 
 def _is_image(space: Any) -> bool:
@@ -283,34 +267,37 @@ def _image(
     height, width = size or shape[:2]
     channels = shape[2] if len(shape) == 3 else 1
     resize = area_resizer((shape[0], shape[1]), (height, width))
-    return ObsView(
-        (height, width, channels),
-        np.uint8,
-        lambda x: resize(np.asarray(pick(x)).reshape(*shape[:2], channels)),
-    )
+
+    def see(obs: Any) -> np.ndarray:
+        return resize(np.asarray(pick(obs)).reshape(*shape[:2], channels))
+
+    return ObsView((height, width, channels), np.uint8, see)
 
 
 def area_resizer(
     source: tuple[int, int], target: tuple[int, int]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Area interpolation [h, w, c] uint8 -> [*target, c]: a pixel is the mean of what it covers."""
+    """Function that resizes uint8 images [h, w, c] -> [*target, c]; a pixel is the mean of the area
+    it covers.
+    """
     if source == target:
         return lambda image: image
     rows, columns = _shares(source[0], target[0]), _shares(source[1], target[1])
 
     def resize(image: np.ndarray) -> np.ndarray:
         height, width, channels = image.shape
-        thin = (rows @ image.reshape(height, width * channels).astype(np.float32)).reshape(
-            -1, width, channels
-        )
-        return np.rint(np.matmul(columns, thin)).astype(np.uint8)
+        flat = image.reshape(height, width * channels).astype(np.float32)
+        thin = (rows @ flat).reshape(-1, width, channels)
+        resized: np.ndarray = np.rint(np.matmul(columns, thin)).astype(np.uint8)
+        return resized
 
     return resize
 
 
 def _shares(source: int, target: int) -> np.ndarray:
-    """[target, source]: the share of each source pixel in each target pixel."""
+    """Share of each source pixel in each target pixel, [target, source]."""
     edges = np.arange(target + 1) * (source / target)
     pixels = np.arange(source)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.clip(overlap, 0.0, None) * (target / source)).astype(np.float32)
+    shares: np.ndarray = np.clip(overlap, 0.0, None) * (target / source)
+    return shares.astype(np.float32)

@@ -1,8 +1,9 @@
-"""The process in which one host environment lives. Started by `envs.host`; never imports JAX.
+"""Worker process of one host environment, started by `envs.process`; never imports JAX.
 
-It talks over a pipe in single bytes: `a` attach to the shared memory, `r` reset (a seed may
+It receives single bytes over a pipe: `a` attach to the shared memory, `r` reset (a seed may
 follow), `s` step. It answers `.` when the record of its copy is filled in, `!` and a sentence when
-the environment raised, `?` and one when it was asked for wrongly. Arrays go through shared memory.
+the environment raised, `?` and one when the environment cannot be built as asked. Arrays go through
+shared memory.
 """
 
 import json
@@ -20,15 +21,15 @@ import numpy as np
 
 from reverie.envs import suites
 
-LOG_BYTES = 1 << 20  # what a chatty environment may print before its log is emptied
+LOG_BYTES = 1 << 20  # size at which the log of a chatty environment is emptied
 UNBOUNDED = 1e6  # a bound beyond this is no scale for an action in [-1, 1]
 
 
 class Setup(NamedTuple):
-    """What a worker is told first."""
+    """First message to a worker: the environment to build."""
 
-    name: str | None  # of a suite's environment,
-    factory: Callable[[], Any]  # or who makes a Gymnasium environment
+    name: str | None  # environment of a suite; None: made by `factory`
+    factory: Callable[[], Any]  # makes a Gymnasium environment
     obs: str | None
     size: tuple[int, ...] | None
     action_repeat: int | None
@@ -37,39 +38,34 @@ class Setup(NamedTuple):
 
 
 def record(layout: dict[str, Any]) -> np.dtype:
-    """What one copy holds in shared memory."""
-    action: tuple = ('action', np.float32, (layout['actions'],))
+    """Type of the record of one copy in shared memory."""
+    action: tuple[Any, ...] = ('action', np.float32, (layout['actions'],))
     if layout['kind'] == 'discrete':
         action = ('action', np.int32)
     obs = ('obs', np.dtype(layout['dtype']), tuple(layout['shape']))
-    return np.dtype(
-        [obs, action, ('reward', np.float32), ('last', np.bool_), ('terminal', np.bool_)],
-        align=True,
-    )
+    scalars = [('reward', np.float32), ('last', np.bool_), ('terminal', np.bool_)]
+    return np.dtype([obs, action, *scalars], align=True)
 
 
 class EnvWorker:
-    """An environment with action repeat, a time limit, actions in [-1, 1] and observations of one
+    """Environment with action repeat, a time limit, actions in [-1, 1] and observations of one
     shape.
 
-    time_limit and all counting are in the environment's own steps; `action_repeat` of them make one
-    step here.
+    Times are counted in the environment's own steps, of which `action_repeat` make one step here.
     """
 
     def __init__(self, setup: Setup):
         who = setup.name or 'the environment'
-        built = (
-            suites.build(setup.name, setup.obs, setup.size)
-            if setup.name
-            else suites.Built(setup.factory())
-        )
-        self.env, view = (
-            built.env,
-            suites.viewer(built.env.observation_space, setup.obs, setup.size, who),
-        )
+        obs, size = setup.obs, setup.size
+        if setup.name:
+            built = suites.build(setup.name, obs, size)
+        else:
+            built = suites.Built(setup.factory())
+        self.env = built.env
+        view = suites.viewer(self.env.observation_space, obs, size, who)
         if view is None:
             self.env = suites.camera(self.env, who)
-            view = suites.viewer(self.env.observation_space, 'image', setup.size, who)
+            view = suites.viewer(self.env.observation_space, 'image', size, who)
         if view is None:
             raise suites.EnvRefusedError(
                 f'{who} draws {self.env.observation_space}; expected images [h, w, 3] of uint8'
@@ -84,6 +80,7 @@ class EnvWorker:
 
     @property
     def layout(self) -> dict[str, Any]:
+        """Description of the environment that its caller is sent, as JSON."""
         return dict(
             shape=list(self.view.shape),
             dtype=np.dtype(self.view.dtype).name,
@@ -99,8 +96,9 @@ class EnvWorker:
         return self._see(obs)
 
     def step(self, action: np.ndarray | np.generic) -> tuple[np.ndarray, float, bool, bool]:
-        """-> (obs, summed reward, last, terminal)."""
-        converted, total, obs = self.convert(action), 0.0, None
+        """Repeat an action; return (obs, summed reward, last, terminal)."""
+        converted = self.convert(action)
+        total, obs = 0.0, None
         for _ in range(self.repeat):
             before = obs
             obs, reward, terminated, truncated, _ = self.env.step(converted)
@@ -127,7 +125,9 @@ class EnvWorker:
 
 
 def converter(space: Any, who: str) -> tuple[str, int, Callable[[Any], Any]]:
-    """-> (kind, size, action in the convention of `ActionSpace` -> action of the environment)."""
+    """Kind and size of an action space, and the function that turns an action in the convention of
+    `ActionSpace` into the environment's.
+    """
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):
@@ -149,16 +149,16 @@ def converter(space: Any, who: str) -> tuple[str, int, Callable[[Any], Any]]:
 
 
 def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
-    """Obeys until the other end closes the pipe."""
+    """Build the environment and answer messages until the other end closes the pipe."""
     try:
-        # Unpickles what our own parent wrote into a pipe that nobody else holds, as multiprocessing
-        # does.
-        player = EnvWorker(Setup(*pipe.recv()))
+        # Unpickles a message of our own parent, the only other process with this pipe, as
+        # multiprocessing does.
+        env_worker = EnvWorker(Setup(*pipe.recv()))
     except Exception as error:
         refused = isinstance(error, suites.EnvRefusedError)
         pipe.send_bytes(b'?' + str(error).encode() if refused else b'!' + sentence(error).encode())
         return
-    layout = player.layout
+    layout = env_worker.layout
     pipe.send_bytes(json.dumps(layout).encode())
     record_type = record(layout)
     mine = np.zeros(1, record_type)
@@ -170,43 +170,42 @@ def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
                 shared = mmap.mmap(memory, record_type.itemsize * count)
                 mine = np.frombuffer(shared, record_type, count)[index : index + 1]
                 continue
-            pipe.send_bytes(obey(player, order, mine))
+            pipe.send_bytes(obey(env_worker, order, mine))
     except (EOFError, ConnectionError):
-        player.env.close()
+        env_worker.env.close()
 
 
-def obey(player: EnvWorker, order: bytes, mine: np.ndarray) -> bytes:
+def obey(env_worker: EnvWorker, order: bytes, mine: np.ndarray) -> bytes:
+    """Reset or step, fill in the record `mine`, and return the answer."""
     try:
         if order[:1] == b'r':
             trim_log()
             if order[1:]:
-                (player.seed,) = struct.unpack('<i', order[1:])
-            obs, reward, last, terminal = player.reset(), 0.0, False, False
+                (env_worker.seed,) = struct.unpack('<i', order[1:])
+            arrived = (env_worker.reset(), 0.0, False, False)
         else:
-            obs, reward, last, terminal = player.step(mine['action'][0])
+            arrived = env_worker.step(mine['action'][0])
     except Exception as error:
         return b'!' + sentence(error).encode()
-    mine['obs'][0], mine['reward'][0], mine['last'][0], mine['terminal'][0] = (
-        obs,
-        reward,
-        last,
-        terminal,
-    )
+    for name, value in zip(('obs', 'reward', 'last', 'terminal'), arrived, strict=True):
+        mine[name][0] = value
     return b'.'
 
 
 def sentence(error: Exception) -> str:
+    """Describe an exception in one line."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
 def trim_log() -> None:
+    """Empty the log if it has grown beyond LOG_BYTES."""
     if os.fstat(2).st_size > LOG_BYTES:
         os.ftruncate(2, 0)
         os.lseek(2, 0, os.SEEK_SET)
 
 
 def exit_with(parent: int) -> None:
-    """Ends this process when its parent is gone, even while the environment hangs."""
+    """End this process when its parent is gone, even while the environment hangs."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

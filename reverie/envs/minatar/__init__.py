@@ -1,4 +1,4 @@
-"""MinAtar's five games in pure JAX.
+"""Five games of MinAtar in pure JAX.
 
 Rules: Young and Tian, 'MinAtar: An Atari-Inspired Testbed for Thorough and Reproducible
 Reinforcement Learning Experiments' (2019). Each game is one module with a frozen dataclass of four

@@ -22,15 +22,16 @@ from reverie.envs.minatar.board import (
 )
 
 ROWS = SIZE - 2  # one traveller at most on each row between the top and the bottom one
-SPAWN_EVERY, MOVE_EVERY, RAMP_EVERY = 10, 5, 100
+SPAWN_EVERY, MOVE_EVERY = 10, 5  # at first
+RAMP_EVERY = 100
 
 
 class Travellers(NamedTuple):
-    """What crosses the board: slot i travels on row i + 1."""
+    """Objects that cross the board, slot i on row i + 1."""
 
     present: Bool[Array, '8']
     x: Int[Array, '8']
-    right: Bool[Array, '8']  # its direction
+    right: Bool[Array, '8']  # travels right, otherwise left
     gold: Bool[Array, '8']  # otherwise an enemy
 
 
@@ -43,7 +44,7 @@ class State(NamedTuple):
     move_every: Int[Array, '']  # steps between two moves of the travellers; shrinks too
     move_timer: Int[Array, '']
     ramp_timer: Int[Array, '']
-    ramps: Int[Array, '']  # how often difficulty was raised
+    ramps: Int[Array, '']  # number of times that difficulty was raised
 
 
 class Chance(NamedTuple):
@@ -53,14 +54,13 @@ class Chance(NamedTuple):
 
 
 def arrive(travellers: Travellers, chance: Chance, due: Bool[Array, '']) -> Travellers:
-    """A new traveller enters on one of the free rows; nothing happens where none is free."""
+    """Add a traveller on one of the free rows, if there are any."""
     free = ~travellers.present
     count = free.sum()
     # Rounding may lift the product to `count` itself.
     wanted = jnp.minimum((chance.row * count).astype(jnp.int32), count - 1)
-    earlier = (free & (jnp.arange(ROWS) < jnp.arange(ROWS)[:, None])).sum(
-        axis=1
-    )  # free rows above each
+    above = jnp.arange(ROWS) < jnp.arange(ROWS)[:, None]
+    earlier = (free & above).sum(axis=1)
     slot = due & free & (earlier == wanted)
     return Travellers(
         present=travellers.present | slot,
@@ -70,24 +70,24 @@ def arrive(travellers: Travellers, chance: Chance, due: Bool[Array, '']) -> Trav
     )
 
 
-def meet(travellers: Travellers, y: Int[Array, ''], x: Int[Array, '']):
-    """The player at (y, x) takes the gold there or dies of the enemy: -> (travellers, gold taken,
-    dead).
+def meet(
+    travellers: Travellers, y: Int[Array, ''], x: Int[Array, '']
+) -> tuple[Travellers, Bool[Array, ''], Bool[Array, '']]:
+    """Let the player at (y, x) take the gold there or die of the enemy; return (travellers, gold
+    taken, dead).
     """
     touched = travellers.present & (jnp.arange(1, ROWS + 1) == y) & (travellers.x == x)
-    taken = touched & travellers.gold
-    return (
-        travellers._replace(present=travellers.present & ~taken),
-        taken.any(),
-        (touched & ~travellers.gold).any(),
-    )
+    taken, dead = touched & travellers.gold, touched & ~travellers.gold
+    left = travellers._replace(present=travellers.present & ~taken)
+    return left, taken.any(), dead.any()
 
 
 @dataclasses.dataclass(frozen=True)
 class Asterix:
-    """ramping: travellers arrive and move faster every 100 steps."""
+    """Rules of Asterix."""
 
     ramping: bool = True
+    """Travellers arrive and move faster every 100 steps."""
     name: ClassVar[str] = 'asterix'
     channels: ClassVar[tuple[str, ...]] = ('player', 'enemy', 'trail', 'gold')
     minimal: ClassVar[tuple[int, ...]] = (NOOP, LEFT, UP, RIGHT, DOWN)
@@ -97,11 +97,11 @@ class Asterix:
         return Chance(right=u[0] < 1 / 2, gold=u[1] < 1 / 3, row=u[2])
 
     def reset(self, chance: Chance) -> State:
-        nobody = jnp.zeros(ROWS, bool)
+        no = jnp.zeros(ROWS, bool)
         return State(
             y=integer(5),
             x=integer(5),
-            travellers=Travellers(nobody, jnp.zeros(ROWS, jnp.int32), nobody, nobody),
+            travellers=Travellers(no, jnp.zeros(ROWS, jnp.int32), no, no),
             spawn_every=integer(SPAWN_EVERY),
             spawn_timer=integer(SPAWN_EVERY),
             move_every=integer(MOVE_EVERY),
@@ -113,7 +113,7 @@ class Asterix:
     def transition(
         self, state: State, action: Int[Array, ''], chance: Chance
     ) -> tuple[State, Float[Array, ''], Bool[Array, '']]:
-        """-> (state, reward, terminal)."""
+        """Play one step; return (state, reward, terminal)."""
         spawn = state.spawn_timer == 0
         travellers = arrive(state.travellers, chance, spawn)
         y = walk(state.y, action, UP, DOWN, 1, ROWS)
@@ -142,21 +142,15 @@ class Asterix:
     def observe(self, state: State) -> Bool[Array, '10 10 4']:
         t = state.travellers
         behind = t.x + jnp.where(t.right, -1, 1)
-        rows = jnp.stack(
-            [
-                columns(t.x, t.present & ~t.gold),
-                columns(behind, t.present),
-                columns(t.x, t.present & t.gold),
-            ],
-            axis=-1,
-        )
+        enemies, gold = columns(t.x, t.present & ~t.gold), columns(t.x, t.present & t.gold)
+        rows = jnp.stack([enemies, columns(behind, t.present), gold], axis=-1)
         player = cell(state.y, state.x)[:, :, None]
         return jnp.concatenate([player, jnp.pad(rows, ((1, 1), (0, 0), (0, 0)))], axis=-1)
 
 
 def ramp(state: State) -> State:
-    """Every 100 steps arrivals come faster, and every second time moves too, until both happen at
-    every step.
+    """Raise the difficulty every 100 steps: faster arrivals, and every second time faster moves
+    too, until both happen at every step.
     """
     active = (state.spawn_every > 1) | (state.move_every > 1)
     due = active & (state.ramp_timer < 0)

@@ -1,4 +1,4 @@
-"""The 10 x 10 board all games share: action numbers and masks of cells.
+"""Board of 10 x 10 cells that all games share: action numbers and masks of cells.
 
 Positions are int32 scalars (row `y` down, column `x` right). Observations are built by comparing
 positions with these constant index arrays; scatters would be several times slower on a CPU.
@@ -14,18 +14,18 @@ MEANINGS = ('noop', 'left', 'up', 'right', 'down', 'fire')
 
 
 def line(i: Int[Array, '']) -> Bool[Array, '10']:
-    """One row or column of cells with cell `i` set; empty where `i` is off the board."""
+    """Row or column of cells with cell `i` set; empty where `i` is off the board."""
     return jnp.arange(SIZE) == i
 
 
 def cell(y: Int[Array, ''], x: Int[Array, '']) -> Bool[Array, '10 10']:
-    """The board with cell (y, x) set; empty where the position is off the board."""
+    """Board with cell (y, x) set; empty where the position is off the board."""
     return line(y)[:, None] & line(x)[None, :]
 
 
 def columns(x: Int[Array, ' n'], present: Bool[Array, ' n']) -> Bool[Array, 'n 10']:
-    """One row of cells for each of n things: the cell at column `x` where the thing is present and
-    on the board.
+    """Row of cells for each of n objects, with the cell at column `x` set where the object is
+    present and on the board.
     """
     return present[:, None] & (x[:, None] == jnp.arange(SIZE))
 
@@ -33,10 +33,7 @@ def columns(x: Int[Array, ' n'], present: Bool[Array, ' n']) -> Bool[Array, 'n 1
 def occupied(
     y: Int[Array, ' n'], x: Int[Array, ' n'], present: Bool[Array, ' n']
 ) -> Bool[Array, '10 10']:
-    """The board with the cells of n things set.
-
-    A row is put together as the bits of one integer, n times 10 steps.
-    """
+    """Board with the cells of n objects set; a row is built as the bits of one integer."""
     on_board = present & (x >= 0) & (x < SIZE)
     bit = jnp.where(on_board, 1 << jnp.clip(x, 0, LAST), 0)
     rows = jnp.bitwise_or.reduce(jnp.where(y == jnp.arange(SIZE)[:, None], bit, 0), axis=1)
@@ -50,9 +47,9 @@ def walk(
     ahead: int,
     low: int = 0,
     high: int = LAST,
-):
-    """One step along an axis: `back` and `ahead` are the two actions that move; [low, high] is
-    where it may stand.
+) -> Int[Array, '']:
+    """Move one step along an axis, within [low, high]; `back` and `ahead` are the two actions that
+    move.
     """
     step = (action == ahead).astype(jnp.int32) - (action == back)
     return jnp.clip(position + step, low, high)

@@ -19,9 +19,9 @@ class State(NamedTuple):
     paddle: Int[Array, '']  # column of the paddle, which lies in the bottom row
     y: Int[Array, '']  # the ball
     x: Int[Array, '']
-    dy: Int[Array, '']  # its direction, +-1 each
+    dy: Int[Array, '']  # direction of the ball, +-1 each
     dx: Int[Array, '']
-    last_y: Int[Array, '']  # where the ball was one step ago
+    last_y: Int[Array, '']  # the ball one step ago
     last_x: Int[Array, '']
     bricks: Bool[Array, '10 10']
     struck: Bool[Array, '']  # the last step touched a brick: the ball flies through the next one
@@ -37,9 +37,10 @@ def wall() -> Bool[Array, '10 10']:
 
 @dataclasses.dataclass(frozen=True)
 class Breakout:
-    """Difficulty does not ramp in this game: `ramping` is accepted and changes nothing."""
+    """Rules of Breakout."""
 
     ramping: bool = True
+    """Changes nothing in this game, whose difficulty does not rise."""
     name: ClassVar[str] = 'breakout'
     channels: ClassVar[tuple[str, ...]] = ('paddle', 'ball', 'trail', 'brick')
     minimal: ClassVar[tuple[int, ...]] = (NOOP, LEFT, RIGHT)
@@ -55,11 +56,13 @@ class Breakout:
     def transition(
         self, state: State, action: Int[Array, ''], chance: Chance
     ) -> tuple[State, Float[Array, ''], Bool[Array, '']]:
-        """-> (state, reward, terminal). Serving is the only chance, so `chance` is not read."""
+        """Play one step; return (state, reward, terminal). Only the serve is random, so `chance` is
+        not read.
+        """
         paddle = walk(state.paddle, action, LEFT, RIGHT)
-        y, x, dy, dx = state.y + state.dy, state.x + state.dx, state.dy, state.dx
+        y, x = state.y + state.dy, state.x + state.dx
         side = (x < 0) | (x > LAST)
-        x, dx = jnp.clip(x, 0, LAST), jnp.where(side, -dx, dx)
+        x, dx = jnp.clip(x, 0, LAST), jnp.where(side, -state.dx, state.dx)
 
         # Exactly one of: ceiling, brick, floor, free flight.
         ceiling = y < 0
@@ -69,9 +72,8 @@ class Breakout:
         floor = ~ceiling & ~touched & (y == LAST)
         cleared = floor & ~state.bricks.any()
         caught_above = floor & (state.x == paddle)
-        caught_aside = (
-            floor & ~caught_above & (x == paddle)
-        )  # the corner of the paddle sends the ball back
+        # the corner of the paddle sends the ball back
+        caught_aside = floor & ~caught_above & (x == paddle)
 
         bounce = broken | caught_above | caught_aside
         bricks = jnp.where(cleared, wall(), state.bricks & ~(target & broken))
@@ -79,7 +81,7 @@ class Breakout:
             paddle=paddle,
             y=jnp.where(bounce, state.y, jnp.maximum(y, 0)),
             x=x,
-            dy=jnp.where(bounce | ceiling, -dy, dy),
+            dy=jnp.where(bounce | ceiling, -state.dy, state.dy),
             dx=jnp.where(caught_aside, -dx, dx),
             last_y=state.y,
             last_x=state.x,

@@ -1,4 +1,4 @@
-"""A MinAtar game as an environment: sticky actions, action sets and the two protocols of the
+"""MinAtar games as environments: sticky actions, action sets and the two protocols of the
 literature.
 """
 
@@ -20,9 +20,8 @@ from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 @runtime_checkable
 class Game(Protocol):
-    """The rules of one game.
-
-    All chance enters through `draw`, so that tests can replay somebody else's dice.
+    """Rules of one game; all chance enters through `draw`, so that tests can replay the original's
+    random numbers.
     """
 
     name: ClassVar[str]
@@ -36,7 +35,7 @@ class Game(Protocol):
     def transition(
         self, state: PyTree, action: Int[Array, ''], chance: PyTree
     ) -> tuple[PyTree, Float[Array, ''], Bool[Array, '']]:
-        """-> (state, reward, terminal); `action` counts in the full set of six."""
+        """Apply an action of the full set of six; return (state, reward, terminal)."""
         ...
 
     def observe(self, state: PyTree) -> Bool[Array, '10 10 c']: ...
@@ -49,15 +48,13 @@ class StickyState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MinAtar:
-    """One game for one player; `envs.device.Vector` runs many.
-
-    sticky: probability that the game repeats the action it executed last instead of the one given.
-    minimal_actions: offer only the actions that do something; otherwise all six, 'noop' to 'fire'.
-    """
+    """Environment around one game; `envs.device.Vector` runs many."""
 
     game: Game
     sticky: float = 0.1
+    """Probability that the game repeats the action it executed last instead of the one given."""
     minimal_actions: bool = False
+    """Offer only the actions that do something; otherwise all six, 'noop' to 'fire'."""
 
     @property
     def actions(self) -> tuple[int, ...]:
@@ -88,17 +85,16 @@ class MinAtar:
     def step(
         self, state: StickyState, action: Int[Array, ''], key: PRNGKeyArray
     ) -> tuple[StickyState, Step]:
-        """`prev_action` of the result is the action given, which the game may not have executed."""
+        """Take an action; `prev_action` of the result is the one given, which the game may not have
+        executed.
+        """
         chance_key, sticky_key = jax.random.split(key)
-        wanted = (
-            jnp.asarray(self.actions, jnp.int32)[action]
-            if self.minimal_actions
-            else action.astype(jnp.int32)
-        )
+        wanted = action.astype(jnp.int32)
+        if self.minimal_actions:
+            wanted = jnp.asarray(self.actions, jnp.int32)[action]
         executed = jnp.where(jax.random.uniform(sticky_key) < self.sticky, state.executed, wanted)
-        game, reward, terminal = self.game.transition(
-            state.game, executed, self.game.draw(chance_key)
-        )
+        chance = self.game.draw(chance_key)
+        game, reward, terminal = self.game.transition(state.game, executed, chance)
         step = Step(
             obs=self.game.observe(game),
             prev_action=jax.nn.one_hot(action, len(self.actions)),
@@ -112,7 +108,7 @@ class MinAtar:
 
 GAMES = {game.name: game for game in (Asterix, Breakout, Freeway, Seaquest, SpaceInvaders)}
 
-# What the literature calls MinAtar: the original's defaults, and those of the gymnax ports.
+# The defaults of the original and those of the gymnax ports, both called MinAtar in the literature.
 # Freeway's clock runs 2,500 steps in both; gymnax truncates there, one step before the game itself
 # would end.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -122,8 +118,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, protocol: str = 'minatar', **options: Any) -> tuple[MinAtar, int | None]:
-    """-> (the game called `name`, its time limit in steps or None). `options` overrule the
-    protocol's settings.
+    """Build the game called `name`; return it with its time limit in steps or None. `options`
+    overrule the protocol's settings.
 
     Raises UserError for an unknown protocol or option, or a value out of range.
     """

@@ -12,16 +12,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from reverie.envs.minatar.board import DOWN, LAST, NOOP, SIZE, UP, cell, columns, integer, walk
 
 LANES = SIZE - 2
-COLUMN = 4  # the chicken's
+COLUMN = 4  # the column of the chicken
 REST = 3  # steps between two moves of the chicken
 CLOCK = 2500
 TOP_SPEED = 5
 
 
 class State(NamedTuple):
-    """The car of lane i drives on row i + 1."""
+    """State of the game; the car of lane i drives on row i + 1."""
 
-    chicken: Int[Array, '']  # its row
+    chicken: Int[Array, '']  # row
     rest: Int[Array, '']  # steps until it may move again
     car_x: Int[Array, '8']
     car_timer: Int[Array, '8']  # steps until the car moves
@@ -30,30 +30,24 @@ class State(NamedTuple):
 
 
 class Chance(NamedTuple):
-    speed: Int[Array, '8']  # of the cars after the next crossing, or in a new game
+    speed: Int[Array, '8']  # speeds of the cars after the next crossing, or in a new game
 
 
 @dataclasses.dataclass(frozen=True)
 class Freeway:
-    """Difficulty does not ramp in this game: `ramping` is accepted and changes nothing."""
+    """Rules of Freeway."""
 
     ramping: bool = True
+    """Changes nothing in this game, whose difficulty does not rise."""
     name: ClassVar[str] = 'freeway'
     channels: ClassVar[tuple[str, ...]] = (
-        'chicken',
-        'car',
-        'speed1',
-        'speed2',
-        'speed3',
-        'speed4',
-        'speed5',
-    )
+        'chicken', 'car', 'speed1', 'speed2', 'speed3', 'speed4', 'speed5',
+    )  # fmt: skip
     minimal: ClassVar[tuple[int, ...]] = (NOOP, UP, DOWN)
 
     def draw(self, key: PRNGKeyArray) -> Chance:
-        pick = (jax.random.uniform(key, (LANES,)) * 2 * TOP_SPEED).astype(
-            jnp.int32
-        ) - TOP_SPEED  # -5 .. 4
+        uniform = jax.random.uniform(key, (LANES,))
+        pick = (uniform * 2 * TOP_SPEED).astype(jnp.int32) - TOP_SPEED  # -5 .. 4
         return Chance(speed=pick + (pick >= 0))
 
     def reset(self, chance: Chance) -> State:
@@ -69,9 +63,8 @@ class Freeway:
     def transition(
         self, state: State, action: Int[Array, ''], chance: Chance
     ) -> tuple[State, Float[Array, ''], Bool[Array, '']]:
-        """-> (state, reward, terminal).
-
-        The clock running out is part of the rules, hence terminal.
+        """Play one step; return (state, reward, terminal). The end of the clock is part of the
+        rules, hence terminal.
         """
         moves = (state.rest == 0) & ((action == UP) | (action == DOWN))
         chicken = jnp.where(moves, walk(state.chicken, action, UP, DOWN), state.chicken)
@@ -81,8 +74,7 @@ class Freeway:
         speed = jnp.where(crossed, chance.speed, state.speed)
         timer = jnp.where(crossed, jnp.abs(chance.speed), state.car_timer)
 
-        # A car hits the chicken where it stands and where it drives to. The rows at both ends are
-        # safe.
+        # A car hits the chicken in its old cell and in its new one. The rows at both ends are safe.
         drives = timer == 0
         car_x = (state.car_x + jnp.where(drives, jnp.sign(speed), 0)) % SIZE
         hit = ((state.car_x == COLUMN) | (car_x == COLUMN)) & (jnp.arange(1, LANES + 1) == chicken)

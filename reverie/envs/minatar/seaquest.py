@@ -5,11 +5,12 @@ on touching an enemy or its torpedo, without oxygen, or on surfacing without a d
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reverie.envs.minatar.board import (
     DOWN,
@@ -26,25 +27,27 @@ from reverie.envs.minatar.board import (
 )
 
 RELOAD = 5  # steps between two shots of the player
-OXYGEN, FULL = 200, 6  # steps under water; divers that make a full load
-ENEMY_EVERY, ENEMY_MOVE, FASTEST_MOVE, ENEMY_SHOT = 20, 5, 2, 10
+OXYGEN, FULL = 200, 6  # steps under water; divers of a full load
+ENEMY_EVERY, ENEMY_SHOT = 20, 10
+ENEMY_MOVE, FASTEST_MOVE = 5, 2
 DIVER_EVERY, DIVER_MOVE = 30, 5
 
-# Entities live in queues: a newcomer enters at the end and pushes the others towards slot 0.
-# Entities leave in the order they came or earlier, so a queue this long never pushes out a living
-# one: an enemy crosses in 30 steps and one comes a step at most; a diver crosses in 60 and comes
-# every 30; a bullet flies 9 and the next follows after 5.
-ENEMIES, DIVERS, BULLETS = 32, 2, 2
+# Entities are kept in queues: a newcomer enters at the end and pushes the others towards slot 0.
+# They leave in the order they came or earlier, so a queue this long never pushes out a present one:
+# an enemy crosses in 30 steps and one comes a step at most; a diver crosses in 60 and comes every
+# 30; a bullet flies 9 and the next follows after 5.
+ENEMIES = 32
+DIVERS, BULLETS = 2, 2
 
 
 class Enemies(NamedTuple):
     present: Bool[Array, '32']
     y: Int[Array, '32']
     x: Int[Array, '32']
-    right: Bool[Array, '32']  # its direction
+    right: Bool[Array, '32']  # swims right, otherwise left
     submarine: Bool[Array, '32']  # otherwise a fish
     move_timer: Int[Array, '32']
-    shot_timer: Int[Array, '32']  # of submarines
+    shot_timer: Int[Array, '32']  # read for submarines only
 
 
 class Divers(NamedTuple):
@@ -56,7 +59,7 @@ class Divers(NamedTuple):
 
 
 class Bullets(NamedTuple):
-    """The player's."""
+    """Bullets of the player."""
 
     present: Bool[Array, '2']
     y: Int[Array, '2']
@@ -67,7 +70,7 @@ class Bullets(NamedTuple):
 class State(NamedTuple):
     y: Int[Array, '']  # the player's submarine
     x: Int[Array, '']
-    right: Bool[Array, '']  # where it points
+    right: Bool[Array, '']  # points right, otherwise left
     reload: Int[Array, '']
     oxygen: Int[Array, '']
     aboard: Int[Array, '']  # divers picked up
@@ -80,7 +83,7 @@ class State(NamedTuple):
     enemy_timer: Int[Array, '']
     enemy_move: Int[Array, '']  # steps between two moves of an enemy; shrinks too
     diver_timer: Int[Array, '']
-    ramps: Int[Array, '']  # how often difficulty was raised
+    ramps: Int[Array, '']  # number of times that difficulty was raised
 
 
 class Chance(NamedTuple):
@@ -91,36 +94,45 @@ class Chance(NamedTuple):
     diver_row: Int[Array, '']
 
 
-def push(queue: PyTree, newcomer: PyTree, due: Bool[Array, '']) -> PyTree:
-    """The newcomer enters at the end of the queue where it is due."""
-    return jax.tree.map(
-        lambda old, new: jnp.where(due, jnp.append(old[1:], new), old), queue, newcomer
-    )
+Entities = TypeVar('Entities', Enemies, Divers, Bullets)
 
 
-def advance(entities, due: Bool[Array, ' n']):
-    """Those due move one column on, and are gone where that takes them off the board."""
+def at(entities: Enemies | Divers | Bullets, y: Array, x: Array) -> Bool[Array, ' n']:
+    """Mask of the entities in cell (y, x)."""
+    return entities.present & (entities.y == y) & (entities.x == x)
+
+
+def push(queue: Entities, newcomer: Entities, due: Bool[Array, '']) -> Entities:
+    """Add a newcomer at the end of the queue where it is due."""
+
+    def leaf(old: Array, new: Array) -> Array:
+        return jnp.where(due, jnp.append(old[1:], new), old)
+
+    pushed: Entities = jax.tree.map(leaf, queue, newcomer)
+    return pushed
+
+
+def advance(entities: Entities, due: Bool[Array, ' n']) -> Entities:
+    """Move those due one column on, and remove them where that takes them off the board."""
     x = entities.x + jnp.where(due, jnp.where(entities.right, 1, -1), 0)
     return entities._replace(x=x, present=entities.present & (x >= 0) & (x <= LAST))
 
 
 def shoot_down(
-    enemies: Enemies, bullets: Bullets, target: Bool[Array, '32'], rank: Int[Array, '32'], order
-):
-    """Each bullet, in the given order of slots, takes the target of lowest rank in its cell, and
-    both are gone.
+    enemies: Enemies,
+    bullets: Bullets,
+    target: Bool[Array, '32'],
+    rank: Int[Array, '32'],
+    order: Iterable[int],
+) -> tuple[Enemies, Bullets, Int[Array, '']]:
+    """Let each bullet, in the given order of slots, hit the target of lowest rank in its cell, and
+    remove both; return (enemies, bullets, kills).
 
-    -> (enemies, bullets, kills). Several may share a cell, so who goes first decides who stays.
+    Several entities may share a cell, so the order decides which of them stay.
     """
     left = bullets.present
     for i in order:
-        met = (
-            target
-            & enemies.present
-            & left[i]
-            & (enemies.y == bullets.y[i])
-            & (enemies.x == bullets.x[i])
-        )
+        met = target & left[i] & at(enemies, bullets.y[i], bullets.x[i])
         victim = met & (rank == jnp.where(met, rank, 2 * ENEMIES).min())
         enemies = enemies._replace(present=enemies.present & ~victim)
         left &= ~(met.any() & (jnp.arange(BULLETS) == i))
@@ -128,14 +140,12 @@ def shoot_down(
 
 
 def spawn(state: State, chance: Chance) -> State:
-    """Enemies and divers arrive at the edges.
-
-    No enemy enters a row where another one comes towards it.
+    """Add enemies and divers at the edges; no enemy enters a row where another one comes towards
+    it.
     """
     enemies, due = state.enemies, state.enemy_timer == 0
-    head_on = (
-        enemies.present & (enemies.y == chance.enemy_row) & (enemies.right != chance.enemy_right)
-    )
+    in_row = enemies.present & (enemies.y == chance.enemy_row)
+    head_on = in_row & (enemies.right != chance.enemy_right)
     enemy = Enemies(
         present=jnp.asarray(True),
         y=chance.enemy_row,
@@ -162,6 +172,7 @@ def spawn(state: State, chance: Chance) -> State:
 
 
 def steer(state: State, action: Int[Array, '']) -> State:
+    """Move the player, or fire."""
     fire = (action == FIRE) & (state.reload == 0)
     bullet = Bullets(jnp.asarray(True), state.y, state.x, state.right)
     return state._replace(
@@ -174,56 +185,50 @@ def steer(state: State, action: Int[Array, '']) -> State:
 
 
 def fly_bullets(state: State) -> tuple[State, Int[Array, '']]:
-    """The player's bullets move, the newest first, and take the oldest fish, then submarines: ->
-    (state, kills).
+    """Move the player's bullets, the newest first, which hit the oldest fish, then submarines;
+    return (state, kills).
     """
     bullets = advance(state.bullets, state.bullets.present)
     rank = jnp.arange(ENEMIES) + jnp.where(state.enemies.submarine, ENEMIES, 0)
-    anyone = jnp.ones(ENEMIES, bool)
-    enemies, bullets, kills = shoot_down(
-        state.enemies, bullets, anyone, rank, reversed(range(BULLETS))
-    )
+    all_of_them, newest_first = jnp.ones(ENEMIES, bool), reversed(range(BULLETS))
+    enemies, bullets, kills = shoot_down(state.enemies, bullets, all_of_them, rank, newest_first)
     return state._replace(enemies=enemies, bullets=bullets), kills
 
 
 def move_divers(state: State) -> State:
-    """A diver is picked up where it swims or where it swims to, while there is room; the newest
-    first.
+    """Move the divers, and pick up those whose old or new cell is the player's, while there is
+    room; the newest first.
     """
     divers = state.divers
     due = divers.present & (divers.move_timer == 0)
     moved = advance(divers, due)
-    here = lambda d: d.present & (d.y == state.y) & (d.x == state.x)
-    reachable = here(divers) | here(moved)
+    reachable = at(divers, state.y, state.x) | at(moved, state.y, state.x)
     room = FULL - state.aboard
-    newer = jnp.cumsum(reachable[::-1])[::-1]  # of those in reach, this one included
+    newer = jnp.cumsum(reachable[::-1])[::-1]  # reachable divers as new as this one, it included
     picked = reachable & (newer <= room)
-    # Where it could not be picked up it swims on.
     present = moved.present & ~picked
     timer = jnp.where(due, DIVER_MOVE, divers.move_timer - 1)
-    return state._replace(
-        divers=moved._replace(present=present, move_timer=timer), aboard=state.aboard + picked.sum()
-    )
+    divers = moved._replace(present=present, move_timer=timer)
+    return state._replace(divers=divers, aboard=state.aboard + picked.sum())
 
 
 def move_enemies(state: State) -> tuple[State, Int[Array, ''], Bool[Array, '']]:
-    """Enemies move, and shoot if submarines: -> (state, kills, dead). Swimming into a bullet kills
-    like being hit.
+    """Move the enemies, of which submarines shoot; return (state, kills, dead). An enemy that swims
+    into a bullet is hit by it.
     """
     before = state.enemies
-    here = lambda e: e.present & (e.y == state.y) & (e.x == state.x)
     due = before.present & (before.move_timer == 0)
     enemies = advance(before, due)
-    met = here(before) | here(enemies)
+    reached = at(enemies, state.y, state.x)
+    met = at(before, state.y, state.x) | reached
 
     shoots = before.present & before.submarine & (before.shot_timer == 0)
     flying = [shoots & ~before.right, shoots & before.right]
     torpedoes = state.torpedoes | jnp.stack([occupied(enemies.y, enemies.x, f) for f in flying])
 
     rank = jnp.arange(ENEMIES)[::-1] + jnp.where(enemies.submarine, 0, ENEMIES)
-    enemies, bullets, kills = shoot_down(
-        enemies, state.bullets, due & ~here(enemies), rank, range(BULLETS)
-    )
+    target = due & ~reached
+    enemies, bullets, kills = shoot_down(enemies, state.bullets, target, rank, range(BULLETS))
     enemies = enemies._replace(
         move_timer=jnp.where(due, state.enemy_move, before.move_timer - 1),
         shot_timer=jnp.where(shoots, ENEMY_SHOT, before.shot_timer - 1),
@@ -232,7 +237,9 @@ def move_enemies(state: State) -> tuple[State, Int[Array, ''], Bool[Array, '']]:
 
 
 def fly_torpedoes(state: State) -> tuple[State, Bool[Array, '']]:
-    """-> (state, dead): torpedoes hit where they are and where they fly to."""
+    """Move the torpedoes, which hit the player in their old and in their new cell; return (state,
+    dead).
+    """
     left, right = state.torpedoes
     edge = jnp.zeros((SIZE, 1), bool)
     left = jnp.concatenate([left[:, 1:], edge], axis=1)
@@ -243,10 +250,11 @@ def fly_torpedoes(state: State) -> tuple[State, Bool[Array, '']]:
 
 
 def breathe(state: State, ramping: bool) -> tuple[State, Int[Array, ''], Bool[Array, '']]:
-    """Oxygen falls under water; surfacing lands divers and refills it: -> (state, reward, dead).
+    """Use up oxygen under water, refill it and land divers at the surface; return (state, reward,
+    dead).
 
-    As in the original, landing a full load leaves -1 divers aboard, and nobody dies of surfacing
-    with less than none.
+    As in the original, landing a full load leaves -1 divers aboard, and surfacing with less than
+    none is not fatal.
     """
     under = state.y > 0
     arrives = ~under & ~state.surfaced
@@ -271,32 +279,25 @@ def breathe(state: State, ramping: bool) -> tuple[State, Int[Array, ''], Bool[Ar
 
 @dataclasses.dataclass(frozen=True)
 class Seaquest:
-    """ramping: enemies arrive and move faster every time divers are landed."""
+    """Rules of Seaquest."""
 
     ramping: bool = True
+    """Enemies arrive and move faster every time divers are landed."""
     name: ClassVar[str] = 'seaquest'
     channels: ClassVar[tuple[str, ...]] = (
-        'sub_front',
-        'sub_back',
-        'friendly_bullet',
-        'trail',
-        'enemy_bullet',
-        'enemy_fish',
-        'enemy_sub',
-        'oxygen_gauge',
-        'diver_gauge',
-        'diver',
-    )
+        'sub_front', 'sub_back', 'friendly_bullet', 'trail', 'enemy_bullet', 'enemy_fish',
+        'enemy_sub', 'oxygen_gauge', 'diver_gauge', 'diver',
+    )  # fmt: skip
     minimal: ClassVar[tuple[int, ...]] = tuple(range(6))
 
     def draw(self, key: PRNGKeyArray) -> Chance:
         u = jax.random.uniform(key, (5,))
-        row = lambda v: 1 + (v * (SIZE - 2)).astype(jnp.int32)
-        return Chance(u[0] < 1 / 2, u[1] < 1 / 3, row(u[2]), u[3] < 1 / 2, row(u[4]))
+        row = 1 + (u * (SIZE - 2)).astype(jnp.int32)
+        return Chance(u[0] < 1 / 2, u[1] < 1 / 3, row[2], u[3] < 1 / 2, row[4])
 
     def reset(self, chance: Chance) -> State:
-        no, zero = lambda n: jnp.zeros(n, bool), lambda n: jnp.zeros(n, jnp.int32)
-        n = ENEMIES
+        e, d, b = (jnp.zeros(n, bool) for n in (ENEMIES, DIVERS, BULLETS))
+        e0, d0, b0 = (jnp.zeros(n, jnp.int32) for n in (ENEMIES, DIVERS, BULLETS))
         return State(
             y=integer(0),
             x=integer(5),
@@ -305,10 +306,10 @@ class Seaquest:
             oxygen=integer(OXYGEN),
             aboard=integer(0),
             surfaced=jnp.asarray(True),
-            enemies=Enemies(no(n), zero(n), zero(n), no(n), no(n), zero(n), zero(n)),
-            divers=Divers(no(DIVERS), zero(DIVERS), zero(DIVERS), no(DIVERS), zero(DIVERS)),
-            bullets=Bullets(no(BULLETS), zero(BULLETS), zero(BULLETS), no(BULLETS)),
-            torpedoes=no((2, SIZE, SIZE)),
+            enemies=Enemies(e, e0, e0, e, e, e0, e0),
+            divers=Divers(d, d0, d0, d, d0),
+            bullets=Bullets(b, b0, b0, b),
+            torpedoes=jnp.zeros((2, SIZE, SIZE), bool),
             enemy_every=integer(ENEMY_EVERY),
             enemy_timer=integer(ENEMY_EVERY),
             enemy_move=integer(ENEMY_MOVE),
@@ -319,7 +320,7 @@ class Seaquest:
     def transition(
         self, state: State, action: Int[Array, ''], chance: Chance
     ) -> tuple[State, Float[Array, ''], Bool[Array, '']]:
-        """-> (state, reward, terminal)."""
+        """Play one step; return (state, reward, terminal)."""
         state = steer(spawn(state, chance), action)
         state, shot = fly_bullets(state)
         state = move_divers(state)
@@ -334,23 +335,24 @@ class Seaquest:
         return state, (shot + rammed + landed).astype(jnp.float32), dead | torpedoed | drowned
 
     def observe(self, state: State) -> Bool[Array, '10 10 10']:
-        enemies, divers, bullets = state.enemies, state.divers, state.bullets
-        behind = lambda e: occupied(e.y, e.x + jnp.where(e.right, -1, 1), e.present)
+        enemies, divers = state.enemies, state.divers
+        bullets = state.bullets
+        trails, trails_of_divers = (
+            occupied(e.y, e.x + jnp.where(e.right, -1, 1), e.present) for e in (enemies, divers)
+        )
         x, bottom = jnp.arange(SIZE), jnp.arange(SIZE)[:, None] == LAST
         oxygen = x < jnp.maximum(state.oxygen, 0) * SIZE // OXYGEN
         aboard = (x >= LAST - state.aboard) & (x < LAST)
-        return jnp.stack(
-            [
-                cell(state.y, state.x),
-                cell(state.y, state.x + jnp.where(state.right, -1, 1)),
-                occupied(bullets.y, bullets.x, bullets.present),
-                behind(enemies) | behind(divers),
-                state.torpedoes.any(axis=0),
-                occupied(enemies.y, enemies.x, enemies.present & ~enemies.submarine),
-                occupied(enemies.y, enemies.x, enemies.present & enemies.submarine),
-                bottom & oxygen,
-                bottom & aboard,
-                occupied(divers.y, divers.x, divers.present),
-            ],
-            axis=-1,
-        )
+        channels = [
+            cell(state.y, state.x),
+            cell(state.y, state.x + jnp.where(state.right, -1, 1)),
+            occupied(bullets.y, bullets.x, bullets.present),
+            trails | trails_of_divers,
+            state.torpedoes.any(axis=0),
+            occupied(enemies.y, enemies.x, enemies.present & ~enemies.submarine),
+            occupied(enemies.y, enemies.x, enemies.present & enemies.submarine),
+            bottom & oxygen,
+            bottom & aboard,
+            occupied(divers.y, divers.x, divers.present),
+        ]
+        return jnp.stack(channels, axis=-1)

@@ -16,22 +16,20 @@ MOVE_EVERY, FASTEST_MOVE_EVERY = 12, 6
 
 
 class State(NamedTuple):
-    cannon: Int[Array, '']  # its column, in the bottom row
+    cannon: Int[Array, '']  # column, in the bottom row
     aliens: Bool[Array, '10 10']
-    direction: Int[Array, '']  # of the aliens: -1 left, 1 right
+    direction: Int[Array, '']  # the aliens': -1 left, 1 right
     bullets: Bool[Array, '10 10']  # the player's, flying up
     bombs: Bool[Array, '10 10']  # the aliens', falling
     reload: Int[Array, '']
-    move_every: Int[
-        Array, ''
-    ]  # steps between two moves of a full fleet; shrinks with every fleet shot down
+    move_every: Int[Array, '']  # steps between two moves of a full fleet; shrinks with every fleet
     move_timer: Int[Array, '']
     shot_timer: Int[Array, '']  # steps until the aliens shoot
-    ramps: Int[Array, '']  # how often difficulty was raised
+    ramps: Int[Array, '']  # number of times that difficulty was raised
 
 
 class Chance(NamedTuple):
-    """This game has no chance of its own."""
+    """Nothing: no part of this game is random."""
 
 
 def fleet() -> Bool[Array, '10 10']:
@@ -39,28 +37,23 @@ def fleet() -> Bool[Array, '10 10']:
     return (y < 4) & (x >= 2) & (x < 8)
 
 
-def march(state: State, due: Bool[Array, '']):
-    """The aliens move sideways, or down and about at the edge of the board: -> (aliens, direction,
-    landed).
+def march(
+    state: State, due: Bool[Array, '']
+) -> tuple[Bool[Array, '10 10'], Int[Array, ''], Bool[Array, '']]:
+    """Move the aliens sideways, or down and about at the edge of the board; return (aliens,
+    direction, landed).
     """
-    outermost = jnp.where(
-        state.direction < 0, state.aliens[:, 0].any(), state.aliens[:, LAST].any()
-    )
-    turn = due & outermost
-    landed = turn & state.aliens[LAST].any()
-    sideways = jnp.where(
-        state.direction < 0, jnp.roll(state.aliens, -1, axis=1), jnp.roll(state.aliens, 1, axis=1)
-    )
-    moved = jnp.where(turn, jnp.roll(state.aliens, 1, axis=0), sideways)
-    return (
-        jnp.where(due, moved, state.aliens),
-        jnp.where(turn, -state.direction, state.direction),
-        landed,
-    )
+    aliens, left = state.aliens, state.direction < 0
+    turn = due & jnp.where(left, aliens[:, 0].any(), aliens[:, LAST].any())
+    landed = turn & aliens[LAST].any()
+    sideways = jnp.where(left, jnp.roll(aliens, -1, axis=1), jnp.roll(aliens, 1, axis=1))
+    moved = jnp.where(turn, jnp.roll(aliens, 1, axis=0), sideways)
+    direction = jnp.where(turn, -state.direction, state.direction)
+    return jnp.where(due, moved, aliens), direction, landed
 
 
 def gunner(aliens: Bool[Array, '10 10'], cannon: Int[Array, '']) -> Bool[Array, '10 10']:
-    """The lowest alien of the occupied column nearest to the cannon; of two as near, the left one."""
+    """Lowest alien of the occupied column nearest to the cannon; of two as near, the left one."""
     x, y = jnp.arange(SIZE), jnp.arange(SIZE)[:, None]
     distance = 2 * jnp.abs(x - cannon) + (x > cannon)
     column = jnp.where(aliens.any(axis=0), distance, 2 * SIZE)
@@ -70,18 +63,14 @@ def gunner(aliens: Bool[Array, '10 10'], cannon: Int[Array, '']) -> Bool[Array, 
 
 @dataclasses.dataclass(frozen=True)
 class SpaceInvaders:
-    """ramping: every new fleet marches faster, down to half the first one's interval."""
+    """Rules of Space Invaders."""
 
     ramping: bool = True
+    """Every new fleet marches faster, down to half the first one's interval."""
     name: ClassVar[str] = 'space_invaders'
     channels: ClassVar[tuple[str, ...]] = (
-        'cannon',
-        'alien',
-        'alien_left',
-        'alien_right',
-        'friendly_bullet',
-        'enemy_bullet',
-    )
+        'cannon', 'alien', 'alien_left', 'alien_right', 'friendly_bullet', 'enemy_bullet',
+    )  # fmt: skip
     minimal: ClassVar[tuple[int, ...]] = (NOOP, LEFT, RIGHT, FIRE)
 
     def draw(self, key: PRNGKeyArray) -> Chance:
@@ -105,7 +94,7 @@ class SpaceInvaders:
     def transition(
         self, state: State, action: Int[Array, ''], chance: Chance
     ) -> tuple[State, Float[Array, ''], Bool[Array, '']]:
-        """-> (state, reward, terminal)."""
+        """Play one step; return (state, reward, terminal)."""
         cannon = walk(state.cannon, action, LEFT, RIGHT)
         here = cell(integer(LAST), cannon)
         fire = (action == FIRE) & (state.reload == 0)
