@@ -1,4 +1,4 @@
-"""PPO: what it learns in a game with several seeds, and (--speed) its frames per second.
+"""Scores of PPO in a game with several seeds, and (--speed) its frames per second.
 
 python benchmarks/ppo.py [--env minatar/breakout] [--env-options protocol=gymnax] [--setting rejax] [--train-frames 1e7]
   [--seeds 3] -> results/ppo/<env>-<protocol>-<setting>-<frames>.json: curve and scores of every
@@ -21,11 +21,10 @@ import numpy as np
 from reverie.agents import ppo
 from reverie.commands.arguments import options_of, slug, whole
 from reverie.envs.device import Vector, make
-from reverie.evaluation.results import provenance, record, save
-from reverie.evaluation.returns import RandomActor, evaluate_seeds
+from reverie.evaluation.returns import RandomActor, evaluate_seeds, provenance, record, save
 from reverie.types import Env, Params
 
-# 'rejax' is the reference that rejax 0.1.3 runs on gymnax' MinAtar, every difference named; see
+# 'rejax' has the settings of rejax 0.1.3 on gymnax' MinAtar, every difference named; see
 # docs/LOG.md.
 SETTINGS = dict(
     default=ppo.PPOConfig(),
@@ -45,7 +44,7 @@ SETTINGS = dict(
 
 
 def fastest(f: Callable, state: ppo.PPOState, repeats: int = 3) -> tuple[float, float]:
-    """-> (seconds of the fastest warm call, seconds of compilation and the first call)."""
+    """Time a call; return seconds of the fastest warm one, and of the first with its compilation."""
     begin = time.perf_counter()
     state = jax.block_until_ready(f(state))
     first, times = time.perf_counter() - begin, []
@@ -57,8 +56,8 @@ def fastest(f: Callable, state: ppo.PPOState, repeats: int = 3) -> tuple[float, 
 
 
 def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str, float]]:
-    """Frames per second of three loops of `updates` rollouts each: random actions, the policy,
-    policy and learning.
+    """Measure frames per second of three loops of `updates` rollouts each: random actions, the
+    policy, policy and learning.
     """
     agent, vector = ppo.PPO(env.spec, config), Vector(env, config.envs)
 
@@ -68,10 +67,8 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
             return vector.step(carry[0], actions, key), None
 
         key, k_frames = jax.random.split(state.key)
-        carry = (state.env_state, state.step)
-        (env_state, step), _ = jax.lax.scan(
-            frame, carry, jax.random.split(k_frames, config.rollout)
-        )
+        keys = jax.random.split(k_frames, config.rollout)
+        (env_state, step), _ = jax.lax.scan(frame, (state.env_state, state.step), keys)
         return state._replace(env_state=env_state, step=step, key=key)
 
     loops = dict(
@@ -81,25 +78,26 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
     )
     state, found = ppo.begin(agent, vector, jax.random.key(0)), {}
     for label, loop in loops.items():
-        many = jax.jit(
-            lambda s, loop=loop: jax.lax.scan(lambda s, _: (loop(s), None), s, length=updates)[0]
-        )
-        seconds, first = fastest(many, state)
-        found[label] = dict(fps=updates * config.frames / seconds, compile_seconds=first - seconds)
-        print(
-            f'{label:9} {found[label]["fps"]:12,.0f} frames/s, compiled in {found[label]["compile_seconds"]:.1f} s'
-        )
+
+        def many(state: ppo.PPOState, loop: Callable = loop) -> ppo.PPOState:
+            return jax.lax.scan(lambda s, _: (loop(s), None), state, length=updates)[0]
+
+        seconds, first = fastest(jax.jit(many), state)
+        fps, compile_s = updates * config.frames / seconds, first - seconds
+        found[label] = dict(fps=fps, compile_seconds=compile_s)
+        print(f'{label:9} {fps:12,.0f} frames/s, compiled in {compile_s:.1f} s')
     return found
 
 
 def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int) -> dict[str, Any]:
-    """Train `seeds` seeds in one program; play whole episodes with the ends, sampled and greedy,
-    and along the way.
+    """Train `seeds` seeds in one program; score the final policies, sampled and greedy, and every
+    snapshot in whole episodes.
 
-    -> what `results.record` takes; `curve` holds every snapshot's score (sampled), and as
-    `online_per_seed` the mean return of the latest finished episodes, null before the first.
+    Returns the arguments of `returns.record`; `curve` holds every snapshot's score (sampled), and
+    as `online_per_seed` the mean return of the latest finished episodes, null before the first.
     """
-    agent, begin, passed = ppo.PPO(env.spec, config), time.perf_counter(), []
+    agent, begin = ppo.PPO(env.spec, config), time.perf_counter()
+    passed: list[float] = []
 
     def progress(frames: int, ret: float) -> None:
         passed.append(time.perf_counter() - begin)
@@ -111,20 +109,14 @@ def learn(env: Env, config: ppo.PPOConfig, seed: int, seeds: int, episodes: int)
     keys = jax.random.split(k_score, 4)
     play = functools.partial(evaluate_seeds, env, episodes=episodes)
 
-    flat = jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:]), result.snapshots
-    )  # [S, K, ...] -> [S * K, ...]
+    # [S, K, ...] -> [S * K, ...]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result.snapshots)
     along = play(agent, flat, keys[0]).returns.mean(1).reshape(seeds, -1)
-    nothing: Params = {
-        'seeds': np.zeros(seeds)
-    }  # a random player has no weights; this says how many there are
-    scores = dict(
-        random=play(RandomActor(env.spec.actions), nothing, keys[1]),
-        ppo=dict(
-            sampled=play(agent, result.params, keys[2]),
-            greedy=play(agent, result.params, keys[3], greedy=True),
-        ),
-    )
+    no_weights: Params = {'seeds': np.zeros(seeds)}  # as many random players as seeds
+    random = play(RandomActor(env.spec.actions), no_weights, keys[1])
+    sampled = play(agent, result.params, keys[2])
+    greedy = play(agent, result.params, keys[3], greedy=True)
+    scores = dict(random=random, ppo=dict(sampled=sampled, greedy=greedy))
     online = [[None if np.isnan(x) else float(x) for x in row] for row in result.curve['return']]
     curve = dict(
         env_frames=result.curve['env_frames'],
@@ -149,33 +141,27 @@ def main() -> None:
     parser.add_argument('--env', default='minatar/breakout')
     parser.add_argument('--env-options', nargs='*', default=[], metavar='NAME=VALUE')
     parser.add_argument(
-        '--setting', choices=tuple(SETTINGS), default='default', help='what the fields below change'
+        '--setting', choices=tuple(SETTINGS), default='default', help='values of the fields below'
     )
     fields = (
-        'envs',
-        'rollout',
-        'epochs',
-        'minibatches',
-        'learning_rate',
-        'entropy_scale',
-        'width',
+        'envs', 'rollout', 'epochs', 'minibatches', 'learning_rate', 'entropy_scale', 'width',
         'snapshots',
-    )
+    )  # fmt: skip
     for name in fields:
         parser.add_argument('--' + name.replace('_', '-'), type=type(getattr(ppo.PPOConfig, name)))
     parser.add_argument('--train-frames', type=float, default=ppo.PPOConfig.env_frames)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--seeds', type=int, default=1, help='trained in one program')
     parser.add_argument(
-        '--episodes', type=int, default=128, help='that score every snapshot of a seed'
+        '--episodes', type=int, default=128, help='episodes that score every snapshot of a seed'
     )
     parser.add_argument(
         '--speed', action='store_true', help='measure frames per second instead of learning'
     )
     parser.add_argument(
-        '--updates', type=int, default=5, help='that one measurement of --speed lasts'
+        '--updates', type=int, default=5, help='updates of one measurement of --speed'
     )
-    parser.add_argument('--name', help='of the file, in the place of the setting')
+    parser.add_argument('--name', help='name of the file, in the place of the setting')
     parser.add_argument('--out', type=pathlib.Path, help='results/ppo, with --speed results/bench')
     args = parser.parse_args()
     options = options_of(tuple(args.env_options))

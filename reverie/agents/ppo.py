@@ -1,17 +1,16 @@
-"""PPO on the device: it collects the data, and it is the baseline every other agent is compared
-with.
+"""PPO on the device, the baseline of all agents, which also collects data; arXiv 1707.06347, eqs. 7,
+9, 11.
 
-Schulman et al. 2017 (arXiv:1707.06347), eqs. 7, 9, 11. Rollout, advantages and update are one
-jitted scan. A rollout pairs the action chosen at step t with the `Step` that arrives after it.
-Where step t is `is_last` the action is ignored (auto-reset follows), so that pair is no transition
-and is masked out of every term of the loss.
+Rollout, advantages and update are one jitted scan. A rollout pairs the action chosen at step t with
+the `Step` that arrives after it. Where step t is `is_last` the action is ignored (auto-reset
+follows), so that pair is no transition and is masked out of every term of the loss.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,36 +29,54 @@ INITS = ('orthogonal', 'lecun_normal')
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Everything of a PPO run but the environment and the seed; one update uses envs * rollout
-    frames.
-    """
+    """Settings of a PPO run; one update uses envs * rollout frames."""
 
     env_frames: int = 3_000_000
+    """Environment frames of the whole run."""
     envs: int = 64
-    rollout: int = 128  # frames per environment and update
+    """Environments played at once."""
+    rollout: int = 128
+    """Frames of each environment for one update."""
     epochs: int = 4
+    """Passes over the frames of an update."""
     minibatches: int = 8
+    """Gradient steps of a pass."""
     learning_rate: float = 5e-3
-    anneal: bool = True  # the rate falls linearly to 0 over the run, else it is constant
+    """Learning rate of Adam, at the start."""
+    anneal: bool = True
+    """Let the learning rate fall linearly to 0 over the run."""
     adam_eps: float = 1e-5
+    """Epsilon of Adam."""
     discount: float = 0.99
+    """Discount of a step."""
     lam: float = 0.95
-    bootstrap_truncated: bool = (
-        True  # a step cut by a time limit is worth its value, else 0 like a terminal one
-    )
-    clip: float = 0.2  # of the probabilities' ratio
-    clip_value: float | None = 0.2  # of the value's step, in units of return; None: off
+    """Weight of longer advantages, lambda of GAE."""
+    bootstrap_truncated: bool = True
+    """Count the value of a step that a time limit cuts, else 0 as for a terminal one."""
+    clip: float = 0.2
+    """Greatest change of the probabilities' ratio."""
+    clip_value: float | None = 0.2
+    """Greatest change of the value, in units of return; None for no limit."""
     value_scale: float = 0.5
+    """Weight of the value's error."""
     entropy_scale: float = 0.01
-    max_grad_norm: float | None = 0.5  # of all gradients together; None: off
-    max_grad_value: float | None = None  # of every element of the gradients; None: off
+    """Weight of the entropy bonus."""
+    max_grad_norm: float | None = 0.5
+    """Greatest norm of all gradients together; None for no limit."""
+    max_grad_value: float | None = None
+    """Greatest element of the gradients; None for no limit."""
     width: int = 128
+    """Width of the hidden layers."""
     layers: int = 2
-    separate: bool = False  # policy and value have hidden layers of their own
-    init: str = 'orthogonal'  # of INITS, see `Net`
-    snapshots: int = 20  # equally spaced in frames, the last one is the end of training
+    """Hidden layers."""
+    separate: bool = False
+    """Give policy and value hidden layers of their own."""
+    init: str = 'orthogonal'
+    """Distribution that kernels are drawn from, orthogonal or lecun_normal."""
+    snapshots: int = 20
+    """Copies of the weights, equally spaced in frames; the last is the end of training."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.init not in INITS:
             raise UserError(
                 f'PPO: init {self.init!r} is unknown; expected one of {", ".join(INITS)}'
@@ -79,54 +96,51 @@ class PPOConfig:
 
     @property
     def frames(self) -> int:
-        """Of one update."""
+        """Frames of one update."""
         return self.envs * self.rollout
 
     @property
     def updates(self) -> int:
-        """Updates of the whole run: as many whole ones per snapshot as fit into `env_frames`."""
+        """Updates of the run: as many whole ones per snapshot as fit into `env_frames`."""
         return self.env_frames // (self.frames * self.snapshots) * self.snapshots
 
 
 class Transition(NamedTuple):
-    """An action and what came of it. Leading dims [T, N] in a rollout, [M] in a minibatch."""
+    """Action and its outcome. Leading dims [T, N] in a rollout, [M] in a minibatch."""
 
-    obs: Array  # [*B, ...] what the action was chosen from
+    obs: Array  # [*B, ...] observation that the action was chosen from
     action: Int[Array, '*B']
     log_prob: Float[Array, '*B']
     value: Float[Array, '*B']
-    valid: Bool[
-        Array, '*B'
-    ]  # false where the action was ignored, because an episode had just ended
-    reward: Float[Array, '*B']  # of the step that arrived after the action, like the next two
+    valid: Bool[Array, '*B']  # false where the action was ignored, as an episode had just ended
+    reward: Float[Array, '*B']  # from the step that arrived after the action, like the next two
     is_last: Bool[Array, '*B']
     is_terminal: Bool[Array, '*B']
 
 
 class PPOState(NamedTuple):
-    """What one update hands to the next."""
+    """State between two updates."""
 
     params: Params
     opt_state: PyTree
     env_state: PyTree
-    step: Step  # [N] what arrived last
+    step: Step  # [N] the last to arrive
     running: Float[Array, ' N']  # return of the episode under way
     finished: Float[Array, ' N']  # return of the latest finished episode, NaN before the first
     key: PRNGKeyArray
 
 
 class PPOResult(NamedTuple):
-    """What training leaves behind, on the host. Leading dims [*S]: none, or one per seed."""
+    """Result of training, on the host. Leading dims [*S]: none, or one per seed."""
 
     params: Params
     snapshots: Params  # every leaf [*S, K, ...]: params after each K-th part of the run
-    curve: dict[
-        str, np.ndarray
-    ]  # 'env_frames' [K], 'return' [*S, K]: mean over envs of the latest finished episode
+    # 'env_frames' [K], 'return' [*S, K]: mean over envs of the latest finished episode
+    curve: dict[str, np.ndarray]
 
 
 class Net(nnx.Module):
-    """Dense layers over the flattened board under the policy (logits) and the value, shared unless
+    """Dense layers over the flattened board below the policy (logits) and the value, shared unless
     `separate`.
 
     Kernels start orthogonal with gain sqrt(2), 0.01 in front of the logits and 1 in front of the
@@ -136,15 +150,19 @@ class Net(nnx.Module):
     """
 
     def __init__(self, spec: EnvSpec, config: PPOConfig, *, rngs: nnx.Rngs):
-        lecun = config.init == 'lecun_normal'
-        kernel = lambda gain: (
-            nnx.initializers.lecun_normal() if lecun else nnx.initializers.orthogonal(gain)
-        )
-        dense = lambda inputs, outputs, gain: nnx.Linear(
-            inputs, outputs, kernel_init=kernel(gain), rngs=rngs
-        )
+        if isinstance(spec.obs_shape, Mapping):
+            raise UserError(f'PPO: {spec.name} observes a dictionary; expected one array')
         widths = [math.prod(spec.obs_shape)] + [config.width] * config.layers
-        hidden = lambda: nnx.List(dense(i, o, 2**0.5) for i, o in itertools.pairwise(widths))
+
+        def dense(inputs: int, outputs: int, gain: float) -> nnx.Linear:
+            init = nnx.initializers.lecun_normal()
+            if config.init == 'orthogonal':
+                init = nnx.initializers.orthogonal(gain)
+            return nnx.Linear(inputs, outputs, kernel_init=init, rngs=rngs)
+
+        def hidden() -> nnx.List[nnx.Linear]:
+            return nnx.List([dense(i, o, 2**0.5) for i, o in itertools.pairwise(widths)])
+
         self.hidden = hidden()
         self.policy = dense(config.width, spec.actions.size, 0.01)
         self.value = dense(config.width, 1, 1.0)
@@ -152,7 +170,10 @@ class Net(nnx.Module):
 
     def __call__(self, obs: Array) -> tuple[Float[Array, 'N A'], Float[Array, ' N']]:
         board = obs.reshape(obs.shape[0], -1).astype(jnp.float32)
-        run = lambda layers: functools.reduce(lambda x, layer: jax.nn.relu(layer(x)), layers, board)
+
+        def run(layers: nnx.List[nnx.Linear]) -> Array:
+            return functools.reduce(lambda x, layer: jax.nn.relu(layer(x)), layers, board)
+
         feat = run(self.hidden)
         value_feat = feat if self.value_hidden is None else run(self.value_hidden)
         return self.policy(feat), self.value(value_feat)[..., 0]
@@ -160,14 +181,14 @@ class Net(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """The policy as an `Actor`, without memory; equal ones share compiled programs. Discrete
-    actions only.
+    """Policy as an `Actor`, without memory, for discrete actions; equal ones share compiled
+    programs.
     """
 
     spec: EnvSpec
     config: PPOConfig
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.spec.actions.kind != 'discrete':
             raise UserError(
                 f'PPO: {self.spec.name} has {self.spec.actions.kind} actions; expected discrete ones'
@@ -186,7 +207,7 @@ class PPO:
     def act(
         self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: bool | Array
     ) -> tuple[State, Array]:
-        """-> ((), action index [N]): the likeliest action where `greedy`, else a sample."""
+        """Return () and the action's index [N], the likeliest where `greedy`, else a sample."""
         logits, _ = self.bind(params)(step.obs)
         return state, jnp.where(greedy, jnp.argmax(logits, -1), jax.random.categorical(key, logits))
 
@@ -201,20 +222,22 @@ def gae(
 ) -> Float[Array, 'T N']:
     """Generalised advantage estimation, PPO eqs. 11-12; `value` has T + 1 rows.
 
-    Row t of `reward`, `is_last`, `is_terminal` is what arrived after action t, row t of `value`
-    belongs to the observation the action was chosen from. A terminal step is worth 0; a truncated
-    one is worth its value, because with the arrival convention its own observation, not the next
-    episode's, is row t + 1. Rows whose action was ignored (auto-reset) hold numbers without a
-    meaning and reach no other row.
+    Row t of `reward`, `is_last`, `is_terminal` arrived after action t, row t of `value` belongs to
+    the observation the action was chosen from. A terminal step is worth 0; a truncated one is worth
+    its value, because with the arrival convention its own observation, not the next episode's, is
+    row t + 1. Rows whose action was ignored (auto-reset) hold numbers without a meaning and reach
+    no other row.
     """
     delta = reward + discount * value[1:] * ~is_terminal - value[:-1]
 
-    def back(adv, x):
+    def back(adv: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
         delta, is_last = x
         adv = delta + discount * lam * adv * ~is_last
         return adv, adv
 
-    return jax.lax.scan(back, jnp.zeros_like(value[0]), (delta, is_last), reverse=True)[1]
+    adv: Array
+    _, adv = jax.lax.scan(back, jnp.zeros_like(value[0]), (delta, is_last), reverse=True)
+    return adv
 
 
 def ppo_loss(
@@ -231,7 +254,10 @@ def ppo_loss(
     Not in the paper: advantages are normalised per minibatch, and the value's step is clipped like
     the policy's.
     """
-    mean = lambda x: jnp.sum(x * batch.valid) / jnp.maximum(batch.valid.sum(), 1)
+
+    def mean(x: Array) -> Array:
+        return jnp.sum(x * batch.valid) / jnp.maximum(batch.valid.sum(), 1)
+
     adv = (adv - mean(adv)) / (jnp.sqrt(mean((adv - mean(adv)) ** 2)) + 1e-8)
     log_probs = jax.nn.log_softmax(logits)
     log_prob = jnp.take_along_axis(log_probs, batch.action[:, None], -1)[:, 0]
@@ -249,36 +275,36 @@ def ppo_loss(
 
 
 def optimiser(config: PPOConfig) -> optax.GradientTransformation:
+    """Adam behind the limits of the gradients."""
     steps = config.updates * config.epochs * config.minibatches
-    rate = (
-        optax.linear_schedule(config.learning_rate, 0.0, steps)
-        if config.anneal
-        else config.learning_rate
-    )
-    return optax.chain(
-        optax.identity()
-        if config.max_grad_norm is None
-        else optax.clip_by_global_norm(config.max_grad_norm),
-        optax.identity() if config.max_grad_value is None else optax.clip(config.max_grad_value),
-        optax.adam(rate, eps=config.adam_eps),
-    )
+    rate: float | optax.Schedule = config.learning_rate
+    if config.anneal:
+        rate = optax.linear_schedule(config.learning_rate, 0.0, steps)
+    norm = value = optax.identity()
+    if config.max_grad_norm is not None:
+        norm = optax.clip_by_global_norm(config.max_grad_norm)
+    if config.max_grad_value is not None:
+        value = optax.clip(config.max_grad_value)
+    return optax.chain(norm, value, optax.adam(rate, eps=config.adam_eps))
 
 
 def begin(agent: PPO, vector: Vector, key: PRNGKeyArray) -> PPOState:
+    """State before the first update."""
     k_params, k_env, key = jax.random.split(key, 3)
     params = agent.init(k_params)
+    opt_state = optimiser(agent.config).init(params)
     env_state, step = vector.reset(k_env)
     zeros = jnp.zeros(agent.config.envs)
-    return PPOState(
-        params, optimiser(agent.config).init(params), env_state, step, zeros, zeros * jnp.nan, key
-    )
+    return PPOState(params, opt_state, env_state, step, zeros, zeros * jnp.nan, key)
 
 
 def rollout(agent: PPO, vector: Vector, state: PPOState) -> tuple[PPOState, Transition]:
-    """`config.rollout` frames of every environment with the current policy: -> (state, [T, N])."""
+    """Play `config.rollout` frames of every environment with the current policy; return the state
+    and transitions [T, N].
+    """
     net = agent.bind(state.params)
 
-    def frame(carry, key):
+    def frame(carry: Any, key: PRNGKeyArray) -> tuple[Any, Transition]:
         env_state, step, running, finished = carry
         k_act, k_env = jax.random.split(key)
         logits, value = net(step.obs)
@@ -287,16 +313,8 @@ def rollout(agent: PPO, vector: Vector, state: PPOState) -> tuple[PPOState, Tran
         env_state, then = vector.step(env_state, action, k_env)
         running = jnp.where(then.is_first, 0.0, running) + then.reward
         finished = jnp.where(then.is_last, running, finished)
-        row = Transition(
-            step.obs,
-            action,
-            log_prob,
-            value,
-            ~step.is_last,
-            then.reward,
-            then.is_last,
-            then.is_terminal,
-        )
+        arrived = (then.reward, then.is_last, then.is_terminal)
+        row = Transition(step.obs, action, log_prob, value, ~step.is_last, *arrived)
         return (env_state, then, running, finished), row
 
     key, k_frames = jax.random.split(state.key)
@@ -306,7 +324,7 @@ def rollout(agent: PPO, vector: Vector, state: PPOState) -> tuple[PPOState, Tran
 
 
 def update(agent: PPO, vector: Vector, state: PPOState) -> PPOState:
-    """One rollout, then `epochs` passes over it in shuffled minibatches."""
+    """Play one rollout, then learn from it in `epochs` passes of shuffled minibatches."""
     config = agent.config
     state, rows = rollout(agent, vector, state)
     last = agent.bind(state.params)(state.step.obs)[1]
@@ -315,26 +333,21 @@ def update(agent: PPO, vector: Vector, state: PPOState) -> PPOState:
     adv = gae(rows.reward, rows.is_last, terminal, value, config.discount, config.lam)
     data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (rows, adv, adv + rows.value))
 
-    def loss(params, batch):
+    def loss(params: Params, batch: tuple[Transition, Array, Array]) -> Array:
         rows, adv, ret = batch
         terms = ppo_loss(*agent.bind(params)(rows.obs), rows, adv, ret, config)
-        return (
-            terms['policy']
-            + config.value_scale * terms['value']
-            + config.entropy_scale * terms['entropy']
-        )
+        actor = terms['policy'] + config.value_scale * terms['value']
+        return actor + config.entropy_scale * terms['entropy']
 
-    def minibatch(carry, rows):
+    def minibatch(carry: tuple[Params, PyTree], rows: Array) -> tuple[tuple[Any, PyTree], None]:
         params, opt_state = carry
         grads = jax.grad(loss)(params, jax.tree.map(lambda x: x[rows], data))
         updates, opt_state = optimiser(config).update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
     key, k_shuffle = jax.random.split(state.key)
-    size = config.frames
-    order = jax.vmap(lambda k: jax.random.permutation(k, size))(
-        jax.random.split(k_shuffle, config.epochs)
-    )
+    keys = jax.random.split(k_shuffle, config.epochs)
+    order = jax.vmap(functools.partial(jax.random.permutation, x=config.frames))(keys)
     order = order.reshape(config.epochs * config.minibatches, -1)
     (params, opt_state), _ = jax.lax.scan(minibatch, (state.params, state.opt_state), order)
     return state._replace(params=params, opt_state=opt_state, key=key)
@@ -349,8 +362,8 @@ def train(
     """Train on `env`; with a key [S], S seeds in one program.
 
     progress: called after every snapshot with (env frames so far, mean return of the latest
-    finished episodes). The returns of the curve are the online estimate: the sampled policy, the
-    latest finished episode of every environment, NaN before the first one ends.
+    finished episodes). The returns of the curve are the online estimate: those of the sampled
+    policy in the latest finished episode of every environment, NaN before the first one ends.
     """
     agent, vector = PPO(env.spec, config), Vector(env, config.envs)
     part = config.updates // config.snapshots
@@ -360,14 +373,15 @@ def train(
         return state, state.params, jnp.nanmean(state.finished)
 
     start = jax.jit(functools.partial(begin, agent, vector))
-    # seed by seed: the QR of orthogonal weights, batched, can leave XLA's threads waiting for each
-    # other
+    # Batched, the QR of orthogonal weights can leave XLA's threads waiting for each other.
     if key.ndim:
         state = jax.tree.map(lambda *x: jnp.stack(x), *map(start, key))
     else:
         state = start(key)
     run = jax.jit(jax.vmap(chunk) if key.ndim else chunk)
-    snapshots, returns, frames = [], [], []
+    snapshots: list[Params] = []
+    returns: list[np.ndarray] = []
+    frames: list[int] = []
     for i in range(config.snapshots):
         state, params, ret = run(state)
         snapshots.append(jax.device_get(params))
@@ -375,6 +389,9 @@ def train(
         frames.append((i + 1) * part * config.frames)
         if progress is not None:
             progress(frames[-1], float(np.mean(returns[-1])))
-    stack = lambda *xs: np.stack(xs, axis=key.ndim)
+
+    def stack(*parts: Any) -> np.ndarray:
+        return np.stack(parts, axis=key.ndim)
+
     curve = {'env_frames': np.array(frames), 'return': stack(*returns)}
     return PPOResult(snapshots[-1], jax.tree.map(stack, *snapshots), curve)
