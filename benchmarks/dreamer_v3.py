@@ -1,5 +1,5 @@
-"""Dreamer V3: milliseconds of a training step, and frames per second of playing and learning with
-one seed and five.
+"""Speed of Dreamer V3: milliseconds of a training step, and frames per second of playing and
+learning with one seed and five.
 
     python benchmarks/dreamer_v3.py --out results/bench/dreamer_v3_gpu.json
 
@@ -40,7 +40,7 @@ RATIOS = (32, 128)
 
 
 def call(agent: Dreamer, source: Source, seeds: int, updates: int) -> Callable[[], Any]:
-    """A function that makes `updates` gradient steps of every seed, from where its last call ended."""
+    """Function that makes `updates` more gradient steps of every seed with each call."""
     (phase,) = agent.phases
     keys = jax.random.split(jax.random.key(0), seeds)
 
@@ -60,7 +60,7 @@ def call(agent: Dreamer, source: Source, seeds: int, updates: int) -> Callable[[
 
 
 def timed(more: Callable[[], Any], updates: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of one update, and seconds of compilation with the first call."""
+    """Measure milliseconds of one update, and seconds of compilation with the first call."""
     begin = time.perf_counter()
     more()
     first, times = time.perf_counter() - begin, []
@@ -68,27 +68,26 @@ def timed(more: Callable[[], Any], updates: int, repeats: int) -> dict[str, Any]
         begin = time.perf_counter()
         more()
         times.append(1e3 * (time.perf_counter() - begin) / updates)
-    quantiles = dict(
-        p50=float(np.median(times)), p95=float(np.percentile(times, 95)), min=min(times)
-    )
-    return dict(ms=quantiles, first_call_s=first)
+    p50, p95 = (float(np.percentile(times, q)) for q in (50, 95))
+    return dict(ms=dict(p50=p50, p95=p95, min=min(times)), first_call_s=first)
 
 
 def peak_bytes() -> int | None:
-    """Of the process so far, where the device counts."""
+    """Peak memory of the process so far, where the device counts it."""
     return (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
 
 
 def config(preset: str, size: str, quick: bool) -> DreamerConfig:
-    """Of `dreamer_v3` or `transdreamer_v3`; quick: both a debug Dreamer V3 but for the dynamics."""
+    """Config of `dreamer_v3` or `transdreamer_v3`; with `quick` a debug Dreamer V3, with the
+    dynamics of either.
+    """
     if not quick:
         return registry.get(preset, size)
     tiny, small = registry.dreamer_v3_debug(), registry.transdreamer_v3_small()
     if preset == 'dreamer_v3':
         return tiny
-    return dataclasses.replace(
-        tiny, world=dataclasses.replace(tiny.world, dynamics=small.world.dynamics)
-    )
+    world = dataclasses.replace(tiny.world, dynamics=small.world.dynamics)
+    return dataclasses.replace(tiny, world=world)
 
 
 def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, Any]]:
@@ -100,6 +99,7 @@ def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, A
             params = jax.eval_shape(agent.init, jax.random.key(0))
             found = timed(call(agent, RandomBatches(agent.spec), 1, updates), updates, repeats)
             rssm = rssm or found['ms']['p50']
+            beside = dict(name='released code, one H100', ms=released)
             yield dict(
                 preset=preset,
                 size=size,
@@ -111,18 +111,15 @@ def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, A
                 **found,
                 peak_bytes=peak_bytes(),
                 ratio=found['ms']['p50'] / rssm,
-                beside=dict(name='released code, one H100', ms=released)
-                if preset == 'dreamer_v3'
-                else None,
+                beside=beside if preset == 'dreamer_v3' else None,
             )
 
 
 def with_ratio(cfg: DreamerConfig, ratio: int) -> DreamerConfig:
-    """As many environments as one update has frames, 16 at most."""
+    """Set the train ratio, and as many environments as one update has frames, 16 at most."""
     frames = cfg.replay.batch * cfg.replay.length // ratio
-    return dataclasses.replace(
-        cfg, replay=dataclasses.replace(cfg.replay, ratio=ratio, envs=min(16, frames))
-    )
+    replay = dataclasses.replace(cfg.replay, ratio=ratio, envs=min(16, frames))
+    return dataclasses.replace(cfg, replay=replay)
 
 
 def play(
@@ -131,24 +128,16 @@ def play(
     env = make('minatar/breakout')
     for ratio in (8,) if quick else RATIOS:
         cfg = with_ratio(registry.dreamer_v3_debug() if quick else registry.dreamer_v3('1m'), ratio)
-        agent, r, alone = Dreamer(cfg, env.spec), cfg.replay, None
+        agent, r = Dreamer(cfg, env.spec), cfg.replay
+        collect = CollectConfig(r.envs, min(r.capacity, 100_000), ratio, r.prefill, False)
+        alone = None
         for n in seeds:
-            source = Online(
-                env,
-                agent.explorer,
-                CollectConfig(r.envs, min(r.capacity, 100_000), ratio, r.prefill, False),
-            )
+            source = Online(env, agent.explorer, collect)
             found = timed(call(agent, source, n, updates), updates, repeats)
             alone = alone or found['ms']['p50']
             fps = n * r.batch * r.length / ratio / found['ms']['p50'] * 1e3
-            yield dict(
-                ratio=ratio,
-                seeds=n,
-                envs=r.envs,
-                env_fps=fps,
-                **found,
-                cost=found['ms']['p50'] / alone,
-            )
+            cost = found['ms']['p50'] / alone
+            yield dict(ratio=ratio, seeds=n, envs=r.envs, env_fps=fps, **found, cost=cost)
 
 
 def main() -> None:
@@ -168,16 +157,12 @@ def main() -> None:
     record |= dict(quick=args.quick, updates=updates, repeats=repeats, steps=[], play=[])
     for row in train_steps(args.quick, updates, repeats):
         record['steps'].append(row)
-        beside = (
-            f'released code, H100: {row["beside"]["ms"]:.0f}'
-            if row['beside']
-            else f'{row["ratio"]:.2f} times'
-        )
+        beside = f'{row["ratio"]:.2f} times'
+        if row['beside']:
+            beside = f'released code, H100: {row["beside"]["ms"]:.0f}'
         what = f'{row["preset"]:>15} {row["size"]:>5} {"x".join(map(str, row["obs"])):>8}'
-        print(
-            f'{what}  {row["ms"]["p50"]:8.2f} ms a step ({beside}), {row["params"]:,} weights',
-            flush=True,
-        )
+        ms = f'{row["ms"]["p50"]:8.2f} ms a step ({beside})'
+        print(f'{what}  {ms}, {row["params"]:,} weights', flush=True)
     for row in play(args.quick, tuple(args.seeds), updates, repeats):
         record['play'].append(row)
         print(

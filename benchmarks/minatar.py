@@ -3,9 +3,8 @@
     python benchmarks/minatar.py --out results/minatar_cpu.json
 
 1,024 copies take random actions in one `lax.scan`; the best of several runs counts.
-`cpu_us_per_step` is processor time
-over all cores: on a busy machine it tells more than the clock. `loop` is the same scan around an
-environment that does nothing, the cost of drawing actions and keys.
+`cpu_us_per_step` is processor time over all cores: on a busy machine it tells more than the clock.
+`loop` is this scan around an environment that does nothing, the cost of drawing actions and keys.
 """
 
 import argparse
@@ -21,17 +20,14 @@ from reverie.envs.device import Vector, make, names
 from reverie.types import ActionSpace, EnvSpec, Step
 
 GYMNAX = dict(
-    asterix='Asterix',
-    breakout='Breakout',
-    freeway='Freeway',
-    seaquest='Seaquest',
+    asterix='Asterix', breakout='Breakout', freeway='Freeway', seaquest='Seaquest',
     space_invaders='SpaceInvaders',
-)
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Still:
-    """An environment in which nothing happens."""
+    """Environment in which nothing happens."""
 
     spec: EnvSpec = EnvSpec('still', (10, 10, 4), ActionSpace('discrete', 6))
 
@@ -40,15 +36,13 @@ class Still:
         return no, Step(jnp.zeros((10, 10, 4), bool), jnp.zeros(6), jnp.zeros(()), ~no, no, no)
 
     def step(self, state, action, key):
-        no = jnp.asarray(False)
-        step = Step(
-            jnp.zeros((10, 10, 4), bool), jax.nn.one_hot(action, 6), jnp.zeros(()), no, no, no
-        )
+        no, board = jnp.asarray(False), jnp.zeros((10, 10, 4), bool)
+        step = Step(board, jax.nn.one_hot(action, 6), jnp.zeros(()), no, no, no)
         return state, step
 
 
 def ours(env, n):
-    """-> (initial state, step) of n copies that reset by themselves."""
+    """Return the initial state and the step of n copies that reset by themselves."""
     vector = Vector(env, n)
 
     def step(state, key):
@@ -61,7 +55,7 @@ def ours(env, n):
 
 
 def theirs(game, n):
-    """The same for gymnax's own auto-reset."""
+    """Return the initial state and the step of n copies with gymnax's own auto-reset."""
     import gymnax
 
     env, params = gymnax.make(f'{GYMNAX[game]}-MinAtar')
@@ -70,9 +64,8 @@ def theirs(game, n):
         act_key, key = jax.random.split(key)
         action = jax.random.randint(act_key, (n,), 0, env.num_actions)
         keys = jax.random.split(key, n)
-        obs, state, reward, end, cut, _ = jax.vmap(env.step, (0, 0, 0, None))(
-            keys, state, action, params
-        )
+        step_all = jax.vmap(env.step, (0, 0, 0, None))
+        obs, state, reward, end, cut, _ = step_all(keys, state, action, params)
         return state, (obs, reward, end | cut)
 
     keys = jax.random.split(jax.random.key(0), n)
@@ -80,7 +73,7 @@ def theirs(game, n):
 
 
 def measure(state, step, n, length, runs):
-    """-> steps per second by the clock, and microseconds of processor time a step."""
+    """Measure steps per second by the clock, and microseconds of processor time a step."""
     run = jax.jit(lambda state, key: jax.lax.scan(step, state, jax.random.split(key, length))[1])
     jax.block_until_ready(run(state, jax.random.key(0)))
     wall, cpu = [], []

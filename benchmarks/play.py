@@ -1,5 +1,4 @@
-"""How well a run plays over a real socket: frames per second, delay from key to frame, memory, and
-a soak.
+"""Play of a run over a real socket: frames per second, delay from key to frame, memory, and a soak.
 
     python benchmarks/play.py runs/demo-breakout --out results/bench/play_demo_cpu.json
     python benchmarks/play.py runs/demo-breakout --soak 60
@@ -8,8 +7,8 @@ Starts `reverie play` as a process of its own. The first form plays for a minute
 the agent's skill would (keys are the likeliest action of the frame just seen, so that episodes
 last; R at game over), then at full speed until 10,000 frames have come. The delay of a key counts
 from sending it to receiving the first frame that obeys it; keys that a new episode answers are left
-out and counted. The second form lets clients connect, stall and vanish, and looks at what they
-leave behind.
+out and counted. The second form lets clients connect, stall and vanish, and measures the memory and
+files they leave behind.
 """
 
 import argparse
@@ -34,21 +33,12 @@ from reverie.serve.messages import unpack
 
 
 class Server:
-    """`reverie play` in a process, and what can be seen of it."""
+    """Process of `reverie play`, and measurements of it."""
 
     def __init__(self, run, players, fps):
         begin = time.monotonic()
-        command = [
-            sys.executable,
-            '-u',
-            '-m',
-            'reverie.cli',
-            'play',
-            run,
-            '--port',
-            '0',
-            '--no-browser',
-        ]
+        command = [sys.executable, '-u', '-m', 'reverie.cli', 'play', run]
+        command += ['--port', '0', '--no-browser']
         command += ['--players', str(players), '--fps', str(fps)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
@@ -81,18 +71,20 @@ class Server:
 
 
 def frames(ws):
-    """Headers of frames as they come, with the time."""
+    """Yield the headers of frames as they come, with the time."""
     for message in ws:
         if isinstance(message, bytes):
             yield unpack(message)[0], time.monotonic()
 
 
 def play(server, seconds, key_every=0.25):
-    """-> (frames, delays [s], keys left out, seconds)"""
+    """Play for some seconds; return (frames, delays [s], keys left out, seconds)."""
     with server.join() as ws:
         source = frames(ws)
         header, begin = next(source)
-        count, number, sent, delays, left_out, pressed = 0, 0, {}, [], 0, begin
+        count = number = left_out = 0
+        sent, delays = {}, []
+        pressed = begin
         for header, now in source:
             count += 1
             for i in [i for i in sent if i <= header['id']]:
@@ -108,17 +100,14 @@ def play(server, seconds, key_every=0.25):
             elif now - pressed > key_every * random.uniform(0.5, 1.5):
                 number, pressed = number + 1, now
                 sent[number] = (time.monotonic(), header['epoch'])
-                ws.send(
-                    json.dumps(
-                        {'type': 'act', 'action': int(np.argmax(header['probs'])), 'id': number}
-                    )
-                )
+                action = int(np.argmax(header['probs']))
+                ws.send(json.dumps({'type': 'act', 'action': action, 'id': number}))
         return count, delays, left_out, now - begin
 
 
 def memory(server, total, every=1000):
-    """Resident MB after each `every` frames, played by the agent at the highest pace until `total`
-    have come.
+    """Let the agent play `total` frames at the highest pace; return resident MB after each `every`
+    frames, and frames per second.
     """
     seen, count = [], 0
     with server.join() as ws:
@@ -131,16 +120,14 @@ def memory(server, total, every=1000):
                 ws.send('{"type": "reset"}')
             if count % every == 0:
                 seen.append(round(server.rss(), 1))
-                print(
-                    f'{count:6} frames  {seen[-1]:.1f} MB  {count / (now - begin):.0f} frames/s',
-                    flush=True,
-                )
+                rate = count / (now - begin)
+                print(f'{count:6} frames  {seen[-1]:.1f} MB  {rate:.0f} frames/s', flush=True)
             if count >= total:
                 return seen, count / (now - begin)
 
 
 def raw(server):
-    """A client that says what it must and never reads."""
+    """Open a client that sends its request and never reads."""
     host, port = server.at.rsplit(':', 1)
     client = socket.create_connection((host, int(port)))
     lines = (
@@ -158,13 +145,12 @@ def raw(server):
 
 
 def soak(server, seconds):
-    """Clients that connect, stall, talk nonsense and vanish. -> what is left of them"""
-    rng, open_, begin, made = random.Random(0), [], time.monotonic(), 0
-    before = None
+    """Let clients connect, stall, talk nonsense and vanish; return what is left of them."""
+    rng, begin = random.Random(0), time.monotonic()
+    open_, made, before = [], 0, None
     while time.monotonic() - begin < seconds:
-        if (
-            before is None and time.monotonic() - begin > seconds / 6
-        ):  # what the first clients cost is not growth
+        # the cost of the first clients is not growth
+        if before is None and time.monotonic() - begin > seconds / 6:
             before = (server.rss(), server.files())
         made += 1
         client = raw(server)
@@ -182,7 +168,7 @@ def soak(server, seconds):
         client.close()
     time.sleep(1.0)
     left = server.status()['players']
-    with server.join() as ws:  # and it still plays
+    with server.join() as ws:  # it still plays
         next(frames(ws))
     time.sleep(1.0)
     return {
@@ -223,7 +209,7 @@ def main():
     )
     parser.add_argument('run')
     parser.add_argument('--seconds', type=float, default=60)
-    parser.add_argument('--frames', type=int, default=10_000, help='over which memory is looked at')
+    parser.add_argument('--frames', type=int, default=10_000, help='frames to measure memory over')
     parser.add_argument('--fps', type=float, default=30)
     parser.add_argument('--players', type=int, default=2)
     parser.add_argument('--soak', type=float, help='seconds of misbehaving clients instead')
@@ -247,7 +233,7 @@ def main():
         if args.soak:
             record |= {'name': 'soak', 'soak': soak(server, args.soak)}
         else:
-            time.sleep(20)  # the other worlds are compiled in the background
+            time.sleep(20)  # the other views are compiled in the background
             count, delays, left_out, seconds = play(server, args.seconds)
             ms = 1e3 * np.array(delays)
             record |= {

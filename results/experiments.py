@@ -1,5 +1,5 @@
-"""Every measurement of docs/RESULTS.md, in order of value; `results/run.py` (`make results`) runs
-what is not recorded.
+"""List of the measurements of docs/RESULTS.md, in order of value; `results/run.py` (`make results`)
+runs those that are not recorded.
 
 Raise `revision` when a change moves what an experiment measures. Renamed fields and new commits
 make nothing stale.
@@ -10,22 +10,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Commands, run one after the other in a fresh clone, that leave `results/<name>.json`.
-
-    templates: commands as typed in a checkout; {seeds} and {results} are filled in. Running one
-    again must continue it.
-    minutes: expected of all commands on two cores that are shared, or on one GPU.
-    device: 'cpu' or 'gpu'.
-    revision: 0 for what was measured before there was a queue.
-    """
+    """Commands, run one after the other in a fresh clone, that leave `results/<name>.json`."""
 
     name: str
     templates: tuple[str, ...]
+    """Commands as typed in a checkout, {seeds} and {results} to be filled in; each continues its
+    work when it is run again."""
     proves: str
+    """Statement that the results support."""
     minutes: float
+    """Expected time of all commands on two cores that are shared, or on one GPU."""
     seeds: int = 1
     device: str = 'cpu'
+    """'cpu' or 'gpu'."""
     revision: int = 1
+    """Number of the definition; 0 for measurements from before the queue."""
 
     @property
     def results(self) -> str:

@@ -1,4 +1,4 @@
-"""Every plot of the results, from the JSON files of this folder alone.
+"""Plots of the results, from the JSON files of this folder alone.
 
     python results/plot.py [--recompute] [PRESET ...]
 
@@ -9,9 +9,9 @@ they trained, `curves.svg`; and prints the aggregate and the differences. Every 
 interval, which says its kind and n, and a dot per seed. Several presets also come into one plot,
 `results/<preset>_<preset>.svg`: curves of the games they share, and their final scores with
 intervals.
-Curves have company: what others published (`published.json`), and our PPO (`bench/ppo_<env>.json`,
-where `benchmarks/ppo.py` has left one). Figures are always those of the returns in a file;
---recompute also writes them back.
+Curves are drawn beside published scores (`published.json`) and our PPO
+(`ppo/<env>-minatar-default-10m.json`, where `benchmarks/ppo.py` has left one). Figures are always
+those of the returns in a file; --recompute also writes them back.
 """
 
 import hashlib
@@ -56,8 +56,8 @@ STYLE: Any = {
 
 
 def read(preset: pathlib.Path, write: bool = False) -> list[dict]:
-    """The records of a preset, one per environment, by name; figures are those of their returns,
-    stored ones or not.
+    """Read the records of a preset, one per environment, by name, with figures recomputed from the
+    returns.
     """
     found = {path: json.loads(path.read_text()) for path in sorted(preset.glob('*.json'))}
     records = {path: recompute(record) for path, record in found.items() if record.get('score')}
@@ -73,22 +73,15 @@ def measured(record: dict) -> list[str]:
 
 
 def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list[float]]]) -> None:
-    """Horizontal bars (colour, name, value, interval, dots), the first on top; the name says what
-    the interval is.
+    """Draw horizontal bars (colour, name, value, interval, dots), the first on top, labelled with
+    name and kind of interval.
     """
+    dot: Any = dict(color='white', markeredgecolor=INK, markeredgewidth=0.7, markersize=3)
     for i, (colour, _, value, ci, dots) in enumerate(rows):
         axis.barh(i, value, height=0.66, color=colour)
         if ci:
             axis.plot([ci.low, ci.high], [i, i], color=INK, linewidth=1.2, marker='|', markersize=6)
-        axis.plot(
-            dots,
-            [i] * len(dots),
-            'o',
-            color='white',
-            markeredgecolor=INK,
-            markeredgewidth=0.7,
-            markersize=3,
-        )
+        axis.plot(dots, [i] * len(dots), 'o', **dot)
     labels = [f'{name}\n{ci.label if ci else "n = 1"}' for _, name, _, ci, _ in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=7.5)
     axis.invert_yaxis()
@@ -98,31 +91,29 @@ def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list
 
 
 def digest(records: list[dict]) -> str:
-    """A checksum of what a plot is made from: its records to six digits, what stands beside them,
+    """Checksum of the inputs of a plot: its records to six digits, the files of others beside them,
     and this file.
     """
-    company = [FOLDER / 'published.json', *sorted(FOLDER.glob('bench/ppo_*.json'))]
-    rounded = json.loads(
-        json.dumps(records, sort_keys=True), parse_float=lambda x: f'{float(x):.6g}'
-    )
-    parts = [rounded, *(path.read_text() for path in (pathlib.Path(__file__), *company))]
+    beside = [FOLDER / 'published.json', *sorted(FOLDER.glob('bench/ppo_*.json'))]
+    text = json.dumps(records, sort_keys=True)
+    rounded = json.loads(text, parse_float=lambda x: f'{float(x):.6g}')
+    parts = [rounded, *(path.read_text() for path in (pathlib.Path(__file__), *beside))]
     return f'sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}'
 
 
 def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
-    places = sorted({f'{r["device"]}, {r["date"]}' for r in records})
-    figure.supxlabel(
-        '; '.join(['95% intervals', *places]), x=0.995, ha='right', fontsize=6.5, color='#62676f'
-    )
+    """Write a figure with its sources below it."""
+    sources = sorted({f'{r["device"]}, {r["date"]}' for r in records})
+    note = '; '.join(['95% intervals', *sources])
+    figure.supxlabel(note, x=0.995, ha='right', fontsize=6.5, color='#62676f')
     figure.savefig(path, metadata={'Date': None, 'Source': digest(records)})
     plt.close(figure)
-    print(
-        f'wrote {path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path}'
-    )
+    inside = path.is_relative_to(FOLDER.parent)
+    print(f'wrote {path.relative_to(FOLDER.parent) if inside else path}')
 
 
 def panels(records: list[dict], rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
-    """One panel of so many bars for each record, three side by side."""
+    """Make one panel of so many bars for each record, three side by side."""
     columns = min(3, len(records))
     down = -(-len(records) // columns)
     size = (4.6 * columns, (0.36 * rows + 0.8) * down)
@@ -135,23 +126,22 @@ def panels(records: list[dict], rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
 
 
 def plot_scores(records: list[dict], path: pathlib.Path) -> None:
-    """Returns of every read-out, one panel per game."""
+    """Plot the returns of every read-out, one panel per game."""
     figure, axes = panels(records, max(len(measured(record)) for record in records))
     for axis, record in zip(axes, records, strict=True):
         rows = []
         for key, name, sampled, _ in tables.score_rows(record):
             means = [float(np.mean(run)) for run in sampled['per_seed']]
             dots = means if len(means) > 1 and key not in UNTRAINED else []
-            rows.append(
-                (COLOURS.get(key, PLAIN), name, sampled['mean'], figure_interval(sampled), dots)
-            )
+            colour, ci = COLOURS.get(key, PLAIN), figure_interval(sampled)
+            rows.append((colour, name, sampled['mean'], ci, dots))
         bars(axis, rows)
         axis.set_xlabel('return per episode, sampled')
     save(figure, path, records)
 
 
 def plot_differences(records: list[dict], path: pathlib.Path) -> None:
-    """Paired differences of read-outs that share world models, one panel per game."""
+    """Plot paired differences of read-outs that share world models, one panel per game."""
     records = [record for record in records if record['differences']]
     if not records:
         return
@@ -160,18 +150,14 @@ def plot_differences(records: list[dict], path: pathlib.Path) -> None:
         rows = []
         for _, name, *of in tables.difference_rows(record):
             for mode, difference in zip(('sampled', 'greedy'), of, strict=True):
-                if difference:
-                    ci, dots = figure_interval(difference), difference['per_seed']
-                    colour = ACCENT if mode == 'sampled' else SOFT
-                    rows.append(
-                        (
-                            colour,
-                            f'{name}, {mode}',
-                            difference['mean'],
-                            ci,
-                            dots if len(dots) > 1 else [],
-                        )
-                    )
+                if not difference:
+                    continue
+                ci, seeds = figure_interval(difference), difference['per_seed']
+                colour, dots = (
+                    ACCENT if mode == 'sampled' else SOFT,
+                    seeds if len(seeds) > 1 else [],
+                )
+                rows.append((colour, f'{name}, {mode}', difference['mean'], ci, dots))
         bars(axis, rows)
         axis.axvline(0.0, color=INK, linewidth=0.8)
         axis.set_xlabel('difference in return, per seed')
@@ -180,30 +166,28 @@ def plot_differences(records: list[dict], path: pathlib.Path) -> None:
 
 
 def comparable(records: list[dict]) -> list[dict]:
-    """The games with both ends of the normalised scale."""
+    """Records of the games that have both ends of the normalised scale."""
     return [r for r in records if r.get('reference') is not None and 'random' in measured(r)]
 
 
 def aggregate(records: list[dict]) -> list[tuple[str, float, Interval | None]]:
-    """(read-out, IQM of normalised scores over games and seeds, its 95% interval)."""
+    """Rows (read-out, IQM of normalised scores over games and seeds, its 95% interval)."""
     games = comparable(records)
     rows = []
     for name in NAMES:
         if len(games) < 2 or not all(name in measured(record) for record in games):
             continue
-        tasks = [
-            [
-                normalised(row, r['score']['random']['mean'], r['reference'])
-                for row in r['score'][name]['per_seed']
-            ]
-            for r in games
-        ]
+        tasks = []
+        for r in games:
+            low, high = r['score']['random']['mean'], r['reference']
+            tasks.append([normalised(row, low, high) for row in r['score'][name]['per_seed']])
         ci = stratified_interval(tasks, trained=name not in UNTRAINED)
         rows.append((name, float(iqm([np.mean(run) for task in tasks for run in task])), ci))
     return rows
 
 
 def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
+    """Plot and print the aggregate over games and seeds."""
     rows = aggregate(records)
     if not rows:
         print(
@@ -217,13 +201,12 @@ def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
     axis.set_xlabel(f'IQM of normalised score\n{games} games; 0 random, 1 PPO')
     save(figure, path, records)
     for name, value, ci in rows:
-        print(
-            f'  {NAMES[name]:16} {value:6.3f}  {f"[{ci.low:.3f}, {ci.high:.3f}] {ci.label}" if ci else "n = 1"}'
-        )
+        bounds = f'[{ci.low:.3f}, {ci.high:.3f}] {ci.label}' if ci else 'n = 1'
+        print(f'  {NAMES[name]:16} {value:6.3f}  {bounds}')
 
 
 def curve(axis: plt.Axes, record: dict, colour: str) -> None:
-    """Score while training: seeds thin, their mean thick, its 95% interval shaded."""
+    """Draw the score while training: seeds thin, their mean thick, its 95% interval shaded."""
     x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
     axis.xaxis.set_major_formatter(EngFormatter(sep=''))  # 20k, 1M
     axis.plot(x, y.T, color=colour, linewidth=0.6, alpha=0.4)
@@ -235,64 +218,56 @@ def curve(axis: plt.Axes, record: dict, colour: str) -> None:
         axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
-def company(axis: plt.Axes, game: str, frames: float) -> None:
-    """Draw what others reach in a game within so many frames, and our own PPO's curve; tell its
-    end.
+def draw_references(axis: plt.Axes, game: str, frames: float) -> None:
+    """Draw published scores of a game within so many frames, and the curve of our PPO, whose end is
+    in the legend.
     """
     limit = 1.2 * frames
+    label: Any = dict(xytext=(-3, 2), textcoords='offset points', ha='right', fontsize=6)
     for i, other in enumerate(json.loads((FOLDER / 'published.json').read_text())['scores']):
         if game in other['score'] and other['env_frames'] <= limit:
             low, high = other['score'][game]
             x = other['env_frames'] * (1 + 0.02 * (i % 3))  # side by side
             axis.plot([x, x], [low, high], color=INK, linewidth=1.2, marker='_', markersize=6)
-            axis.annotate(
-                other['name'],
-                (x, high),
-                xytext=(-3, 2),
-                textcoords='offset points',
-                ha='right',
-                fontsize=6,
-            )
+            axis.annotate(other['name'], (x, high), **label)
     path = FOLDER / 'ppo' / f'{game.replace("/", "_")}-minatar-default-10m.json'
     if path.exists():
         ours = json.loads(path.read_text())
         each = np.array(ours['curve']['return_per_seed'], float)
         x, y = np.array(ours['curve']['env_frames']), each.mean(0)
-        near = x <= limit  # beyond the plot its end is told, not drawn: it may be ten times as high
-        label = f'PPO, protocol minatar, {x[-1] / 1e6:.1f}M: {y[-1]:.1f}, mean of {len(each)}'
-        axis.plot(x[near], y[near], color=PLAIN, linewidth=1.2, label=label)
+        near = x <= limit  # the end, beyond the plot, may be ten times as high
+        end = f'PPO, protocol minatar, {x[-1] / 1e6:.1f}M: {y[-1]:.1f}, mean of {len(each)}'
+        axis.plot(x[near], y[near], color=PLAIN, linewidth=1.2, label=end)
         axis.set_xlim(0, limit)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=6.5, frameon=False)
 
 
 def plot_curves(records: list[dict], path: pathlib.Path) -> None:
-    """Score while training, where a run was scored along the way."""
+    """Plot the score while training, where a run was scored along the way."""
     records = [r for r in records if r.get('curve', {}).get('env_frames')]
     if not records:
         return
-    figure, axes = plt.subplots(
-        1, len(records), figsize=(3.2 * len(records), 2.4), squeeze=False, layout='constrained'
-    )
+    n, size = len(records), (3.2 * len(records), 2.4)
+    figure, axes = plt.subplots(1, n, figsize=size, squeeze=False, layout='constrained')
     for axis, record in zip(axes.flat, records, strict=True):
         curve(axis, record, ACCENT)
-        company(axis, record['env'], record['env_frames'])
+        draw_references(axis, record['env'], record['env_frames'])
         axis.set_title(record['env'], loc='left')
         axis.set_xlabel('environment frames')
     save(figure, path, records)
 
 
 def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
-    """Presets beside each other in every game they share: seeds thin, mean thick, the final score
-    at the right.
+    """Plot presets beside each other in every game they share: seeds thin, mean thick, the final
+    score at the right.
     """
     games = [{r['env']: r for r in records} for records in chosen.values()]
     shared = sorted(set.intersection(*map(set, games)))
     if not shared:
         return
-    figure, axes = plt.subplots(
-        1, len(shared), figsize=(3.2 * len(shared), 2.6), squeeze=False, layout='constrained'
-    )
+    n, size = len(shared), (3.2 * len(shared), 2.6)
+    figure, axes = plt.subplots(1, n, figsize=size, squeeze=False, layout='constrained')
     for axis, game in zip(axes.flat, shared, strict=True):
         for i, (preset, of) in enumerate(zip(chosen, games, strict=True)):
             record, colour = of[game], f'C{i}'
@@ -304,7 +279,7 @@ def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
                 axis.plot([end, end], score['ci95'], color=colour, linewidth=2)
             label = f'{preset}: {score["mean"]:.2f}, {tables.interval_label(score)}'
             axis.plot(end, score['mean'], 'o', color=colour, markersize=4, label=label)
-        company(axis, game, max(of[game]['env_frames'] for of in games))
+        draw_references(axis, game, max(of[game]['env_frames'] for of in games))
         axis.set_title(game, loc='left')
         axis.set_xlabel('environment frames')
     save(figure, path, [record for of in games for record in of.values()])
@@ -316,14 +291,12 @@ def main(folder: pathlib.Path, presets: list[str], write: bool = False) -> int:
     )
     found = {}
     if write and not presets:
-        read(folder / 'ppo', write)  # drawn beside the others only
+        read(folder / 'ppo', write)  # has no plots of its own
     for preset in chosen:
         records = found[preset.name] = read(preset, write) if preset.is_dir() else []
         if not records:
-            print(
-                f'plot: no results in {preset}, expected <env>.json files with scores',
-                file=sys.stderr,
-            )
+            error = f'plot: no results in {preset}, expected <env>.json files with scores'
+            print(error, file=sys.stderr)
             return 2
         with plt.rc_context(STYLE):
             plot_scores(records, preset / 'scores.svg')

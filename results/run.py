@@ -3,10 +3,10 @@
     python results/run.py [--list] [--budget 9m] [--only 'dreamer_v3_small/*'] [--device cpu]
 
 An experiment is recorded when `results/NAME.json` carries its name and its revision or a later one
-(a file that says nothing has revision 0). Each runs at nice 19 in `runs/queue/NAME-rREVISION`, a
-clone of the commit that was checked out when it began, with the commands of that moment, and is
-continued there by the exact resume of the commands themselves. After the last one its JSON is
-copied here with name and revision in one rename, so neither is ever there alone.
+(a file without a revision has 0). Each runs at nice 19 in `runs/queue/NAME-rREVISION`, a clone of
+the commit that was checked out when it began, with the commands of that moment, and is continued
+there by the exact resume of the commands themselves. After the last one its JSON is copied here
+with name and revision in one rename, so neither is ever there alone.
 
 `runs/queue/lock` names the process that runs the queue, `runs/queue/pid` the process group that
 computes. Exit codes: 0 done; 1 some failed; 2 a mistake, or another runs the queue; 75 stopped by
@@ -50,11 +50,12 @@ def save(path: pathlib.Path, value: Any) -> None:
 
 
 def clone_of(e: Experiment) -> pathlib.Path:
+    """Folder in which an experiment runs."""
     return QUEUE / f'{e.name.replace("/", "-")}-r{e.revision}'
 
 
 def state(e: Experiment) -> str:
-    """'recorded', 'begun' (at this revision), 'stale' (recorded at a lower revision) or 'missing'."""
+    """Say 'recorded', 'begun' (at this revision), 'stale' (recorded at a lower one) or 'missing'."""
     path = ROOT / e.results
     if path.exists():
         stamp = json.loads(path.read_text()).get('experiment', {'name': e.name, 'revision': 0})
@@ -65,24 +66,24 @@ def state(e: Experiment) -> str:
 
 def begin(e: Experiment) -> None:
     """Clone the commit that is checked out; all at once or not at all."""
-    for unfinished in QUEUE.glob('.clone-*'):  # of a runner that was killed
+    for unfinished in QUEUE.glob('.clone-*'):  # left by a runner that was killed
         shutil.rmtree(unfinished, ignore_errors=True)
     unfinished = QUEUE / f'.clone-{os.getpid()}'
     subprocess.run(['git', 'clone', '--quiet', ROOT, unfinished], check=True)
     old = unfinished / e.results
-    if (
-        old.exists()
-    ):  # it must be written anew, and its absence is no change that makes git call the clone dirty
-        subprocess.run(
-            ['git', 'update-index', '--assume-unchanged', e.results], cwd=unfinished, check=True
-        )
+    # The commands must write the file again; git must not call the clone dirty for its absence.
+    if old.exists():
+        ignore = ['git', 'update-index', '--assume-unchanged', e.results]
+        subprocess.run(ignore, cwd=unfinished, check=True)
         old.unlink()
     save(unfinished / 'runs' / 'queue.json', {'commands': e.commands, 'done': 0})
     os.replace(unfinished, clone_of(e))
 
 
 class Stop:
-    """True when SIGTERM or SIGINT came, or the budget in seconds is spent; `reason` says which."""
+    """Flag that is true when SIGTERM or SIGINT came, or the budget in seconds is spent; `reason`
+    says which.
+    """
 
     def __init__(self, budget: float):
         self.deadline, self.reason = time.monotonic() + budget, ''
@@ -99,46 +100,35 @@ class Stop:
 
 
 def execute(command: str, e: Experiment, lock: int, stop: Stop) -> int:
-    """Run one command in the clone, with the clone's code, holding the lock; -> exit code, 75 if it
-    was stopped.
+    """Run one command in the clone, with the clone's code, holding the lock; return the exit code,
+    75 if it was stopped.
     """
     program, *rest = shlex.split(command)
     clone, here = clone_of(e), pathlib.Path(sys.executable).with_name(program)
-    env = {
-        **os.environ,
-        'PYTHONPATH': str(clone),
-        **({'JAX_PLATFORMS': 'cpu'} if e.device == 'cpu' else {}),
-    }
+    env = {**os.environ, 'PYTHONPATH': str(clone)}
+    if e.device == 'cpu':
+        env['JAX_PLATFORMS'] = 'cpu'
     with open(clone / 'runs' / 'queue.log', 'a') as log:
         print(f'$ {command}', file=log, flush=True)
-        own = dict(
-            cwd=clone,
-            env=env,
-            start_new_session=True,
-            pass_fds=[lock],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
         child = subprocess.Popen(
-            [here if here.exists() else program, *rest], stdin=subprocess.DEVNULL, **own
-        )
+            [here if here.exists() else program, *rest], cwd=clone, env=env, pass_fds=[lock],
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     (QUEUE / 'pid').write_text(f'{child.pid}\n')
-    with contextlib.suppress(
-        OSError
-    ):  # where Linux groups sessions, nice counts within one, and this is a new one
+    # where Linux groups sessions, nice counts within one, and this is a new one
+    with contextlib.suppress(OSError):
         pathlib.Path(f'/proc/{child.pid}/autogroup').write_text('19')
     told = False
     while child.poll() is None:
         if stop and not told:
             told = not os.killpg(child.pid, signal.SIGTERM)
         time.sleep(0.05)
-    return (
-        STOPPED if child.returncode and (told or child.returncode == STOPPED) else child.returncode
-    )
+    stopped = child.returncode and (told or child.returncode == STOPPED)
+    return STOPPED if stopped else child.returncode
 
 
 def attempt(e: Experiment, lock: int, stop: Stop) -> int:
-    """Begin or continue an experiment, and record it; -> exit code, 75 if it was stopped."""
+    """Begin or continue an experiment, and record it; return the exit code, 75 if it was stopped."""
     if not clone_of(e).exists():
         begin(e)
     path, measured = clone_of(e) / 'runs' / 'queue.json', clone_of(e) / e.results
@@ -159,16 +149,18 @@ def attempt(e: Experiment, lock: int, stop: Stop) -> int:
 
 
 def hold() -> int:
-    """Take the queue; -> the descriptor that commands inherit. The command of a runner that was
-    killed is told to save, and waited for."""
+    """Take the queue, and return the descriptor that commands inherit.
+
+    The command of a runner that was killed is told to save, and waited for. Exits with 2 if another
+    process runs the queue.
+    """
     QUEUE.mkdir(parents=True, exist_ok=True)
     runner, command = (os.open(QUEUE / name, os.O_RDWR | os.O_CREAT) for name in ('lock', 'pid'))
     try:
         fcntl.flock(runner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(
-            f'error: process {(QUEUE / "lock").read_text().strip()} runs the queue', file=sys.stderr
-        )
+        owner = (QUEUE / 'lock').read_text().strip()
+        print(f'error: process {owner} runs the queue', file=sys.stderr)
         raise SystemExit(REFUSED) from None
     (QUEUE / 'lock').write_text(f'{os.getpid()} on {socket.gethostname()}\n')
     try:
@@ -182,7 +174,7 @@ def hold() -> int:
 
 
 def seconds(text: str) -> float:
-    """'9m' -> 540.0; s, m or h."""
+    """Read a time in s, m or h: '9m' is 540.0."""
     return float(text[:-1]) * 60 ** 'smh'.index(text[-1:])
 
 
@@ -191,7 +183,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--list', action='store_true', help='what is recorded, stale, begun and missing'
+        '--list', action='store_true', help='list recorded, stale, begun and missing experiments'
     )
     parser.add_argument(
         '--budget', type=seconds, default=float('inf'), help='stop after this time: 90s, 9m, 2h'

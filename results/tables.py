@@ -1,9 +1,9 @@
-"""The tables of README.md and docs/RESULTS.md, from the JSON files of this folder.
+"""Tables of README.md and docs/RESULTS.md, from the JSON files of this folder.
 
     python results/tables.py [--check]
 
-fills what stands between `<!-- results:NAME KIND -->` and `<!-- /results -->`: KIND is one of
-KINDS, NAME that of the file `NAME.json`, or for kinds that take several files a pattern as
+fills the text between `<!-- results:NAME KIND -->` and `<!-- /results -->`: KIND is one of KINDS,
+NAME that of the file `NAME.json`, or for kinds that take several files a pattern as
 `dreamer_v3_small/*`. With --check nothing is written, and the exit code is 1 if something would
 change.
 """
@@ -26,20 +26,19 @@ MARKED = re.compile(r'<!-- results:(\S+) (\S+) -->\n(.*?)<!-- /results -->', re.
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Text in the first column, numbers in the others."""
+    """Markdown table with text in the first column, numbers in the others."""
     lines = [f'| {" | ".join(cells)} |' for cells in (heads, *rows)]
     return '\n'.join([lines[0], '|---|' + '---:|' * (len(heads) - 1), *lines[1:]]) + '\n'
 
 
 def source(*records: dict) -> str:
-    """Where the figures of every file come from."""
+    """Command, seeds, date, device and commit of every file."""
     lines = []
     for r in records:
         seeds = f'seeds {", ".join(map(str, r["seeds"]))}, ' if 'seeds' in r else ''
         spent = f', {r["seconds"]:,.0f} s of training' if 'gradient_steps' in r else ''
-        lines.append(
-            f'* `{r["command"]}`: {seeds}{r["date"]}, {r["device"]}, commit `{r["commit"][:12]}`{spent}\n'
-        )
+        made = f'{r["date"]}, {r["device"]}, commit `{r["commit"][:12]}`'
+        lines.append(f'* `{r["command"]}`: {seeds}{made}{spent}\n')
     return ''.join(lines)
 
 
@@ -61,46 +60,42 @@ def seeds(record: dict) -> str:
     for row in tables.score_rows(record):
         for mode, figure in (('sampled', row.sampled), ('greedy', row.greedy)):
             if figure and row.key not in (*statistics.UNTRAINED, 'ppo'):
-                rows.append(
-                    [
-                        f'{row.name}, {mode}',
-                        *(tables.number(np.mean(run)) for run in figure['per_seed']),
-                    ]
-                )
+                means = [tables.number(np.mean(run)) for run in figure['per_seed']]
+                rows.append([f'{row.name}, {mode}', *means])
     return table(['mean return of', *(f'seed {seed}' for seed in record['seeds'])], rows)
 
 
 def imagination(*records: dict) -> str:
-    """Dreamer 4 in every file's game: read-outs as 'sampled / greedy', and what imagination adds to
-    its own clone.
+    """Scores of Dreamer 4 in every file's game, read-outs as 'sampled / greedy', and the gain of
+    imagination over its own clone.
     """
     keys = ('random', 'data', 'bc', 'wm_bc', 'imagination')
-    both = lambda row: ' / '.join(
-        tables.number(figure['mean']) for figure in (row.sampled, row.greedy) if figure
-    )
+
+    def both(row: Any) -> str:
+        figures = [figure for figure in (row.sampled, row.greedy) if figure]
+        return ' / '.join(tables.number(figure['mean']) for figure in figures)
+
+    def bounded(figure: dict) -> str:
+        return f'{tables.number(figure["mean"])} ({tables.bounds(figure)})'
+
     rows = []
     for r in records:
         found = {row.key: row for row in tables.score_rows(r)}
         gain = {row.key: row for row in tables.difference_rows(r)}['imagination - wm_bc']
-        gains = [
-            f'{tables.number(x["mean"])} ({tables.bounds(x)})' for x in (gain.sampled, gain.greedy)
-        ]
+        gains = [bounded(gain.sampled), bounded(gain.greedy)]
         rows.append([r['env'], *(both(found[key]) for key in keys), *gains, str(gain.sampled['n'])])
-    heads = (
-        'game',
-        *(tables.NAMES[key] for key in keys),
-        f'{gain.name}, sampled',
-        'greedy',
-        'seeds',
-    )
-    return table(heads, rows)
+    names = [tables.NAMES[key] for key in keys]
+    return table(['game', *names, f'{gain.name}, sampled', 'greedy', 'seeds'], rows)
 
 
 def trust(*records: dict) -> str:
-    """Tables of what the world models of every file keep: cells of each channel, and the heads on
+    """Tables of the fidelity of every file's world models: cells of each channel, and the heads on
     recorded frames.
     """
-    mean = lambda x: '' if x['mean'] is None else f'{x["mean"]:.2f}'
+
+    def mean(figure: dict) -> str:
+        return '' if figure['mean'] is None else f'{figure["mean"]:.2f}'
+
     cells, heads = [], []
     for r in records:
         for channel in r['trust']['channels']:
@@ -115,67 +110,45 @@ def trust(*records: dict) -> str:
         f'dream, step {a}' if a == b else f'steps {a} to {b}'
         for a, b in records[0]['trust']['steps']
     ]
-    names = (
-        'heads on recorded frames',
-        'said',
-        'true',
-        'average precision',
-        f'of dreams, {steps[-1]}',
-    )
-    return f'{table(("recall of cells", "tokenizer", "its precision", *steps), cells)}\n{table(names, heads)}'
+    first = table(['recall of cells', 'tokenizer', 'its precision', *steps], cells)
+    names = ['heads on recorded frames', 'said', 'true', 'average precision']
+    return f'{first}\n{table([*names, f"of dreams, {steps[-1]}"], heads)}'
 
 
 def agents(*records: dict) -> str:
-    """The agent of every file, beside random play."""
+    """Scores of the agent of every file, beside random play."""
     rows = []
     for record in records:
         found = {row.key: row for row in tables.score_rows(record)}
-        agent, random = (
-            found.get('agent') or found['ppo'],
-            tables.number(found['random'].sampled['mean']),
-        )
-        rows.append(
-            agent._replace(name=f'`{record["preset"]}`, {record["env"]} (random play: {random})')
-        )
+        agent = found.get('agent') or found['ppo']
+        random = tables.number(found['random'].sampled['mean'])
+        name = f'`{record["preset"]}`, {record["env"]} (random play: {random})'
+        rows.append(agent._replace(name=name))
     return tables.markdown(rows, 'agent')
 
 
 def phases(record: dict) -> str:
     rows = [[name, f'{phase["frames_per_s"]:,.0f}'] for name, phase in record['phases'].items()]
     shape, ratio = record['imagination']['shape'], record['imagination']['ratio']
-    rows.append(
-        [
-            f'imagining with the cache, against recomputing {shape["context"]} frames',
-            f'{ratio:.1f} times',
-        ]
-    )
+    against = f'imagining with the cache, against recomputing {shape["context"]} frames'
+    rows.append([against, f'{ratio:.1f} times'])
     return table(['phase', 'frames/s'], rows)
 
 
 def games(record: dict) -> str:
     rows = []
     for game, row in record['games'].items():
-        rows.append(
-            [
-                game,
-                *(
-                    f'{round(row[who]["steps_per_s"], -3):,}'
-                    for who in ('reverie', 'gymnax')
-                    if who in row
-                ),
-            ]
-        )
+        measured = [row[who]['steps_per_s'] for who in ('reverie', 'gymnax') if who in row]
+        rows.append([game, *(f'{round(rate, -3):,}' for rate in measured)])
     return table(['steps/s', 'reverie', 'gymnax'], rows)
 
 
 def play(record: dict) -> str:
     delay, memory = record['key_to_frame_ms'], record['memory']
     every, rss = memory['every_frames'], memory['rss_mb']
+    over = f'frames/s over {record["seconds"]:.0f} s ({record["pace"]} asked for)'
     rows = [
-        [
-            f'frames/s over {record["seconds"]:.0f} s ({record["pace"]} asked for)',
-            f'{record["fps"]:.1f}',
-        ],
+        [over, f'{record["fps"]:.1f}'],
         ['key to frame, p50', f'{delay["p50"]:.1f} ms'],
         ['key to frame, p95', f'{delay["p95"]:.1f} ms'],
         [f'key to frame, longest of {delay["keys"]}', f'{delay["max"]:.0f} ms'],
@@ -193,7 +166,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
 
 
 def fill(text: str, folder: pathlib.Path) -> str:
-    """A page with its tables made from the files of `folder`.
+    """Fill the tables of a page from the files of `folder`.
 
     Raises ValueError for a marker that cannot be filled.
     """
@@ -231,9 +204,8 @@ def main() -> int:
             if not check:
                 path.write_text(new)
     if changed:
-        print(
-            f'{"differ from results/*.json, run make docs" if check else "wrote"}: {", ".join(changed)}'
-        )
+        did = 'differ from results/*.json, run make docs' if check else 'wrote'
+        print(f'{did}: {", ".join(changed)}')
     return 1 if check and changed else 0
 
 
