@@ -46,7 +46,7 @@ class Counter:
 
 
 class RandomPlay(Dataset):
-    """A source that plays a `Counter` at random, anew for every batch.
+    """A source that plays a `Counter` at random, with new episodes for every batch.
 
     The counter's size is data, so that agents which differ in nothing else share their compiled
     programs.

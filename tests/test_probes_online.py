@@ -34,7 +34,7 @@ def counting(name):
         return cfg, Counter(3), STEPS
     # Its positions count from a window's first step, so an episode has to fit into a window. Its
     # policy reads layers without a norm, whose numbers are large: it begins undecided and moves
-    # slowly, lest it settle before the model.
+    # slowly, so that it does not converge before the model.
     cfg = dataclasses.replace(
         cfg, policy_out_scale=0.01, optimiser=Adams(3e-3, 4e-4, 1e-3), steps=400
     )

@@ -15,7 +15,7 @@ STEPS = 24_000
 
 
 class Dice:
-    """A NumPy generator that remembers what it rolled."""
+    """NumPy generator that records the numbers it rolled."""
 
     def __init__(self, seed: int):
         self.random, self.rolled = np.random.RandomState(seed), []
@@ -100,7 +100,7 @@ def space_invaders_state(env):
 
 
 def queue(kind, size, rows):
-    """Entities at the end of a queue, oldest first. `rows` hold the fields after `present`."""
+    """Entities at the end of a queue, oldest first; `rows` are the fields after `present`."""
     assert len(rows) <= size, f'{len(rows)} entities do not fit {size} slots'
     fields = [
         np.zeros(size, bool if name in ('present', 'right', 'submarine') else np.int32)
@@ -144,7 +144,7 @@ def breakout_chance(rolled, before):
 
 
 def asterix_chance(rolled, before):
-    if len(rolled) < 3:  # nobody due, or no row free
+    if len(rolled) < 3:  # none due, or no row free
         return asterix.Chance(np.bool_(False), np.bool_(False), np.float32(0))
     right, gold, choice = rolled
     free = (~before.travellers.present).sum()
@@ -180,7 +180,7 @@ def seaquest_chance(rolled, before):
 
 
 def follow_the_ball(env, rng, t):
-    """Under the ball or one column ahead of it, which sends it back: together they reach every
+    """Move under the ball or one column ahead of it, which sends it back: together they reach every
     brick.
     """
     if rng.rand() < 0.02:

@@ -22,7 +22,7 @@ def compact(queue):
 
 
 def canonical(game, state):
-    """What of a state is visible to the rules."""
+    """Part of a state that the rules can observe."""
     if game == 'asterix':
         present = state.travellers.present
         return state._replace(

@@ -18,7 +18,7 @@ N, T = 16, 300
 
 @functools.cache
 def episodes(limit=40):
-    """Random play of breakout: -> (actions [T, N], steps [1 + T, N])."""
+    """Random play of Breakout: actions [T, N] and steps [1 + T, N]."""
     vector = Vector(make('minatar/breakout', time_limit=limit), N)
     actions = jax.random.randint(jax.random.key(1), (T, N), 0, 6)
 

@@ -25,7 +25,7 @@ def pids(envs: HostVector) -> list[int]:
 
 
 def gone(pid: int) -> bool:
-    """No such process, not even one that nobody has reaped."""
+    """True if there is no such process, not even one that is not reaped."""
     return not pathlib.Path(f'/proc/{pid}').exists()
 
 
@@ -299,7 +299,7 @@ def test_a_killed_parent_leaves_no_process():
 
 
 def ended(pid: int) -> bool:
-    """Gone, or dead and not reaped: in a container without init nobody reaps orphans."""
+    """True if gone, or dead and not reaped: a container without init reaps no orphans."""
     stat = pathlib.Path(f'/proc/{pid}/stat')
     try:
         return stat.read_text().rpartition(')')[2].split()[0] == 'Z'

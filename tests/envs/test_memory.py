@@ -22,7 +22,7 @@ def line_of_balls(order, progress=0):
 
 
 def walk(state, actions):
-    """-> (state, rewards, which balls lie there after each action)."""
+    """Take actions; return (state, rewards, balls that lie there after each action)."""
     rewards, lying = [], []
     for action in actions:
         state, step = STEP[len(state.order)](state, jnp.asarray(action), KEY)

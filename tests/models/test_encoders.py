@@ -21,7 +21,7 @@ STYLE = Style()
 
 
 def shaped(make) -> tuple[dict, object]:
-    """`build` of the module that `make` makes, without computing a weight: -> (shapes, bind)."""
+    """Build the module that `make` makes without computing a weight; return (shapes, bind)."""
     bind = []
 
     def run():

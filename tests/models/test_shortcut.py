@@ -143,7 +143,7 @@ def test_predictions_see_no_later_frame_and_nothing_of_another_episode(step):
 
 
 def test_agent_tokens_never_change_the_world_and_see_all_of_it(step):
-    """By gradient, exactly zero: the agent slot's embedding moves feat and not one number of the
+    """Tested by an exactly zero gradient: the agent slot's embedding moves feat and not one number of the
     predictions.
     """
     from reverie.nn.core import build

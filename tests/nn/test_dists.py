@@ -1,4 +1,4 @@
-"""Laws against the reference implementations' numbers and closed forms."""
+"""Distributions against the reference implementations' numbers and closed forms."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Laws of the recurrent agents against the references' numbers, SciPy and closed forms."""
+"""Distributions of the recurrent agents against the references' numbers, SciPy and closed forms."""
 
 import jax
 import jax.numpy as jnp

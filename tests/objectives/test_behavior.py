@@ -44,7 +44,7 @@ def test_lambda_return_is_the_weighted_sum_of_n_step_returns():
 
 
 def numpy_pmpo(logits, prior, action, adv, weight, alpha, beta):
-    """Dreamer 4 eq. 11 as a loop; -> the scalar."""
+    """Dreamer 4 eq. 11 as a loop, a scalar."""
     log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
     pi, pr = log(logits), log(prior)
     sums, sizes, kl = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}, 0.0
@@ -73,14 +73,14 @@ def test_beyond_the_kl_budget_the_policy_only_returns_to_the_prior():
     np.testing.assert_array_equal(beyond['prior'], free['prior'])
 
 
-@pytest.mark.parametrize('signs', ['both', 'all positive', 'all negative', 'nobody alive'])
+@pytest.mark.parametrize('signs', ['both', 'all positive', 'all negative', 'no weight'])
 def test_pmpo_equals_a_loop(signs):
     rng = np.random.default_rng(1)
     logits, prior = rng.normal(size=(2, 4, 5, 3)).astype(np.float32)
     action = np.eye(3, dtype=np.float32)[rng.integers(0, 3, (4, 5))]
     adv, weight = rng.normal(size=(4, 5)).astype(np.float32), rng.random((4, 5)).astype(np.float32)
     adv = {'all positive': np.abs(adv), 'all negative': -np.abs(adv) - 1}.get(signs, adv)
-    weight = weight * (signs != 'nobody alive')
+    weight = weight * (signs != 'no weight')
     args = lambda x: (Categorical(x), *map(jnp.asarray, (prior, action, adv, weight)))
 
     def total(x):

@@ -53,7 +53,7 @@ def v3():
 
 
 def v3_policy_loss(logits, state):
-    """-> (loss [H, N], metrics) with the return scale that follows `state`."""
+    """Return (loss [H, N], metrics) with the return scale after `state`."""
     g, value, _, targets = v3()
     scale = PercentileScale()
     _, spread = scale.stats(scale.update(state, targets.ret))
@@ -197,15 +197,15 @@ def test_v1_returns_weights_and_losses_equal_the_references():
     targets, value = v1()
     close(targets.ret, golden('v1/lambda')['ret'])
     close(targets.weight, golden('v1')['discount'])
-    nobody = Categorical(jnp.zeros((6, 4, 2)))
-    loss, _ = Backprop()(nobody, jnp.zeros((6, 4, 2)), targets, value)
+    uniform = Categorical(jnp.zeros((6, 4, 2)))
+    loss, _ = Backprop()(uniform, jnp.zeros((6, 4, 2)), targets, value)
     close(loss.mean(), golden('v1')['actor_loss'])
     close(Critic()(Normal(value, 1.0, 0), targets).mean(), golden('v1')['value_loss'])
 
 
 def test_v1_actor_gradient_passes_through_rewards_and_the_critics_does_not():
-    nobody, action = Categorical(jnp.zeros((6, 4, 2))), jnp.zeros((6, 4, 2))
-    actor = lambda scale: Backprop()(nobody, action, *v1(scale))[0].mean()
+    uniform, action = Categorical(jnp.zeros((6, 4, 2))), jnp.zeros((6, 4, 2))
+    actor = lambda scale: Backprop()(uniform, action, *v1(scale))[0].mean()
     critic = lambda scale: Critic()(Normal(v1()[1], 1.0, 0), v1(scale)[0]).mean()
     slope = (actor(1.01) - actor(0.99)) / 0.02
     np.testing.assert_allclose(jax.grad(actor)(1.0), slope, rtol=1e-2)

@@ -18,7 +18,7 @@ K_MAX = 16
 
 
 def toy(z, signal_level, step_exponent):
-    """A denoiser that depends on everything it is told; works on NumPy and JAX arrays."""
+    """Denoiser that depends on all of its inputs, for NumPy and JAX arrays."""
     tau, d = signal_level[..., None, None] / K_MAX, 2.0 ** -step_exponent[..., None, None]
     return 0.7 * z**2 - 0.3 * z + 0.5 * tau - 0.2 * d
 

@@ -107,7 +107,7 @@ def test_free_nats_per_element_are_subtracted_and_silence_only_small_elements():
 
 
 class Sum(NamedTuple):
-    """A latent law that is only its mean; the transition adds the action."""
+    """Distribution of a latent that is its mean alone; the transition adds the action."""
 
     mean: Array
 
