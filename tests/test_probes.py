@@ -11,7 +11,7 @@ import pytest
 from reverie.agents import registry
 from reverie.evaluation.openloop import open_loop
 from reverie.evaluation.returns import evaluate
-from reverie.training.run import run
+from reverie.training import runner
 from tests.probes import Counter, RandomPlay
 
 
@@ -46,8 +46,7 @@ def config():
 def trained(request, tmp_path_factory):
     env = Counter(request.param)
     agent = registry.make(config(), env.spec)
-    agent.phases = agent.phases[:-1]  # not the baseline without a world model
-    params = run(
+    params = runner.run(
         agent,
         RandomPlay(env),
         tmp_path_factory.mktemp('run'),
