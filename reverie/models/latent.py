@@ -40,7 +40,8 @@ class LatentModel:
     def embed(self, obs: Any, key: PRNGKeyArray) -> Float[Array, '*B E']:
         """Embed observations for the dynamics."""
         assert self.encoder is not None, 'observing takes an encoder'
-        return self.encoder(self.encoder.prepare(obs, key))
+        embed: Array = self.encoder(self.encoder.prepare(obs, key))
+        return embed
 
     def observe(
         self, state: State, step: Step, key: PRNGKeyArray

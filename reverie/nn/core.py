@@ -309,18 +309,6 @@ def cast_kernels(module: nnx.Module, params: Params) -> Params:
     return cast
 
 
-def cast_all_kernels(make: Callable[[nnx.Rngs], dict[str, nnx.Module]], params: Params) -> Params:
-    """Apply `cast_kernels` to each module that `make` builds by name; leave out other groups of
-    `params`.
-    """
-    outlines = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    return {
-        name: cast_kernels(module, params[name])
-        for name, module in outlines.items()
-        if name in params
-    }
-
-
 def count(params: Params) -> int:
     """Number of weights."""
     return sum(x.size for x in jax.tree.leaves(params))

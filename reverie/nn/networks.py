@@ -6,13 +6,14 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reverie.nn.core import MLP, Params, Style, build, cast_kernels
 
 
 class Bound:
-    """Modules with weights as attributes, each bound when it is first asked for.
+    """Modules with weights as attributes, each bound at its first use.
 
     An agent's subclass names its modules and their types. `params` may lack groups that are not
     used. It belongs inside a traced function, see `nn.core.build`.
@@ -34,9 +35,9 @@ Net = TypeVar('Net', bound=Bound)
 
 
 class Networks(Generic[Net]):
-    """The modules of an agent by name, without weights. `networks(params)` binds weights to them.
+    """Modules of an agent by name, without weights; `networks(params)` binds weights to them.
 
-    kind: class of what binding gives.
+    kind: class of the bound networks.
     make: rngs -> {name: module}.
     shared: {name: module's name} of further weights of the same module, e.g. a slow critic.
     """
@@ -60,14 +61,14 @@ class Networks(Generic[Net]):
         return tuple(self.outlines)
 
     def init(self, rngs: nnx.Rngs) -> Params:
-        """Fresh weights {name: nested dict} of every module, without the shared ones."""
+        """Draw weights {name: nested dict} of every module, without the shared ones."""
         return {name: build(module)[0] for name, module in self.make(rngs).items()}
 
     def __call__(self, params: Params) -> Net:
         return self.kind(self.bind, params)
 
     def for_inference(self, params: Params) -> Params:
-        """The weights of the modules in `params`, kernels as `cast_kernels` makes them."""
+        """Apply `cast_kernels` to each module in `params`; leave out other groups."""
         return {
             name: cast_kernels(module, params[name])
             for name, module in self.outlines.items()
@@ -75,7 +76,7 @@ class Networks(Generic[Net]):
         }
 
     def loss(self, function: Callable[..., Any], cfg: Any) -> Callable[..., Any]:
-        """A loss (net, batch, key, cfg, step) in the form that `Phase.loss` has."""
+        """Turn a loss (net, batch, key, cfg, step) into the form of `Phase.loss`."""
         return lambda params, batch, key, step: function(self(params), batch, key, cfg, step)
 
 
@@ -123,7 +124,7 @@ class MultiTokenHead(nnx.Module):
         ahead: int = 0,
         *,
         out_scale: float = 1.0,
-        dtype: Any,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.mlp = MLP(
@@ -151,10 +152,11 @@ class MultiTokenHead(nnx.Module):
 
 
 def constant(net: Net) -> Net:
-    """The same networks with weights that pass no gradient."""
+    """Bind the networks of `net` to weights that pass no gradient."""
     return type(net)(net.bind, jax.lax.stop_gradient(net.params))
 
 
 def copy(params: Params) -> Params:
-    """The same weights in buffers of their own."""
-    return jax.tree.map(jnp.copy, params)
+    """Copy weights into buffers of their own."""
+    copied: Params = jax.tree.map(jnp.copy, params)
+    return copied
