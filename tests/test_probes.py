@@ -11,7 +11,6 @@ import pytest
 from reverie.agents import registry
 from reverie.evaluation.openloop import open_loop
 from reverie.evaluation.returns import evaluate
-from reverie.training import runner
 from tests.probes import Counter, RandomPlay
 
 
@@ -46,7 +45,7 @@ def config():
 def trained(request, tmp_path_factory):
     env = Counter(request.param)
     agent = registry.make(config(), env.spec)
-    params = runner.run(
+    params = run(
         agent,
         RandomPlay(env),
         tmp_path_factory.mktemp('run'),
