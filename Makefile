@@ -1,4 +1,6 @@
 # make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: lint, types, tests.
+# make test-extras: external packages, and what another Python or JAX could break, on Python 3.12 with the newest JAX
+#   in .venv-extras; whatever cannot be installed is said and skipped.
 # make probes: every agent that plays learns a world whose best policy is known.
 # make page: the page of reverie play, in headless Chromium, on the run that make demo left.
 # make docs: the plots and tables of the documentation, from results/*.json.
@@ -6,12 +8,16 @@
 # All set themselves up in .venv; they need Python 3.11 or newer, make and git.
 PYTHON ?= $(shell for v in python3 python3.12 python3.11 python3.13; do \
   $$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$v && break; done)
+PYTHON312 ?= $(shell for v in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python3 python3; do \
+  $$v -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$v && break; done)
 BIN := .venv/bin
+EXTRAS := atari,attention,crafter,dmc,gymnasium,tensorboard,video,wandb
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 GAME ?= breakout
 RUN := runs/demo-$(GAME)
 DATA := datasets/demo-$(GAME)
 
-.PHONY: demo test probes page results docs lint format clean
+.PHONY: demo test test-extras probes page results docs lint format clean
 
 demo: .venv/ready
 	@$(BIN)/reverie doctor
@@ -24,14 +30,19 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --ignore tests/test_probes_online.py
+	$(BIN)/python $(PYTEST) -m 'not probe'
+
+test-extras:
+	@test -n "$(PYTHON312)" || echo 'test-extras: skipped, no Python 3.12 found; set PYTHON312=/path/to/python3.12' >&2
+	@test -z "$(PYTHON312)" || $(MAKE) --no-print-directory .venv-extras/ready
+	@test -z "$(PYTHON312)" || WANDB_MODE=offline .venv-extras/bin/python $(PYTEST) -rs -m 'external or compat'
 
 probes: .venv/ready-dev
-	$(BIN)/python -m pytest -n 2 --durations=15 tests/test_probes_online.py
+	$(BIN)/python -m pytest -n 2 --durations=15 -m probe
 
 page: .venv/ready-dev
 	@test -e $(RUN)/config.json || { echo 'error: no run in $(RUN); make it with: make demo' >&2; exit 2; }
-	REVERIE_DEMO_RUN=$(RUN) $(BIN)/python -m pytest tests/serve/test_page.py
+	REVERIE_DEMO_RUN=$(RUN) $(BIN)/python -m pytest -m page tests/serve
 
 results: .venv/ready
 	@$(BIN)/python results/run.py $(if $(BUDGET),--budget $(BUDGET)) $(if $(ONLY),--only '$(ONLY)') $(if $(DEVICE),--device $(DEVICE))
@@ -55,5 +66,18 @@ format: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# gymnax asks for JAX below 0.12; its test runs with 0.12 too.
+.venv-extras/ready: pyproject.toml
+	$(PYTHON312) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --upgrade pip
+	.venv-extras/bin/python -m pip install --quiet --editable '.[dev,$(EXTRAS)]' || \
+	  for extra in dev $$(echo $(EXTRAS) | tr , ' '); do \
+	  .venv-extras/bin/python -m pip install --quiet --editable ".[$$extra]" || \
+	  echo "test-extras: the extra $$extra cannot be installed; its tests are skipped" >&2; done
+	.venv-extras/bin/python -m pip install --quiet --no-deps 'gymnax>=1.0.1' seaborn || \
+	  echo 'test-extras: the extra gymnax cannot be installed; its tests are skipped' >&2
+	.venv-extras/bin/python -m pip list --format freeze | grep -iE '^(jax|jaxlib|flax|tokamax|numpy)=='
+	@touch $@
+
 clean:
-	rm -rf .venv .jax_cache build dist
+	rm -rf .venv .venv-extras .jax_cache build dist
