@@ -1,6 +1,10 @@
-"""Shapes are checked while tests run; compiled programs are kept between runs."""
+"""Shapes are checked while tests run; compiled programs are kept between runs.
+
+Markers are declared in pyproject.toml.
+"""
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 
@@ -36,16 +40,16 @@ def golden() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-FIRST = (
-    'test_probes.py',
-    'test_probes_online.py',
-    'test_cli.py',
-    'test_cli_online.py',
-    'test_online.py',
-)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`external(package, extra)`: skipped where the package of that extra is not installed."""
+    for mark in item.iter_markers('external'):
+        package, extra = mark.args
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'reverie[{extra}]'")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest first, so that no worker is left with one of them at the end."""
-    rank = {name: i for i, name in enumerate(FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
+    """Files with a slow test first, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)

@@ -28,6 +28,8 @@ from reverie.evaluation import returns
 from reverie.training import checkpoint, run_folder
 from reverie.types import OutOfMemoryError, UserError
 
+pytestmark = [pytest.mark.slow, pytest.mark.compat]
+
 CACHE = pathlib.Path(__file__).parent.parent / '.jax_cache'
 ENV = {
     **os.environ,

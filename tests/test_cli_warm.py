@@ -22,6 +22,8 @@ from reverie.training.warm import Init
 from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, options, reverie
 
+pytestmark = pytest.mark.compat
+
 SOURCE = registry.get('dreamer4_debug')
 
 

@@ -13,6 +13,8 @@ from reverie.evaluation.openloop import open_loop
 from reverie.evaluation.returns import evaluate
 from tests.probes import Counter, RandomPlay
 
+pytestmark = pytest.mark.slow
+
 
 def config():
     debug = registry.dreamer4_debug()

@@ -19,6 +19,8 @@ from reverie.types import UserError
 from tests.probes import Counter, Match
 from tests.small import shrink
 
+pytestmark = pytest.mark.probe
+
 # Of presets that differ in a number or in size alone, one is enough.
 ALIKE = ('debug', 'release', 'small', 'control')
 PLAYING = [

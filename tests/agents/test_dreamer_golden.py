@@ -20,6 +20,8 @@ from reverie.training.update import learn
 from reverie.types import ActionSpace, Batch, EnvSpec, Step
 from tests.golden_numbers import golden, head_from_v3, ours_from_v3
 
+pytestmark = pytest.mark.compat
+
 NAMES = dict(
     rew='reward', con='cont', vector='obs/vector', image='obs/image', repval='replay_value'
 )

@@ -19,6 +19,7 @@ def noise(n: int) -> np.ndarray:
     return np.random.default_rng(1).uniform(-1.3, 1.3, (n, 1)).astype(np.float32)
 
 
+@pytest.mark.external('dm_control', 'dmc')
 @pytest.mark.parametrize(
     ('name', 'begin', 'actions'),
     [
@@ -34,7 +35,8 @@ def noise(n: int) -> np.ndarray:
     ],
 )
 def test_trajectory_stays_with_dm_controls(name, begin, actions):
-    suite = pytest.importorskip('dm_control.suite', reason='dm_control is not installed')
+    from dm_control import suite
+
     original = suite.load(*ORIGINAL[name])
     original.reset()
     with original.physics.reset_context():
@@ -53,9 +55,11 @@ def test_trajectory_stays_with_dm_controls(name, begin, actions):
         assert farthest > 1.8, 'the cart never met the end of the rail'
 
 
+@pytest.mark.external('dm_control', 'dmc')
 @pytest.mark.parametrize('name', ORIGINAL)
 def test_first_states_are_spread_as_dm_controls(name):
-    suite = pytest.importorskip('dm_control.suite', reason='dm_control is not installed')
+    from dm_control import suite
+
     original, theirs = suite.load(*ORIGINAL[name], task_kwargs=dict(random=0)), []
     for _ in range(300):
         first = original.reset().observation

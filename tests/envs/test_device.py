@@ -169,8 +169,8 @@ def test_a_mistake_is_named_in_one_line(call, words):
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.external('gymnax', 'gymnax')
 def test_gymnax_truncation_is_not_terminal_and_shows_the_true_last_observation():
-    pytest.importorskip('gymnax', reason='gymnax is not installed: pip install gymnax')
     env = make('gymnax/CartPole-v1', max_steps_in_episode=3)
     state, step = env.reset(jax.random.key(0))
     assert env.spec.obs_shape == (4,) == step.obs.shape and env.spec.actions.size == 2

@@ -14,12 +14,15 @@ import numpy as np
 
 
 class Clock(gymnasium.Env):
-    """Shows [seed, episode, time, action]; pays time; terminates after `length` steps."""
+    """Shows [seed, episode, time, action]; pays time; terminates after `length` steps.
 
-    def __init__(self, length: int = 5, pause: float = 0.0):
+    No step ends before the file `gate` exists.
+    """
+
+    def __init__(self, length: int = 5, gate: str | None = None):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
         self.action_space = gymnasium.spaces.Discrete(3)
-        self.length, self.pause, self.seed, self.episode, self.time = length, pause, -1, 0, 0
+        self.length, self.gate, self.seed, self.episode, self.time = length, gate, -1, 0, 0
 
     def reset(self, *, seed=None, options=None):
         self.seed = self.seed if seed is None else seed % 1000
@@ -27,7 +30,8 @@ class Clock(gymnasium.Env):
         return self.show(-1), {}
 
     def step(self, action):
-        time.sleep(self.pause)
+        while self.gate and not pathlib.Path(self.gate).exists():
+            time.sleep(0.01)
         assert self.time < self.length, 'stepped after its end'
         self.time += 1
         return self.show(action), float(self.time), self.time == self.length, False, {}

@@ -15,6 +15,8 @@ from reverie.nn.core import build
 from reverie.nn.transformer import BlockCausal, TransformerConfig
 from reverie.types import UserError
 
+pytestmark = pytest.mark.compat
+
 CFG = TransformerConfig(
     width=16,
     layers=4,
@@ -127,10 +129,10 @@ def test_attend_equals_a_loop_over_heads_and_queries():
     np.testing.assert_allclose(attend(jnp.asarray(q), groups, cap), out, atol=1e-5)
 
 
+@pytest.mark.external('tokamax', 'attention')
 @pytest.mark.parametrize('softcap', [2.0, 0.0])
 @pytest.mark.parametrize('masked', [True, False])
 def test_tokamax_gives_the_same_numbers_and_gradients(softcap, masked):
-    pytest.importorskip('tokamax', reason="pip install 'reverie[attention]'")
     b, s, heads, kv, n, d = 2, 3, 4, 2, 5, 8
     q, k, v = (
         jax.random.normal(jax.random.key(i), (b, s, h, n, d)) for i, h in enumerate((heads, kv, kv))

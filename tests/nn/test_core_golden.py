@@ -9,6 +9,8 @@ from reverie.nn.cells import LayerNormGRU, ResetAfterGRU, ResetBeforeGRU
 from reverie.nn.core import MLP, BlockLinear, Dense, LayerNorm, Linear, RMSNorm, Style, build, count
 from tests.golden_numbers import golden
 
+pytestmark = pytest.mark.compat
+
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 rngs = lambda seed=0: nnx.Rngs(seed)
 

@@ -8,6 +8,8 @@ import scipy.stats
 
 from reverie.nn.dists import Bernoulli, Categorical, TwoHot, symexp, symexp_bins, symlog
 
+pytestmark = pytest.mark.compat
+
 
 def test_symlog_equals_the_reference(golden):
     x, y, symexp_of_y = (

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.compat
+
 SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np

@@ -18,6 +18,8 @@ from reverie.nn.dists import MSE, Bernoulli, Normal, OneHots, Pixels, SymlogMSE,
 from reverie.types import sg
 from tests.golden_numbers import golden
 
+pytestmark = pytest.mark.compat
+
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 

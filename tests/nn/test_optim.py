@@ -10,6 +10,8 @@ from reverie.nn.optim import clip_by_tensor_norm, clipped_adam, laprop_agc, per_
 from reverie.types import UserError
 from tests.golden_numbers import golden
 
+pytestmark = pytest.mark.compat
+
 G = golden('v3/opt')
 NAMES = ('a/kernel', 'a/bias', 'a/scale', 'b/kernel')
 

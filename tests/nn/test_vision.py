@@ -2,8 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from reverie.nn.vision import patch_grid, patchify, unpatchify
+
+pytestmark = pytest.mark.compat
 
 
 def test_patches_are_the_blocks_of_the_image_and_go_back():

@@ -22,6 +22,8 @@ from reverie.types import UserError
 from tests.golden_numbers import golden
 from tests.nn.test_core_golden import filled
 
+pytestmark = pytest.mark.compat
+
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 RELU = Style('relu', 'none', init='glorot_uniform')
 

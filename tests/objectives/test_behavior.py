@@ -13,6 +13,8 @@ from reverie.objectives.behavior import lambda_return, rollout
 from reverie.objectives.critic import critic_loss
 from reverie.types import Prediction
 
+pytestmark = pytest.mark.compat
+
 
 def test_lambda_return_equals_the_references(golden):
     g = lambda name: jnp.asarray(golden[f'v2/lambda/{name}'])

@@ -28,6 +28,8 @@ from reverie.objectives.critic import (
 )
 from tests.golden_numbers import golden
 
+pytestmark = pytest.mark.compat
+
 BINS = symexp_bins(255)
 
 

@@ -14,6 +14,8 @@ from reverie.objectives.flow import (
     shortcut_loss,
 )
 
+pytestmark = pytest.mark.compat
+
 K_MAX = 16
 
 

@@ -24,6 +24,8 @@ from reverie.objectives.latent import (
 )
 from tests.golden_numbers import golden
 
+pytestmark = pytest.mark.compat
+
 
 def close(x, y):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)

@@ -25,6 +25,8 @@ from reverie.serve import keys
 from reverie.types import ActionSpace, UserError
 from tests.serve.fake import wait
 
+pytestmark = pytest.mark.page
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TRAINED = os.environ.get('REVERIE_DEMO_RUN')
 trained = pytest.mark.skipif(not TRAINED, reason='only a trained run does this; make page')
@@ -162,11 +164,10 @@ def test_a_key_and_a_touch_change_the_game_and_their_delay_is_shown(page):
 
 def test_pause_single_steps_and_resets(page):
     pause_in_play(page)
-    stopped = page.evaluate('newest.t')
-    page.wait_for_timeout(300)
-    assert page.evaluate('newest.t') == stopped
+    stopped = settled(page)
     page.keyboard.press('.')
-    until(page, f'newest.t === {stopped + 1}')
+    until(page, f'newest.t > {stopped}')
+    assert settled(page) == stopped + 1
     start = page.evaluate('newest.start')
     page.keyboard.press('Shift+R')
     until(page, 'newest.t === 0')
@@ -183,8 +184,18 @@ def pause_in_play(page):
     until(page, 'newest.t > 0 && !newest.over')
     page.keyboard.press('Space')
     until(page, 'state.paused')
-    page.wait_for_timeout(300)
+    settled(page)
     assert not page.evaluate('newest.over')
+
+
+def settled(page):
+    """The frame's number once no more frames arrive: the same at four looks, 100 ms apart."""
+    end, seen = time.monotonic() + 120.0, []
+    while len(seen) < 4 or len(set(seen[-4:])) > 1:
+        assert time.monotonic() < end, f'frames keep arriving: {seen[-4:]}'
+        seen.append(page.evaluate('newest.t'))
+        page.wait_for_timeout(100)
+    return seen[-1]
 
 
 def test_human_and_agent_dream_and_reality_and_sampling_steps_switch(page):

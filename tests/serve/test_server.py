@@ -60,13 +60,15 @@ def test_a_short_press_is_taken_for_one_frame_even_if_the_release_comes_before_i
 def test_pause_stops_a_step_moves_one_frame_and_reset_begins_anew(running):
     with running.join() as page:
         page.frames(lambda h: h['t'] >= 3)
-        page.send(type='set', field='paused', value=True)
-        assert page.notice('state')['paused']
-        time.sleep(0.1)
-        slot = next(iter(running.engine.players))
-        stopped = running.session.t[slot]
-        time.sleep(0.1)
-        assert running.session.t[slot] == stopped
+        (slot,) = running.engine.players
+        with running.join() as clock:
+            page.send(type='set', field='paused', value=True)
+            assert page.notice('state')['paused']
+            begin = clock.frames(lambda h: True)[-1][0]['t']
+            clock.frames(lambda h: h['t'] >= begin + 5)  # what was on its way has arrived
+            stopped = running.session.t[slot]
+            clock.frames(lambda h: h['t'] >= begin + 15)
+            assert running.session.t[slot] == stopped
         page.send(type='step')
         wait(lambda: running.session.t[slot] == stopped + 1)
         page.send(type='again')
@@ -125,8 +127,10 @@ def test_saved_recordings_are_whole_and_reached_by_id_only(running):
         assert 'root' not in answer.text
 
 
+@pytest.mark.external('imageio_ffmpeg', 'video')
 def test_an_mp4_has_every_frame_at_its_size(tmp_path):
-    ffmpeg = pytest.importorskip('imageio_ffmpeg', reason="pip install 'reverie[video]'")
+    import imageio_ffmpeg as ffmpeg
+
     with Running(FakeSession(1, (5, 7, 3)), tmp_path, pace=20.0) as running, running.join() as page:
         page.frames(lambda h: h['t'] >= 12)
         page.send(type='set', field='paused', value=True)
@@ -196,9 +200,7 @@ def test_a_place_is_free_within_a_second_of_a_disconnect(running):
         page.frames(lambda h: h['t'] >= 1)
         assert len(running.engine.players) == 1
         page.vanish()
-        begin = time.monotonic()
         wait(lambda: not running.engine.players, 1.0)
-        assert time.monotonic() - begin < 1.0
 
 
 def test_a_client_that_stops_reading_loses_frames_and_costs_nothing(tmp_path):

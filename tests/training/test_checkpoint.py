@@ -16,6 +16,8 @@ import pytest
 from reverie.training import checkpoint
 from reverie.types import UserError
 
+pytestmark = pytest.mark.compat
+
 
 def tree(value: float):
     params = dict(model={0: jnp.full((2, 3), value)}, head=jnp.ones((2, 1)))

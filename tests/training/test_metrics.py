@@ -104,7 +104,8 @@ def test_tensorboard_holds_every_scalar(tmp_path):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """W&B as on a machine where nobody has ever logged in, with no network."""
-    wandb = pytest.importorskip('wandb')
+    import wandb
+
     for name in ('HOME', 'WANDB_CONFIG_DIR', 'WANDB_CACHE_DIR', 'WANDB_DATA_DIR'):
         monkeypatch.setenv(name, str(tmp_path / 'home'))
     monkeypatch.delenv('WANDB_API_KEY', raising=False)
@@ -139,6 +140,7 @@ def logged(path):
     return found
 
 
+@pytest.mark.external('wandb', 'wandb')
 def test_wandb_offline_holds_every_scalar_and_a_continued_run_keeps_its_id(offline, tmp_path):
     for steps in ((4, 8), (8, 12)):
         sink = metrics.WandB(tmp_path / 'run', 'dreams', 'run', dict(a=1))
@@ -161,6 +163,7 @@ def test_wandb_offline_holds_every_scalar_and_a_continued_run_keeps_its_id(offli
     assert not any('loss/size' in x or 'loss/fit/seeds' in x for x in found.values())
 
 
+@pytest.mark.external('wandb', 'wandb')
 def test_wandb_without_a_key_is_a_users_mistake_at_once(offline, monkeypatch, tmp_path):
     monkeypatch.setenv('WANDB_MODE', 'online')
     offline.teardown()

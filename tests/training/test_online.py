@@ -21,6 +21,8 @@ from reverie.training.run import run
 from reverie.training.update import make_program
 from reverie.types import ActionSpace, EnvSpec, Outcome, Phase, Step, UserError
 
+pytestmark = pytest.mark.slow
+
 B, T, N = 4, 6, 3
 
 

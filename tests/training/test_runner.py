@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
@@ -256,26 +255,25 @@ def start(script, *args, **environment):
     )
 
 
-def after_a_new_checkpoint(process, folder, known):
-    """Wait until the run has saved something it had not, then a little more."""
-    deadline = time.monotonic() + 60
-    while not ({p.name for p in checkpoint.steps(folder)} - known) and time.monotonic() < deadline:
+def newest(folder):
+    return max((int(p.name) for p in checkpoint.steps(folder)), default=0)
+
+
+def after_new_checkpoints(process, folder, count):
+    """Wait until the run has saved as many times as it had not; the next save is under way."""
+    deadline, known = time.monotonic() + 60, newest(folder)
+    while newest(folder) < known + 50 * count and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
-    time.sleep(random.Random(len(known)).random() * 0.15)
 
 
 def test_kill_term_and_ctrl_c_lose_nothing(tmp_path):
     """One run, killed three ways and continued, ends bit for bit as one that nobody disturbed."""
     script, folder = [str(HERE / 'toy_agent.py')], tmp_path / 'disturbed'
     outcomes = []
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for count, number in ((1, signal.SIGKILL), (3, signal.SIGTERM), (2, signal.SIGINT)):
         process = start(script, folder)
-        after_a_new_checkpoint(
-            process,
-            folder / 'checkpoints',
-            {p.name for p in checkpoint.steps(folder / 'checkpoints')},
-        )
+        after_new_checkpoints(process, folder / 'checkpoints', count)
         process.send_signal(number)
         outcomes.append((process.communicate(timeout=60)[1], process.returncode))
     (_, killed), (term_text, term), (int_text, interrupted) = outcomes
