@@ -22,7 +22,7 @@ from reverie.training.warm import Init
 from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, options, reverie
 
-pytestmark = pytest.mark.compat
+pytestmark = pytest.mark.slow
 
 SOURCE = registry.get('dreamer4_debug')
 
@@ -47,11 +47,11 @@ def data(tmp_path_factory):
     return path
 
 
-def train(folder, data, config=STEADY, seeds=2, label_fraction=1.0, **changes):
+def train(folder, data, config=STEADY, seeds=2, label_fraction=1.0, updates_per_call=2, **changes):
     experiment = Recorded(
         'dreamer4_debug', config, 'minatar/breakout', 0, seeds, '', data, label_fraction
     )
-    return experiment.train(folder, updates_per_call=2, **changes)
+    return experiment.train(folder, updates_per_call=updates_per_call, **changes)
 
 
 @pytest.fixture(scope='module')
@@ -174,8 +174,9 @@ def test_the_command_line_takes_a_model_killed_and_run_again_scores_and_reports(
     assert newest(folder) < 32, 'it ended before it could be killed'
     done = reverie(*args)
     assert done.returncode == 0 and 'resuming after imagine/' in done.stderr, done.stderr[-2000:]
+    # As many updates a call: programs of other lengths may round differently.
     straight = train(tmp_path / 'straight', data, phase(STEADY, 'imagine', steps=20),
-                     init=Init(source[0], ('finetune',)))  # fmt: skip
+                     init=Init(source[0], ('finetune',)), updates_per_call=1)  # fmt: skip
     assert same(load(folder)[1], straight) and same(straight, source[1], ('dynamics', 'prior'))
     record = json.loads((folder / 'scores.json').read_text())
     assert record['gradient_steps'] == {'tokenizer': 4, 'dynamics': 4, 'finetune': 4, 'imagine': 20}
