@@ -106,6 +106,7 @@ def execute(command: str, e: Experiment, lock: int, stop: Stop) -> int:
     program, *rest = shlex.split(command)
     clone, here = clone_of(e), pathlib.Path(sys.executable).with_name(program)
     env = {**os.environ, 'PYTHONPATH': str(clone)}
+    env['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # seconds on record count compiling
     if e.device == 'cpu':
         env['JAX_PLATFORMS'] = 'cpu'
     with open(clone / 'runs' / 'queue.log', 'a') as log:

@@ -6,11 +6,12 @@ import pathlib
 import tyro
 
 from reverie.commands.arguments import options_of, score_paths
+from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import say
 
 
 @dataclasses.dataclass(frozen=True)
-class Eval:
+class Eval(Compiling):
     """Score a run's agent in the real environment again."""
 
     run: tyro.conf.Positional[pathlib.Path]
@@ -31,6 +32,7 @@ def run(args: Eval) -> None:
     """Score every read-out; write scores.json of the run unless the environment's options differ."""
     from reverie.commands.experiment import load
 
+    keep_programs(args.cache)
     experiment, params = load(args.run)
     if args.env_options:
         experiment = experiment.under(options_of(args.env_options))

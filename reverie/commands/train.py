@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from reverie.commands.arguments import options_of, parse, score_paths, slug, whole
+from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import command_line, say
 from reverie.errors import UserError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Compiling):
     """Train an agent, score it in the real environment, write the report.
 
     The same command continues.
@@ -130,6 +131,7 @@ def run(args: Train, preset: str) -> None:
         )
     check_add_to(args.add_to)
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
+    keep_programs(args.cache)
     folder = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
     experiment = experiment_of(args, preset)
     params = experiment.train(

@@ -6,11 +6,12 @@ from typing import Literal
 
 import tyro
 
+from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import command_line, show
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(Compiling):
     """Measure speed on this device: of training (phases), or of play at the paper's shape (fps)."""
 
     what: tyro.conf.Positional[Literal['phases', 'fps']] = 'phases'
@@ -30,6 +31,8 @@ class Bench:
     """fps: another soft cap of the attention's logits; 0 leaves it out."""
     attention: Literal['xla', 'tokamax', 'auto'] = 'xla'
     """fps: implementation of attention."""
+    cache: bool = True
+    """phases: keep compiled programs for the next command. fps times compiling and keeps none."""
     out: pathlib.Path | None = None
     """Results file to write."""
 
@@ -38,6 +41,7 @@ def run(args: Bench) -> None:
     """Measure, print the record, and write it if a file is given."""
     from reverie.evaluation.results import save
 
+    keep_programs(args.cache and args.what != 'fps')
     if args.what == 'fps':
         from reverie.commands.bench import fps
 

@@ -4,11 +4,12 @@ import dataclasses
 import pathlib
 
 from reverie.commands.arguments import options_of, slug, whole
+from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import command_line, say, show
 
 
 @dataclasses.dataclass(frozen=True)
-class Collect:
+class Collect(Compiling):
     """Train PPO on a game, let its snapshots play, write the episodes as a dataset."""
 
     env: str
@@ -38,6 +39,7 @@ def run(args: Collect) -> None:
     from reverie.commands.collect import dataset
     from reverie.data.summary import inspect, render
 
+    keep_programs(args.cache)
     frames = whole('frames', args.frames)
     if args.ppo_frames is None:
         ppo_frames = dataset.frames_of_training(args.env, frames)

@@ -5,11 +5,12 @@ import dataclasses
 import tyro
 
 from reverie.commands.arguments import options_of
+from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import say
 
 
 @dataclasses.dataclass(frozen=True)
-class Play:
+class Play(Compiling):
     """Play inside an agent's dream, or beside it in the real game, in the browser."""
 
     agent: tyro.conf.Positional[str]
@@ -40,6 +41,7 @@ def run(args: Play) -> None:
     """Serve the page until Ctrl-C."""
     from reverie.commands.play.serving import play
 
+    keep_programs(args.cache)
     play(
         args.agent,
         env_name=args.env,

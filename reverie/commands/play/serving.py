@@ -1,8 +1,6 @@
 """Serving the page of `reverie play`, from a name to an address, in stages that can be seen."""
 
 import contextlib
-import os
-import pathlib
 import time
 import webbrowser
 from collections.abc import Callable
@@ -51,7 +49,6 @@ def play(
         raise UserError(f'--fps {pace:g}: expected 1 to 120')
     with contextlib.ExitStack() as left:
         sock = left.enter_context(contextlib.closing(bind(host, port)))
-        keep_programs()
         begin = time.perf_counter()
         stage = lambda i, text: say(f'[{i}/5 {time.perf_counter() - begin:5.1f} s] {text}')
         stage(1, f'device: {device_name()}')
@@ -85,15 +82,6 @@ def play(
                 webbrowser.open(url)
 
         serve(App(engine, guard, hello(session, setup.title, symbolic)), sock, ready)
-
-
-def keep_programs() -> None:
-    """What was compiled once is found again the next time, unless the user keeps such a cache
-    elsewhere.
-    """
-    if getattr(jax.config, 'jax_compilation_cache_dir', None) is None:
-        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-        jax.config.update('jax_compilation_cache_dir', str(home / 'reverie' / 'programs'))
 
 
 def expectation(session: Session) -> str:

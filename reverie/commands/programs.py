@@ -1,0 +1,34 @@
+"""Compiled programs kept on disk, so that a command does not compile what another one has."""
+
+import dataclasses
+import os
+import pathlib
+
+from reverie.commands.terminal import say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiling:
+    """Option of a command that compiles."""
+
+    cache: bool = True
+    """Keep compiled programs for the next command, in JAX_COMPILATION_CACHE_DIR or the user's cache
+    folder."""
+
+
+def keep_programs(cache: bool) -> None:
+    """Load what was compiled before, and keep what takes a second to compile; say where, once.
+
+    JAX's key of a program holds its version, its flags and the processor's instruction sets, so one
+    home can serve several machines. JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE are
+    the user's word, and nothing is said.
+    """
+    import jax
+
+    if not cache:
+        jax.config.update('jax_enable_compilation_cache', False)
+    elif jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is None:
+        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+        folder = home / 'reverie' / 'programs'
+        jax.config.update('jax_compilation_cache_dir', str(folder))
+        say(f'compiled programs are kept in {folder}; not with --no-cache')
