@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 def reverie(*args: object, **kwargs) -> subprocess.CompletedProcess:
     command = [sys.executable, '-m', 'reverie.cli', *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=400, **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=1200, **kwargs)
 
 
 def options(data, run):
@@ -152,13 +152,13 @@ def test_killed_and_started_again_equals_never_interrupted(run, data, tmp_path):
     process = subprocess.Popen(
         command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 1200
     while newest(folder) < 10 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
     assert process.poll() is None, 'it ended before it could be killed'
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'resuming' in done.stderr
     (ours, meta), (straight, _) = checkpoint.load(folder), checkpoint.load(run)

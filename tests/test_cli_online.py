@@ -88,12 +88,12 @@ def test_the_same_command_killed_and_run_again_gives_the_same_weights_scores_and
         '0',
     ]
     process = subprocess.Popen(args, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 1200
     while not newest(folder) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = subprocess.run(args, env=ENV, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(args, env=ENV, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0 and 'resuming after online/' in done.stderr, done.stderr[-2000:]
     weights, straight = checkpoint.load(folder)[0], checkpoint.load(run)[0]
     jax.tree.map(np.testing.assert_array_equal, weights, straight)

@@ -166,7 +166,7 @@ def test_the_command_line_takes_a_model_killed_and_run_again_scores_and_reports(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 1200
     while not newest(folder) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

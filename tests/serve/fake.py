@@ -95,7 +95,7 @@ class Client:
         """No goodbye."""
         self.socket.socket.shutdown(socket.SHUT_RDWR)
 
-    def frames(self, until, limit_s=5.0):
+    def frames(self, until, limit_s=30.0):
         """Headers and pictures of frames up to the first for which `until(header)` holds, which is
         the last.
         """
@@ -108,7 +108,7 @@ class Client:
                     return seen
         raise AssertionError(f'no such frame among {len(seen)}: {seen[-1][0] if seen else None}')
 
-    def notice(self, kind, limit_s=5.0):
+    def notice(self, kind, limit_s=30.0):
         """The next text message of this type."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
@@ -145,7 +145,9 @@ class Running:
 
     def get(self, path, token=TOKEN, **headers):
         url = f'http://127.0.0.1:{self.port}{path}'
-        return httpx.get(url, params={'token': token} if token else {}, headers=headers)
+        return httpx.get(
+            url, params={'token': token} if token else {}, headers=headers, timeout=60.0
+        )
 
     def raw(self):
         """A client that says what it must and then never reads."""
@@ -174,7 +176,7 @@ class Running:
             yield Client(socket)
 
 
-def wait(condition, limit_s=5.0):
+def wait(condition, limit_s=30.0):
     """Until the condition holds; fails after `limit_s`."""
     end = time.monotonic() + limit_s
     while not condition():
