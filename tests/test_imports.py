@@ -13,11 +13,12 @@ EVERYTHING = {
     'nn', 'models', 'objectives', 'agents', 'data', 'envs', 'training', 'evaluation', 'report',
     'commands', 'serve', 'cli',
 }  # fmt: skip
-FREE = {'types', 'errors', 'io', 'text', '__version__'}  # for everybody
+FREE = {'types', 'errors', 'io', 'text', 'imports', '__version__'}  # for everybody
 ALLOWED = {
     'errors': set(),
     'text': set(),
     'io': set(),
+    'imports': set(),
     'types': set(),
     'nn': set(),
     'models': {'nn'},

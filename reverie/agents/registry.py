@@ -4,10 +4,12 @@ A preset is a function that returns a configuration: print it, change it from th
 save it with the weights.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import TypeAlias, overload
+from typing import Any, Protocol, TypeAlias, cast, get_args, overload, runtime_checkable
 
+from reverie import imports
 from reverie.agents.bc import BC, BCConfig, bc, bc_debug, bc_demo
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.dreamer.presets import (
@@ -27,9 +29,17 @@ from reverie.agents.dreamer.presets import (
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.agents.dreamer4.presets import dreamer4, dreamer4_debug, dreamer4_demo, dreamer4_paper
 from reverie.agents.planet import Planet, PlanetConfig, planet, planet_small
-from reverie.types import EnvSpec, UserError
+from reverie.types import Agent, EnvSpec, UserError
 
-Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig | BCConfig
+
+@runtime_checkable
+class MakesAgent(Protocol):
+    """Configuration of an agent of the reader's own."""
+
+    def make(self, spec: EnvSpec) -> Agent: ...
+
+
+Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig | BCConfig | MakesAgent
 
 PRESETS: dict[str, Callable[..., Config]] = {
     f.__name__: f
@@ -43,18 +53,31 @@ PRESETS: dict[str, Callable[..., Config]] = {
 }  # fmt: skip
 
 
+def known(name: str) -> bool:
+    """Whether it names a preset: one of PRESETS, or `module:name` of the reader's own."""
+    return name in PRESETS or imports.is_own(name)
+
+
 def get(name: str, size: str | None = None) -> Config:
     """The configuration of a preset, of another size if it has sizes.
 
     Raises UserError naming what is known.
     """
-    if name not in PRESETS:
-        raise UserError(f'preset {name!r} is unknown; expected one of {", ".join(PRESETS)}')
-    if size is None:
-        return PRESETS[name]()
-    if 'size' not in inspect.signature(PRESETS[name]).parameters:
+    if not known(name):
+        raise UserError(
+            f'preset {name!r} is unknown; expected one of {", ".join(PRESETS)}, or <module>:<name>'
+        )
+    preset = PRESETS[name] if name in PRESETS else imports.find(name)
+    if size is not None and 'size' not in inspect.signature(preset).parameters:
         raise UserError(f'--size {size}: preset {name} has one size only')
-    return PRESETS[name](size)
+    config: Any = imports.call(name, preset, *(() if size is None else (size,)))
+    if not (dataclasses.is_dataclass(config) and isinstance(config, get_args(Config))):
+        expected = ', '.join(kind.__name__ for kind in get_args(Config)[:-1])
+        raise UserError(
+            f'preset {name} returned {type(config).__name__}; expected {expected}, or a dataclass '
+            'with make(spec) -> Agent'
+        )
+    return cast(Config, config)
 
 
 @overload
@@ -65,8 +88,18 @@ def make(config: DreamerConfig, spec: EnvSpec) -> Dreamer: ...
 def make(config: PlanetConfig, spec: EnvSpec) -> Planet: ...
 @overload
 def make(config: BCConfig, spec: EnvSpec) -> BC: ...
-def make(config: Config, spec: EnvSpec) -> Dreamer4 | Dreamer | Planet | BC:
+@overload
+def make(config: MakesAgent, spec: EnvSpec) -> Agent: ...
+def make(config: Config, spec: EnvSpec) -> Agent:
     """The agent of a configuration for an environment. Raises UserError if they do not fit."""
+    if isinstance(config, MakesAgent):
+        agent = config.make(spec)
+        if not isinstance(agent, Agent):
+            raise UserError(
+                f'{type(config).__name__}.make returned {type(agent).__name__}; expected an Agent of '
+                'reverie.types'
+            )
+        return agent
     if isinstance(config, Dreamer4Config):
         return Dreamer4(config, spec)
     if isinstance(config, DreamerConfig):

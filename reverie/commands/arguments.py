@@ -45,7 +45,7 @@ def whole(name: str, value: float | int) -> int:
 
 def slug(env: str) -> str:
     """'minatar/breakout' -> 'minatar_breakout', as part of a file's name."""
-    return env.replace('/', '_')
+    return env.replace('/', '_').replace(':', '.')
 
 
 def score_paths(results: pathlib.Path | None, run: pathlib.Path | None) -> list[pathlib.Path]:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from reverie.commands.terminal import say
 
@@ -25,9 +26,10 @@ def keep_programs(cache: bool) -> None:
     """
     import jax
 
+    chosen: Any = jax.config  # its fields are unknown to mypy
     if not cache:
         jax.config.update('jax_enable_compilation_cache', False)
-    elif jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is None:
+    elif chosen.jax_enable_compilation_cache and chosen.jax_compilation_cache_dir is None:
         home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
         folder = home / 'reverie' / 'programs'
         jax.config.update('jax_compilation_cache_dir', str(folder))

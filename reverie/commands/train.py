@@ -132,7 +132,7 @@ def run(args: Train, preset: str) -> None:
     check_add_to(args.add_to)
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     keep_programs(args.cache)
-    folder = args.out or pathlib.Path('runs') / f'{preset}-{slug(args.env)}'
+    folder = args.out or pathlib.Path('runs') / f'{slug(preset)}-{slug(args.env)}'
     experiment = experiment_of(args, preset)
     params = experiment.train(
         folder,

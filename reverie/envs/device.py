@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
+from reverie import imports
 from reverie.envs import control, memory
 from reverie.envs.minatar import env as minatar
 from reverie.types import Env, EnvSpec, Step, UserError
@@ -112,11 +113,21 @@ def make(name: str, **options: Any) -> Env:
 
     Options of minatar/*: protocol ('minatar' or 'gymnax'), sticky, ramping, minimal_actions,
     time_limit (steps or None). Options of control/*: action_repeat, time_limit (in steps after the
-    repeat) and the fields of the system. Options of hidden_order/*: obs ('grid' or 'image') and
-    pays ('balls' or 'success'). memory/<delay> has none. Options of gymnax/*: the fields of its
-    EnvParams, e.g. max_steps_in_episode. Raises UserError for an unknown name, an unknown option or
-    a bad value.
+    repeat) and the fields of the system.
+    Options of hidden_order/*: obs ('grid' or 'image') and pays ('balls' or 'success').
+    memory/<delay> has none.
+    Options of gymnax/*: the fields of its EnvParams, e.g. max_steps_in_episode.
+    <module>:<name> is a class or function of the reader's own, which takes the options.
+    Raises UserError for an unknown name, an unknown option or a bad value.
     """
+    if imports.is_own(name):
+        env = imports.call(name, imports.find(name), **options)
+        if not isinstance(env, Env) or not isinstance(env.spec, EnvSpec):
+            raise UserError(
+                f'{name} made {type(env).__name__}; expected an Env of reverie.types (one of '
+                'Gymnasium is gym/<module>:<Id>)'
+            )
+        return env
     family, _, game = name.partition('/')
     if family == 'gymnax':
         from reverie.envs import gymnax  # an optional package; its import takes seconds
@@ -129,7 +140,8 @@ def make(name: str, **options: Any) -> Env:
         return remembered if limit is None else TimeLimit(remembered, limit)
     if family != 'minatar' or game not in minatar.GAMES:
         raise UserError(
-            f'environment {name!r} is unknown; expected one of {", ".join(names())}, or gymnax/<Id>'
+            f'environment {name!r} is unknown; expected one of {", ".join(names())}, gymnax/<Id> '
+            'or <module>:<name>'
         )
     env, time_limit = minatar.build(game, **options)
     return env if time_limit is None else TimeLimit(env, time_limit)

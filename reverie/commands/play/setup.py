@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from reverie.agents import registry
+from reverie.commands.arguments import slug
 from reverie.commands.experiment import Experiment, Hosted, Recorded, describe, load, played
 from reverie.serve.contexts import Contexts
 from reverie.serve.hosted import HostSession
@@ -36,7 +37,7 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
     Raises UserError if it is neither.
     """
     folder = pathlib.Path(name)
-    if name in registry.PRESETS and not (folder / 'config.json').exists():
+    if registry.known(name) and not (folder / 'config.json').exists():
         return _of_preset(name, env_name, options, seed)
     if not folder.exists():
         raise UserError(
@@ -69,7 +70,7 @@ def _of_preset(name: str, env_name: str | None, options: dict[str, Any], seed: i
     agent = playable(registry.make(config, experiment.spec), name)
     params = lambda: agent.init(jax.random.key(seed))
     facts = {'source': 'play', 'preset': name, 'env': {'name': env_name, 'options': options}}
-    folder = pathlib.Path('runs') / 'plays' / name
+    folder = pathlib.Path('runs') / 'plays' / slug(name)
     title = f'{name} on {env_name}, random weights'
     return PlaySetup(title, agent, experiment, params, None, folder, facts)
 
