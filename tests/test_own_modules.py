@@ -1,6 +1,5 @@
 """Presets, agents and environments of the reader's own modules, named `module:name`."""
 
-import json
 import pathlib
 import sys
 
@@ -9,12 +8,11 @@ import pytest
 
 from reverie import imports
 from reverie.agents import registry
-from reverie.commands.experiment import describe, played
 from reverie.commands.play.setup import resolve_play
 from reverie.commands.train import parse_train
 from reverie.envs import device
 from reverie.types import Agent, UserError
-from tests.test_cli import fails, reverie
+from tests.test_cli import fails
 
 LAB = '''
 import dataclasses
@@ -166,23 +164,3 @@ def test_the_current_folder_hides_no_installed_module(lab):
     pathlib.Path('json.py').write_text('raise RuntimeError')
     imports.find('my_lab.things:wide')
     assert sys.path[-1] == str(lab) and sys.path.count(str(lab)) == 1
-
-
-@pytest.mark.slow
-def test_a_run_of_ones_own_preset_trains_and_opens_again(lab):
-    names = ['my_lab.things:wide', '--env', 'my_lab.things:Corridor', '--env-options', 'length=3']
-    done = reverie('train', *names, '--frames', 600, '--episodes', 4, '--max-steps', 40,
-                   '--updates-per-call', 5, cwd=lab)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    (folder,) = (lab / 'runs').iterdir()
-    assert folder.name == 'my_lab.things.wide-my_lab.things.Corridor'
-    saved = json.loads((folder / 'config.json').read_text())
-    assert (saved['preset'], saved['env']) == ('my_lab.things:wide', 'my_lab.things:Corridor')
-    assert 'my_lab.things:wide' in (folder / 'report.html').read_text()
-    for command in (('eval', folder, '--episodes', 4, '--max-steps', 40), ('report', folder)):
-        done = reverie(*command, cwd=lab)
-        assert done.returncode == 0, done.stderr[-2000:]
-    assert describe(folder).config.policy.units == 24
-    setup = resolve_play(str(folder), None, {}, 0)
-    assert setup.params()['policy'] and setup.title.startswith('my_lab.things:wide on ')
-    assert type(describe(folder)) is played('my_lab.things:Corridor')
