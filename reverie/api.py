@@ -97,7 +97,7 @@ def train(
     Raises UserError for whatever does not fit; SystemExit(75) after SIGTERM, once all is saved.
     """
     config = registry.get(preset) if config is None else config
-    folder = pathlib.Path(folder or pathlib.Path('runs') / f'{preset}-{slug(env)}')
+    folder = pathlib.Path(folder or pathlib.Path('runs') / f'{slug(preset)}-{slug(env)}')
     command = f'reverie.train({preset!r}, {env!r})'
     experiment: Experiment
     if hasattr(config, 'replay'):

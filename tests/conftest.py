@@ -18,14 +18,17 @@ os.environ.setdefault(
     * importlib.metadata.version('jaxlib').startswith('0.10.'),
 )
 
-import jax
+# Shared by all workers, by the processes that tests start, and with the next run.
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parents[1] / '.jax_cache')
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+
 import jaxtyping
 import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent
-jax.config.update('jax_compilation_cache_dir', str(ROOT.parent / '.jax_cache'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 jaxtyping.install_import_hook('reverie', 'beartype.beartype')
 

@@ -30,13 +30,7 @@ from reverie.types import OutOfMemoryError, UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.compat]
 
-CACHE = pathlib.Path(__file__).parent.parent / '.jax_cache'
-ENV = {
-    **os.environ,
-    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-    'JAX_PLATFORMS': 'cpu',
-}
+ENV = dict(os.environ)  # as tests/conftest.py made it
 PPO = PPOConfig(env_frames=4096, envs=16, rollout=16, minibatches=2, snapshots=4, width=16)
 
 

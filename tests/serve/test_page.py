@@ -47,15 +47,7 @@ def played(run_folder, tmp_path_factory):
 @pytest.fixture(scope='module')
 def address(played, tmp_path_factory):
     """Of a server that was started by the command line; ended by Ctrl-C."""
-    env = {
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',
-        'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-        'PYTHONPATH': str(ROOT),
-        'PYTHONUNBUFFERED': '1',
-    }
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
     command = [
         sys.executable,
         '-m',

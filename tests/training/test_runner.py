@@ -247,7 +247,6 @@ def start(script, *args, **environment):
     root = str(HERE.parents[1])
     path = os.pathsep.join([root, str(HERE)])
     env = {**os.environ, 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', **environment}
-    env['JAX_COMPILATION_CACHE_DIR'] = str(HERE.parents[1] / '.jax_cache')
     env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     command = [sys.executable, *script, *map(str, args)]
     return subprocess.Popen(

@@ -5,7 +5,7 @@ import dataclasses
 import tyro
 
 from reverie.commands.arguments import options_of
-from reverie.commands.programs import Compiling, keep_programs
+from reverie.commands.programs import Compiling
 from reverie.commands.terminal import say
 
 
@@ -41,7 +41,6 @@ def run(args: Play) -> None:
     """Serve the page until Ctrl-C."""
     from reverie.commands.play.serving import play
 
-    keep_programs(args.cache)
     play(
         args.agent,
         env_name=args.env,
@@ -54,5 +53,6 @@ def run(args: Play) -> None:
         browser=args.browser,
         names=args.allow_host,
         steps=args.steps,
+        cache=args.cache,
         say=say,
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from reverie.commands.doctor import matmul_tflops
 from reverie.commands.play.setup import open_session, resolve_play
+from reverie.commands.programs import keep_programs
 from reverie.evaluation.results import device_name
 from reverie.nn.core import count
 from reverie.serve.engine import Engine
@@ -40,6 +41,7 @@ def play(
     names: tuple[str, ...] = (),
     steps: int | None = None,
     token: str | None = None,
+    cache: bool = True,
     say: Say = print,
 ) -> None:
     """Serve the page until Ctrl-C. Raises UserError for whatever the user can mend."""
@@ -49,6 +51,7 @@ def play(
         raise UserError(f'--fps {pace:g}: expected 1 to 120')
     with contextlib.ExitStack() as left:
         sock = left.enter_context(contextlib.closing(bind(host, port)))
+        keep_programs(cache)
         begin = time.perf_counter()
         stage = lambda i, text: say(f'[{i}/5 {time.perf_counter() - begin:5.1f} s] {text}')
         stage(1, f'device: {device_name()}')
