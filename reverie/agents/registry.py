@@ -13,11 +13,6 @@ from reverie import imports
 from reverie.agents.bc import BC, BCConfig, bc, bc_debug, bc_demo
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.dreamer.presets import (
-    dreamer_v1,
-    dreamer_v1_small,
-    dreamer_v2,
-    dreamer_v2_control,
-    dreamer_v2_mixed,
     dreamer_v3,
     dreamer_v3_debug,
     dreamer_v3_release,
@@ -25,6 +20,13 @@ from reverie.agents.dreamer.presets import (
     transdreamer,
     transdreamer_v3,
     transdreamer_v3_small,
+)
+from reverie.agents.dreamer.presets_v1_v2 import (
+    dreamer_v1,
+    dreamer_v1_small,
+    dreamer_v2,
+    dreamer_v2_control,
+    dreamer_v2_mixed,
 )
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.agents.dreamer4.presets import dreamer4, dreamer4_debug, dreamer4_demo, dreamer4_paper

@@ -323,3 +323,19 @@ class BernoulliDist:
 
     def __call__(self, out: Float[Array, '*B 1']) -> Bernoulli:
         return Bernoulli(out[..., 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """The agent learns the rewards of the environment."""
+
+    def __call__(self, reward: Float[Array, '*B']) -> Float[Array, '*B']:
+        return reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Tanh:
+    """The agent learns tanh(reward); V2 on Atari."""
+
+    def __call__(self, reward: Float[Array, '*B']) -> Float[Array, '*B']:
+        return jnp.tanh(reward)

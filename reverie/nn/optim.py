@@ -163,3 +163,54 @@ def per_group(
         return {name: merged[name] for name in updates}, tuple(s for _, s in done)
 
     return optax.GradientTransformation(init, update)
+
+
+def hidden_matrices(params: Params) -> Params:
+    """Weights that Muon orthogonalises: the matrices inside transformer layers.
+
+    Embeddings, output layers and vectors are left to Adam.
+    """
+
+    def is_hidden(path) -> bool:
+        return {'layers', 'kernel'} <= {getattr(entry, 'key', None) for entry in path}
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: optax.contrib.MuonDimensionNumbers() if is_hidden(path) else None, params
+    )
+
+
+def muon_or_adamw(
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    decay: float,
+    weight_decay: float,
+    clip_norm: float,
+    muon: bool,
+) -> optax.GradientTransformation:
+    """Gradient clipping, then Muon or AdamW: warm-up, constant rate, linear fall to zero.
+
+    decay: share of the `steps`, at the end, over which the rate falls.
+    """
+    falling = round(decay * steps)
+    rate = optax.join_schedules(
+        [
+            optax.linear_schedule(
+                learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps
+            ),
+            optax.linear_schedule(learning_rate, 0.0, max(falling, 1)),
+        ],
+        [max(steps - falling, warmup_steps)],
+    )
+    if muon:
+        method = optax.contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            adam_b2=0.99,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=hidden_matrices,
+        )
+    else:
+        method = optax.adamw(rate, b2=0.99, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), method)

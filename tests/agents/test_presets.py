@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 
 from reverie.agents import registry
-from reverie.agents.dreamer.config import Identity
 from reverie.agents.dreamer.losses import world_model_loss
 from reverie.agents.dreamer.networks import Net, world_model, world_model_modules
 from reverie.commands.experiment import restore
 from reverie.models.encoders import ObsConfig
+from reverie.nn.dists import Identity
 from reverie.nn.networks import Networks
 from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
 from tests.small import world as shrunk

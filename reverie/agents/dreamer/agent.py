@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.agents.dreamer.config import DreamerConfig
-from reverie.agents.dreamer.losses import dreamer_loss
+from reverie.agents.dreamer.losses import dreamer_loss, update_slow_critic
 from reverie.agents.dreamer.networks import SHAPED_BY, networks, term_scales, world_model
 from reverie.models.latent import LatentModel
 from reverie.nn.networks import copy
@@ -61,7 +61,7 @@ class Dreamer:
                 cfg.steps,
                 cfg.replay.batch,
                 length,
-                after=None if cfg.slow is None else self._update_slow_critic,
+                after=functools.partial(update_slow_critic, cfg.slow) if cfg.slow else None,
             ),
         )
         self.explorer = LatentActor(self, explore=True)
@@ -75,10 +75,6 @@ class Dreamer:
         if self.cfg.slow is not None:
             params['slow_value'] = copy(params['value'])
         return params | {'scale': self.cfg.scale.initial()}
-
-    def _update_slow_critic(self, params: Params, step: Array) -> Params:
-        assert self.cfg.slow is not None
-        return params | {'slow_value': self.cfg.slow(params['slow_value'], params['value'], step)}
 
     @property
     def discount(self) -> float:

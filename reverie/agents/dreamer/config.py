@@ -20,7 +20,7 @@ from reverie.nn.action_dists import (
     TruncNormalDist,
 )
 from reverie.nn.core import Style
-from reverie.nn.dists import TwoHotDist, UnitNormalDist
+from reverie.nn.dists import Identity, Tanh, TwoHotDist, UnitNormalDist
 from reverie.nn.optim import clipped_adam, laprop_agc, per_group
 from reverie.objectives.actor import ActorObjective
 from reverie.objectives.behavior import ExclusiveReturn, InclusiveReturn
@@ -33,22 +33,6 @@ from reverie.objectives.critic import (
     SlowCopy,
 )
 from reverie.types import Losses
-
-
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """The agent learns the rewards of the environment."""
-
-    def __call__(self, reward: Float[Array, '*B']) -> Float[Array, '*B']:
-        return reward
-
-
-@dataclasses.dataclass(frozen=True)
-class Tanh:
-    """The agent learns tanh(reward); V2 on Atari."""
-
-    def __call__(self, reward: Float[Array, '*B']) -> Float[Array, '*B']:
-        return jnp.tanh(reward)
 
 
 @dataclasses.dataclass(frozen=True)

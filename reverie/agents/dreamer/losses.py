@@ -11,6 +11,7 @@ from reverie.agents.dreamer.networks import Net, world_model
 from reverie.nn.networks import constant
 from reverie.objectives.actor import ActorObjective
 from reverie.objectives.behavior import by_row, rollout, with_root
+from reverie.objectives.critic import SlowAverage, SlowCopy
 from reverie.types import Batch, Losses, Metrics, Outcome, Params, Step, sg
 
 
@@ -152,3 +153,8 @@ def last_steps(window: Any, cfg: DreamerConfig) -> Any:
     """The steps of a window [B, T, ...] that rollouts start from: [B, K, ...]."""
     k = cfg.imagine_last
     return window if k is None else jax.tree.map(lambda x: x[:, -k:], window)
+
+
+def update_slow_critic(slow: SlowAverage | SlowCopy, params: Params, step: Array) -> Params:
+    """Parameters after an update, the slow critic moved towards the critic."""
+    return params | {'slow_value': slow(params['slow_value'], params['value'], step)}

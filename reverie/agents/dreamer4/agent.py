@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.agents.dreamer4 import losses
-from reverie.agents.dreamer4.config import Dreamer4Config, PhaseConfig, optimiser
+from reverie.agents.dreamer4.config import Dreamer4Config, PhaseConfig
 from reverie.agents.dreamer4.networks import ACTING, ShortcutActor, networks, world_model
 from reverie.models.shortcut import ShortcutModel
 from reverie.nn.networks import copy
+from reverie.nn.optim import muon_or_adamw
 from reverie.types import EnvSpec, Params, Phase, ReadOut, State, UserError
 
 TOKENIZER = tuple(f'tokenizer.{name}' for name in ('patch', 'latents', 'bottleneck', 'transformer'))
@@ -169,7 +170,15 @@ def phase_of(
         trains,
         loss,
         scales,
-        optimiser(cfg),
+        muon_or_adamw(
+            steps=cfg.steps,
+            learning_rate=cfg.learning_rate,
+            warmup_steps=cfg.warmup_steps,
+            decay=cfg.decay,
+            weight_decay=cfg.weight_decay,
+            clip_norm=cfg.clip_norm,
+            muon=cfg.muon,
+        ),
         cfg.steps,
         cfg.batch,
         cfg.length,

@@ -3,14 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
-import optax
 from jaxtyping import Array
 
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
 from reverie.objectives.actor import PMPO
-from reverie.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,41 +82,3 @@ class Dreamer4Config:
     dynamics_phase: PhaseConfig = PhaseConfig()
     finetune_phase: PhaseConfig = PhaseConfig(relevant=0.5)
     imagine_phase: PhaseConfig = PhaseConfig()
-
-
-def hidden_matrices(params: Params) -> Params:
-    """Weights that Muon orthogonalises: the matrices inside transformer layers.
-
-    Embeddings, output layers and vectors are left to Adam.
-    """
-
-    def is_hidden(path) -> bool:
-        return {'layers', 'kernel'} <= {getattr(entry, 'key', None) for entry in path}
-
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: optax.contrib.MuonDimensionNumbers() if is_hidden(path) else None, params
-    )
-
-
-def optimiser(cfg: PhaseConfig) -> optax.GradientTransformation:
-    """Gradient clipping, then Muon or AdamW: warm-up, constant rate, linear fall to zero."""
-    falling = round(cfg.decay * cfg.steps)
-    start = cfg.learning_rate / max(cfg.warmup_steps, 1)
-    rate = optax.join_schedules(
-        [
-            optax.linear_schedule(start, cfg.learning_rate, cfg.warmup_steps),
-            optax.linear_schedule(cfg.learning_rate, 0.0, max(falling, 1)),
-        ],
-        [max(cfg.steps - falling, cfg.warmup_steps)],
-    )
-    if cfg.muon:
-        method = optax.contrib.muon(
-            rate,
-            weight_decay=cfg.weight_decay,
-            adam_b2=0.99,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=hidden_matrices,
-        )
-    else:
-        method = optax.adamw(rate, b2=0.99, weight_decay=cfg.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), method)
