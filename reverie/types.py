@@ -1,4 +1,4 @@
-"""The vocabulary every module shares: steps, batches, phases and the protocols between packages.
+"""Vocabulary of every module: steps, batches, phases and the protocols between packages.
 
 One letter means one thing everywhere:
 
@@ -44,9 +44,7 @@ Losses = dict[str, Array]
 
 
 class Mean(NamedTuple):
-    """A mean over as many things as there happen to be, e.g. episodes that ended; divided only when
-    it is logged.
-    """
+    """Sum and count of things whose number varies, e.g. ended episodes; divided when logged."""
 
     total: Any  # arrays
     n: Any
@@ -57,13 +55,11 @@ Metrics = dict[str, Array | Mean]
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpace:
-    """`size` choices (discrete) or `size` numbers in [-1, 1] (continuous); `meanings` label keys on
-    screen.
-    """
+    """`size` choices (discrete) or `size` numbers in [-1, 1] (continuous)."""
 
     kind: Literal['discrete', 'continuous']
     size: int
-    meanings: tuple[str, ...] = ()
+    meanings: tuple[str, ...] = ()  # labels of the keys on screen
 
     def sample(self, key: PRNGKeyArray, n: int) -> Array:
         """Draw n uniform actions: index [n] if discrete, [n, A] in [-1, 1] if continuous."""
@@ -74,27 +70,21 @@ class ActionSpace:
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """What an agent must know of an environment before it is built."""
+    """Facts about an environment that an agent is built from."""
 
     name: str
-    obs_shape: (
-        tuple[int, ...] | Mapping[str, tuple[int, ...]]
-    )  # a mapping where an observation is a dictionary
+    # A mapping where an observation is a dictionary.
+    obs_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]
     actions: ActionSpace
     max_return: float | None = None
     channels: tuple[str, ...] = ()
 
 
 class Step(NamedTuple):
-    """What the agent receives at one time step.
-
-    Leading dims [*B]: [N] when acting, [B, T] when training.
-    """
+    """Everything that arrives at one time step; [*B] is [N] when acting, [B, T] when training."""
 
     obs: PyTree[Array]  # [*B, h, w, c]
-    prev_action: (
-        Array  # [*B, A] the action that led here, one-hot if discrete; zeros where is_first
-    )
+    prev_action: Array  # [*B, A] that led here, one-hot if discrete; zeros where is_first
     reward: Array  # [*B] earned by prev_action
     is_first: Array  # [*B] bool
     is_last: Array  # [*B] bool, true for truncation too
@@ -102,21 +92,17 @@ class Step(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A training batch: windows of steps, and what is known of each row."""
+    """Windows of steps to train on, with facts about each row."""
 
     step: Step  # [B, T, ...]
     has_action: Bool[Array, ' B']  # false for unlabelled video
     has_reward: Bool[Array, ' B']
-    relevant: Bool[
-        Array, ' B'
-    ]  # drawn from the task's own data (behaviour cloning) rather than uniformly (dynamics)
-    context: PyTree = (
-        None  # [B, C, ...] what replay remembers of the C steps before each row, zeros if nothing
-    )
+    relevant: Bool[Array, ' B']  # from the task's own data (cloning), not uniform (dynamics)
+    context: PyTree = None  # [B, C, ...] memories of the C steps before each row, zeros if none
 
 
 class Prediction(NamedTuple):
-    """What an imagined step carries. Leading dims [N]."""
+    """Features and predictions of an imagined step."""
 
     feat: Float[Array, 'N F']
     reward: Float[Array, ' N']
@@ -129,61 +115,57 @@ Policy = Callable[[State, Array, PRNGKeyArray], Array]  # (state, feat [N, F], k
 
 @runtime_checkable
 class WorldModel(Protocol):
-    """Four methods serve imagination training, evaluation and the interactive player alike."""
+    """Four methods that serve imagination training, evaluation and play alike."""
 
     def initial(self, batch: int) -> State: ...
 
     def observe(self, state: State, step: Step, key: PRNGKeyArray) -> tuple[State, Array]:
-        """A real frame arrives: -> (state, feat [N, F])."""
+        """Take in a real frame; return (state, feat [N, F])."""
         ...
 
     def imagine(self, state: State, action: Array, key: PRNGKeyArray) -> tuple[State, Prediction]:
-        """The model dreams the frame that `action` [N, A] leads to."""
+        """Dream the frame that `action` [N, A] leads to."""
         ...
 
     def decode(self, state: State) -> Array:
-        """The frame of `state`, in observation space."""
+        """Return the frame of `state`, in observation space."""
         ...
 
 
 @runtime_checkable
 class PipelinedWorldModel(WorldModel, Protocol):
-    """A world model that can show a frame before it has taken it in.
+    """World model that can show a frame before it is committed.
 
-    `pending` is a state whose newest frame is not taken in yet. Same keys, same frames as by the
-    four methods.
+    `pending` is a state whose newest frame is not committed yet. The same keys give the same frames
+    as by the four methods.
     """
 
     def denoise_next(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
-        """The beginning of `imagine`: -> ahead."""
+        """Begin `imagine`; return the pending frame."""
         ...
 
     def commit(self, pending: PyTree) -> tuple[State, Prediction]:
-        """Its end."""
+        """Commit the pending frame (write K/V, run the heads); return (state, prediction)."""
         ...
 
     def imagine_pipelined(
         self, pending: PyTree, action: Array, key: PRNGKeyArray
     ) -> tuple[PyTree, Prediction]:
-        """The end for the newest frame and the beginning of the next: -> (ahead, what is predicted
-        of the former).
-        """
+        """Commit the pending frame and begin the next; return (pending, prediction of the former)."""
         ...
 
     def observe_pending(self, state: State, step: Step, key: PRNGKeyArray) -> PyTree:
-        """The beginning of `observe`: -> ahead."""
+        """Begin `observe`; return the pending frame."""
         ...
 
     def uncommit(self, state: State, action: Array, key: PRNGKeyArray) -> PyTree:
-        """Take back the end of `observe`, whose step `action` led to: -> ahead."""
+        """Undo the commit of `observe`, whose step `action` led to; return the pending frame."""
         ...
 
 
 @runtime_checkable
 class Env(Protocol):
-    """One pure-JAX environment; `envs.device.Vector` runs many. The key of `step` drives all its
-    chance.
-    """
+    """One pure-JAX environment, of which `envs.device.Vector` runs many; all chance is in the keys."""
 
     @property
     def spec(self) -> EnvSpec: ...
@@ -191,16 +173,16 @@ class Env(Protocol):
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Step]: ...
 
     def step(self, state: PyTree, action: Array, key: PRNGKeyArray) -> tuple[PyTree, Step]:
-        """`action`: index [] if discrete, vector [A] if continuous.
+        """Move by an action: index [] if discrete, vector [A] if continuous.
 
-        No auto-reset: what follows an `is_last` step is undefined until `reset`.
+        There is no auto-reset: after an `is_last` step the result is undefined until `reset`.
         """
         ...
 
 
 @runtime_checkable
 class Actor(Protocol):
-    """A policy with the memory it needs to act in a real environment; a batch of N at once."""
+    """Policy with the memory it needs to act in N real environments at once."""
 
     def initial(self, params: Params, batch: int) -> State: ...
 
@@ -212,30 +194,26 @@ class Actor(Protocol):
         key: PRNGKeyArray,
         greedy: Bool[Array, ''] | bool,
     ) -> tuple[State, Array]:
-        """-> (state, action index [N] if discrete, [N, A] if continuous).
+        """Return (state, action: index [N] if discrete, [N, A] if continuous).
 
-        Handles `is_first` by itself.
+        `is_first` resets a row's memory.
         """
         ...
 
 
 @runtime_checkable
 class Explorer(Actor, Protocol):
-    """An actor that collects data for replay: what it adds to the policy for exploration is its own
-    affair.
-    """
+    """Actor that collects data for replay, with whatever exploration it adds to the policy."""
 
     def memory(self, state: State) -> PyTree:
-        """What replay keeps with the step just acted on, [N, ...]: e.g. the latent state, or () for
-        nothing.
+        """Return what replay keeps with the step just acted on, [N, ...], e.g. the latent state; ()
+        for nothing.
         """
         ...
 
 
 class ReadOut(NamedTuple):
-    """One way to act with an agent's parameters; read-outs that share an actor share its compiled
-    program.
-    """
+    """One way to act with an agent's parameters; those that share an actor share its program."""
 
     actor: Actor
     params: Callable[[Params], Params]  # of the agent -> of the actor
@@ -243,7 +221,7 @@ class ReadOut(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where training batches come from: a dataset, or environments that play while an agent learns.
+    """Origin of training batches: a dataset, or environments that play while an agent learns.
 
     Three kinds of state, each where it is used. `data` lies on the device, shared by all seeds and
     updates, an argument of the jitted update. `live` is one seed's part of the train state, donated
@@ -347,14 +325,12 @@ class Source(Protocol):
 
 
 class Outcome(NamedTuple):
-    """What a loss returns; one without memory and groups may return the first two as a plain tuple."""
+    """Result of a loss; one without memory and groups may return a plain (losses, metrics)."""
 
     losses: Losses  # {name: [B, T]}
     metrics: Metrics  # {name: scalar}
     memory: PyTree = None  # [B, T, ...] for replay to keep with the steps of the batch
-    groups: Params | None = (
-        None  # parameter groups that the loss replaces, e.g. running statistics; not trained ones
-    )
+    groups: Params | None = None  # untrained groups that the loss replaces, e.g. running statistics
 
 
 LossFn = Callable[[Params, Batch, PRNGKeyArray, Array], Outcome | tuple[Losses, Metrics]]
@@ -362,47 +338,30 @@ LossFn = Callable[[Params, Batch, PRNGKeyArray, Array], Outcome | tuple[Losses, 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One stage of training, as a value.
+    """One stage of training, as a value."""
 
-    name: shown in progress and logs, unique in an agent.
-    trains: top-level parameter groups that get gradients; every other group is frozen.
-    loss: (params, batch, key, step []) -> Outcome, or just ({name: [B, T]}, metrics {name:
-    scalar}).
-    scales: weight of each loss term; its keys must equal the loss's keys.
-    optimiser: applied to the trained groups.
-    steps, batch, length: number of updates, rows and frames per row.
-    relevant: share of the rows drawn from the task's own data; they come first in the batch.
-    rms_decay: if set, each term is divided by the root of a running mean of its square (Dreamer 4,
-    section 3.2).
-    ema_decay: if set, the phase leaves the running mean of its weights behind instead of the last
-    ones.
-    begin: params at the start of the phase, e.g. to copy a head; pure.
-    after: (params, step []) -> params after each gradient step, e.g. slow critics; skipped updates
-    leave them alone.
-        step: updates before this one, 0 at the first.
-    scheduled: the learning rate depends on `steps`, so that a longer phase differs from its first
-    update on.
-    """
-
-    name: str
-    trains: tuple[str, ...]
-    loss: LossFn
-    scales: Mapping[str, float]
-    optimiser: optax.GradientTransformation
-    steps: int
-    batch: int
-    length: int
-    relevant: float = 0.0
+    name: str  # unique in an agent; shown in progress and logs
+    trains: tuple[str, ...]  # top-level parameter groups that get gradients; the others are frozen
+    loss: LossFn  # (params, batch, key, step []) -> Outcome or (losses, metrics)
+    scales: Mapping[str, float]  # weight of each loss term, by the names of the loss
+    optimiser: optax.GradientTransformation  # of the trained groups
+    steps: int  # gradient steps
+    batch: int  # rows
+    length: int  # steps of each row
+    relevant: float = 0.0  # share of rows from the task's own data, first in the batch
+    # Decay of the running mean square whose root each term is divided by; Dreamer 4, section 3.2.
     rms_decay: float | None = None
+    # Decay of the running mean of the weights, which the phase leaves behind instead of the last.
     ema_decay: float | None = None
-    begin: Callable[[Params], Params] | None = None
+    begin: Callable[[Params], Params] | None = None  # pure; e.g. copies a head at the start
+    # (params, updates before this one []) -> params, e.g. slow critics; not after skipped updates.
     after: Callable[[Params, Array], Params] | None = None
-    scheduled: bool = False
+    scheduled: bool = False  # the learning rate depends on `steps`, from the first update on
 
 
 @runtime_checkable
 class Agent(Protocol):
-    """What the runner, the evaluation and the player need of an agent.
+    """Agent as the training loop, the evaluation and the player use it.
 
     One whose weights other runs may take also has `shaped_by`: parameter group -> fields of its
     config, dotted, without which the weights mean nothing.
@@ -417,7 +376,7 @@ class Agent(Protocol):
 
 @runtime_checkable
 class Playable(Agent, Protocol):
-    """An agent that people can play in: its world model and read-outs of the features, all traced.
+    """Agent that people can play in: its world model and read-outs of the features, all traced.
 
     Optional powers, e.g. a choice of sampling steps, are the protocols in `serve.powers`.
     """
@@ -427,13 +386,13 @@ class Playable(Agent, Protocol):
     def expected_return(
         self, params: Params, feat: Float[Array, 'N F']
     ) -> Float[Array, ' N'] | None:
-        """The critic's mean; None without a critic."""
+        """Return the critic's mean; None without a critic."""
         ...
 
     def choose(
         self, params: Params, state: State, feat: Float[Array, 'N F'], key: PRNGKeyArray
     ) -> tuple[Float[Array, 'N A'], Float[Array, 'N A'] | None]:
-        """-> (what the agent does, one-hot if discrete; the probabilities of discrete actions, None
+        """Return (the agent's action, one-hot if discrete; probabilities of discrete actions, None
         if it has none).
         """
         ...
