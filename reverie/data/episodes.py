@@ -1,5 +1,4 @@
-"""The native dataset on disk: a folder of ArrayRecord shards, one episode per record, and
-`manifest.json`.
+"""Native dataset on disk: a folder of ArrayRecord shards, one episode per record, and a manifest.
 
 `writing` makes such folders; `Episodes` opens one, `verify` reads every byte of it.
 """
@@ -35,14 +34,11 @@ READ_AT_ONCE = 512  # records per read call: bounds the memory that undecoded by
 
 
 class Episodes:
-    """A dataset opened for reading. Raises UserError if it is missing, empty, damaged or of another
-    version.
+    """A dataset opened for reading, which compares sizes and record counts.
 
-    Opening compares sizes and record counts; only `verify` reads every byte.
-
-    max_lost: share of the episodes that may be damaged. They are left out, with a warning that
-        names the file and the share; the files stay as they are. `lost` holds their numbers:
-        `records` yields all others.
+    Raises UserError if it is missing, empty, damaged or of another version. max_lost: share of the
+    episodes that may be damaged; a warning names them, `lost` holds their numbers, and `records`
+    yields all others. The files stay as they are.
     """
 
     def __init__(self, path: str | os.PathLike, max_lost: float = 0.0):
@@ -51,9 +47,8 @@ class Episodes:
         self.schema, self.spec = read_schema(self.path / MANIFEST, self.manifest)
         self.counts: dict[str, Any] = self.manifest['counts']
         self.shards = [self.path / shard['file'] for shard in self.manifest['shards']]
-        self.first = np.cumsum(
-            [0] + [shard['records'] for shard in self.manifest['shards']]
-        )  # record of each shard
+        sizes = [shard['records'] for shard in self.manifest['shards']]
+        self.first = np.cumsum([0, *sizes])  # number of each shard's first record
         self.lost: set[int] = set()
         self.sound: list[int] = []  # shards that can be opened
         for i, shard in enumerate(self.manifest['shards']):
@@ -80,7 +75,7 @@ class Episodes:
         log.warning('%s; left out, %s', fault, known)
 
     def __len__(self) -> int:
-        """Episodes, lost ones included."""
+        """Return the number of episodes, lost ones included."""
         return self.counts['episodes']
 
     @property
@@ -89,14 +84,14 @@ class Episodes:
 
     @property
     def bytes_per_frame(self) -> int:
-        """Of the stored form: what one frame takes on the device."""
+        """Bytes that one frame takes on the device."""
         frame = math.prod(self.schema.stored_shape) * np.dtype(self.schema.stored_dtype).itemsize
         action = math.prod(self.schema.action_shape) * np.dtype(self.schema.action_dtype).itemsize
         return frame + action + 4 + 1
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever any shard does, and with the episodes that are lost."""
+        """Hash of the shards and of the numbers of the lost episodes."""
         known = ' '.join(shard['sha256'] for shard in self.manifest['shards'])
         known += f' without {sorted(self.lost)}' if self.lost else ''
         return hashlib.sha256(known.encode()).hexdigest()[:16]
@@ -107,11 +102,11 @@ class Episodes:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the writer said of where the data come from."""
+        """Origin of the data, as the writer gave it."""
         return self.manifest['provenance']
 
     def returns(self) -> dict[str, list[float]]:
-        """Undiscounted returns of the complete episodes of each kind. Reads every record."""
+        """Return the undiscounted returns of each kind's complete episodes; reads every record."""
         found: dict[str, list[float]] = {kind: [] for kind in self.counts['kinds']}
         for record in self.records():
             if record.complete and record.has_reward:
@@ -119,9 +114,7 @@ class Episodes:
         return found
 
     def check(self, spec: EnvSpec) -> None:
-        """Raises UserError, naming both, if the dataset is of another game, observation or action
-        space.
-        """
+        """Raise UserError if the dataset is of another game, observation or action space."""
         for what, given, expected in (
             ('environment', self.spec.name, spec.name),
             ('observation shape', list(self.spec.obs_shape), list(spec.obs_shape)),
@@ -131,14 +124,14 @@ class Episodes:
                 raise UserError(f'{self.path}: dataset has {what} {given}, expected {expected}')
 
     def records(self) -> Iterator[Record]:
-        """Every sound record in file order, decoded and checked.
+        """Yield every sound record in file order, decoded and checked.
 
         Raises UserError naming one that is wrong.
         """
         return (record for _, record in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, Record]]:
-        """The same, each with its number in the dataset."""
+        """Yield every sound record as (its number in the dataset, record)."""
         for i in self.sound:
             path, count = self.shards[i], self.manifest['shards'][i]['records']
             for begin in range(0, count, READ_AT_ONCE):
@@ -155,7 +148,7 @@ class Episodes:
                     yield number, record
 
     def _read(self, path: pathlib.Path, indices: list[int]) -> list[bytes | UserError]:
-        """Bytes of records, read at once; one by one if that fails, so that damage costs no others."""
+        """Read records at once, or one by one if that fails, so that damage costs no others."""
         try:
             with open_shard(path) as reader:
                 return reader.read(indices)
@@ -186,9 +179,8 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _difference(found: Any, expected: Any, name: str = '') -> str:
-    """First difference of two nested summaries in words, or nothing.
-
-    Floats may differ in their last digits.
+    """Return the first difference of two nested summaries in words, or ''; floats may differ in
+    their last digits.
     """
     if isinstance(found, dict) and isinstance(expected, dict):
         names = sorted(found.keys() | expected.keys())

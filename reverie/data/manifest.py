@@ -1,5 +1,4 @@
-"""The manifest of a dataset: what a reader must know before it opens a shard, and what the shards
-must match.
+"""Manifest of a dataset: what a reader needs before it opens a shard, and what shards must match.
 
 It holds schema, alignment, counts, return statistics per kind of player, free-form provenance, and
 size, record count and SHA-256 of every shard, and the checksum of all that.
@@ -45,8 +44,8 @@ class Tally:
                 self.returns.append(record.ret)
 
     def summary(self) -> dict[str, Any]:
-        """Returns are undiscounted and over complete episodes only: a cut episode's return is a
-        lower bound.
+        """Return counts and statistics of the undiscounted returns of complete episodes; that of a
+        cut episode is only a lower bound.
         """
         return {
             'episodes': self.episodes,
@@ -77,7 +76,7 @@ def _statistics(values: list[float]) -> dict[str, Any]:
 
 
 def summarise(tallies: dict[str, Tally]) -> dict[str, Any]:
-    """Counts and return statistics of a dataset, in total and per kind."""
+    """Return counts and return statistics of a dataset, in total and per kind."""
     total = Tally()
     for tally in tallies.values():
         total.episodes += tally.episodes
@@ -117,7 +116,7 @@ def make_manifest(
 
 
 def checksum(body: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its checksum."""
+    """Return the SHA-256 of a manifest without its checksum."""
     text = json.dumps(
         {k: v for k, v in body.items() if k != 'checksum'}, sort_keys=True, allow_nan=False
     )
@@ -217,7 +216,7 @@ def check_shard(path: pathlib.Path, shard: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def open_shard(path: pathlib.Path) -> Iterator[ArrayRecordReader]:
-    """A reader of one shard; damage found while reading or closing is a UserError naming the file."""
+    """Open a reader of one shard; damage found in reading or closing is a UserError naming it."""
     try:
         reader = ArrayRecordReader(str(path))
         try:

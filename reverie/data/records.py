@@ -1,5 +1,4 @@
-"""One episode as bytes: a msgpack map of a small header and, per field, dtype, shape and raw
-little-endian bytes.
+"""Episodes as bytes: msgpack of a header and, per field, dtype, shape and little-endian bytes.
 
 Everything in a record is a number, a string or bytes; nothing is executed when it is read. Sizes
 are checked against the bytes that are really there before any array is made, so a record cannot
@@ -8,6 +7,9 @@ claim more memory than it occupies.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -16,12 +18,20 @@ from reverie.types import ActionSpace, Step, UserError
 
 VERSION = 1
 DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'float16', 'float32')
-FIRST, LAST, TERMINAL = 1, 2, 4  # bits of `flags`
+# Bits of `flags`.
+FIRST = 1
+LAST = 2
+TERMINAL = 4
+
+
+def index_dtype(size: int) -> str:
+    """Return the smallest dtype of the indices -1 to size - 1."""
+    return 'int8' if size <= 127 else 'int16' if size <= 32767 else 'int32'
 
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """What every record of a dataset has in common."""
+    """Shapes and dtypes that all records of a dataset share."""
 
     obs_shape: tuple[int, ...]
     obs_dtype: str
@@ -29,7 +39,7 @@ class Schema:
 
     @property
     def packed(self) -> bool:
-        """Whether observations are stored as bits."""
+        """True if observations are stored as bits."""
         return self.obs_dtype == 'bool'
 
     @property
@@ -45,13 +55,7 @@ class Schema:
     def action_dtype(self) -> str:
         if self.actions.kind == 'continuous':
             return 'float32'
-        return (
-            'int8'
-            if self.actions.size <= 127
-            else 'int16'
-            if self.actions.size <= 32767
-            else 'int32'
-        )
+        return index_dtype(self.actions.size)
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -60,16 +64,14 @@ class Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One episode in its stored form: bits for boolean frames, indices for discrete actions (-1:
-    none).
-    """
+    """One episode in stored form: bits for boolean frames, indices for discrete actions."""
 
     kind: str
     complete: bool  # false for the tail of a stream that the collector cut
     has_action: bool
     has_reward: bool
     obs: np.ndarray  # [T, *stored_shape]
-    action: np.ndarray  # [T] or [T, A]; -1 / zeros at the first step and where has_action is false
+    action: np.ndarray  # [T] (-1: none) or [T, A]; none at the first step or without has_action
     reward: np.ndarray  # [T] float32; zeros where has_reward is false
     flags: np.ndarray  # [T] uint8, bits FIRST, LAST, TERMINAL
 
@@ -83,20 +85,23 @@ class Record:
 
 
 def pack(obs: np.ndarray, schema: Schema) -> np.ndarray:
-    """Observations [T, *obs_shape] in their stored form [T, *stored_shape]."""
-    return (
-        np.packbits(obs.reshape(len(obs), -1), axis=-1)
-        if schema.packed
-        else np.ascontiguousarray(obs)
-    )
+    """Return observations [T, *obs_shape] in stored form [T, *stored_shape]."""
+    if not schema.packed:
+        return np.ascontiguousarray(obs)
+    return np.packbits(obs.reshape(len(obs), -1), axis=-1)
 
 
 def unpack(stored: np.ndarray, schema: Schema) -> np.ndarray:
     """Inverse of `pack`."""
     if not schema.packed:
         return stored
-    bits = np.unpackbits(stored, axis=-1, count=math.prod(schema.obs_shape))
-    return bits.astype(bool).reshape(len(stored), *schema.obs_shape)
+    return unpack_bits(stored, schema.obs_shape)
+
+
+def unpack_bits(stored: Any, shape: Sequence[int], xp: ModuleType = np) -> Any:
+    """Return booleans [..., *shape] from bytes [..., ceil(prod(shape) / 8)]. xp: jnp if traced."""
+    bits = xp.unpackbits(stored, axis=-1, count=math.prod(shape))
+    return bits.reshape(*stored.shape[:-1], *shape).astype(bool)
 
 
 def from_step(
@@ -107,7 +112,7 @@ def from_step(
     has_action: bool = True,
     has_reward: bool = True,
 ) -> Record:
-    """The record of one episode, a `Step` of NumPy arrays with leading dim [T].
+    """Make the record of one episode, a `Step` of NumPy arrays with leading dim [T].
 
     Discrete `prev_action` may be one-hot [T, A] or indices [T]. Raises UserError if anything does
     not fit the schema.
@@ -151,7 +156,7 @@ def _no_action(length: int, schema: Schema) -> np.ndarray:
 
 
 def hide_actions(record: Record, schema: Schema) -> Record:
-    """The same episode as unlabelled video."""
+    """Return an episode as unlabelled video."""
     return dataclasses.replace(record, has_action=False, action=_no_action(len(record), schema))
 
 
@@ -174,7 +179,7 @@ def _stored_action(action: np.ndarray, first: np.ndarray, schema: Schema) -> np.
 
 
 def check_record(record: Record, schema: Schema, where: str) -> None:
-    """Raises UserError, starting with `where`, if the record breaks a rule of the format."""
+    """Raise UserError, starting with `where`, if the record breaks a rule of the format."""
     length = len(record)
     if not length:
         raise UserError(f'{where}: has no steps, expected at least one')
@@ -230,7 +235,7 @@ def _check_actions(record: Record, size: int, where: str) -> None:
 
 
 def encode(record: Record) -> bytes:
-    """Record -> bytes. Unlabelled actions and rewards take no space."""
+    """Encode a record as bytes; unlabelled actions and rewards take no space."""
     arrays = {'obs': record.obs, 'flags': record.flags}
     if record.has_action:
         arrays['action'] = record.action
@@ -266,7 +271,7 @@ HEADER = {
 
 
 def decode(data: bytes, schema: Schema, where: str) -> Record:
-    """Bytes -> record, checked against the schema.
+    """Decode a record from bytes and check it against the schema.
 
     Raises UserError, starting with `where`, for anything else.
     """

@@ -1,5 +1,4 @@
-"""Replay: streams of environment steps in a ring, from which windows are drawn. On the device or on
-the host.
+"""Replay: streams of environment steps in a ring, on the device or the host, and windows of them.
 
 Each of N environments has its own stream of L slots, so a window is contiguous in time; every
 vector step fills one slot of all streams. Slots hold the stored form (`Stored`): bits for boolean
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
-from reverie.data.records import FIRST, LAST, TERMINAL
+from reverie.data.records import FIRST, LAST, TERMINAL, index_dtype, unpack_bits
 from reverie.data.writing import Writer, split_stream
 from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
 
@@ -43,19 +42,16 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What turns stored form back into steps.
+    """Shapes and dtypes that turn stored form back into steps."""
 
-    obs: shape and dtype of one observation, a tree of ShapeDtypeStruct.
-    """
-
-    obs: PyTree
+    obs: PyTree  # of one observation, a tree of ShapeDtypeStruct
     actions: ActionSpace
 
     @classmethod
     def of(cls, step: Step, actions: ActionSpace) -> 'Layout':
-        """step: [N], arrays or shapes.
+        """Return the layout of steps [N], arrays or shapes.
 
-        Raises UserError if its actions are not those of `actions`.
+        Raises UserError if their actions are not those of `actions`.
         """
         if tuple(step.prev_action.shape[1:]) != (actions.size,):
             raise UserError(
@@ -71,7 +67,7 @@ def _is_packed(shape: Sequence[int], dtype: Any) -> bool:
 
 
 def to_stored(step: Step, memory: PyTree, actions: ActionSpace, xp: ModuleType = jnp) -> Stored:
-    """Steps [N] in stored form. xp: jnp in traced code, np on the host."""
+    """Return steps [N] in stored form. xp: jnp in traced code, np on the host."""
     n = step.reward.shape[0]
 
     def observation(x: Any) -> Any:
@@ -79,9 +75,8 @@ def to_stored(step: Step, memory: PyTree, actions: ActionSpace, xp: ModuleType =
 
     action = step.prev_action
     if actions.kind == 'discrete':
-        dtype = np.int8 if actions.size <= 127 else np.int16 if actions.size <= 32767 else np.int32
         known = (action != 0).any(-1) & ~step.is_first
-        action = xp.where(known, action.argmax(-1), -1).astype(dtype)
+        action = xp.where(known, action.argmax(-1), -1).astype(index_dtype(actions.size))
     else:
         action = xp.where(step.is_first[:, None], 0, action).astype(np.float32)
     flags = (
@@ -97,41 +92,29 @@ def to_stored(step: Step, memory: PyTree, actions: ActionSpace, xp: ModuleType =
 
 def to_step(stored: Stored, layout: Layout, xp: ModuleType = jnp) -> Step:
     """Inverse of `to_stored`, for any leading dims."""
-    lead = stored.flags.shape
 
     def observation(x: Any, like: Any) -> Any:
-        if not _is_packed(like.shape, like.dtype):
-            return x
-        bits = xp.unpackbits(x, axis=-1, count=math.prod(like.shape))
-        return bits.reshape(*lead, *like.shape).astype(bool)
+        return unpack_bits(x, like.shape, xp) if _is_packed(like.shape, like.dtype) else x
 
     action = stored.action
     if layout.actions.kind == 'discrete':
-        action = (action[..., None] == xp.arange(layout.actions.size, dtype=action.dtype)).astype(
-            np.float32
-        )
+        choices = xp.arange(layout.actions.size, dtype=action.dtype)
+        action = (action[..., None] == choices).astype(np.float32)
     first, last, terminal = ((stored.flags & bit) > 0 for bit in (FIRST, LAST, TERMINAL))
-    return Step(
-        jax.tree.map(observation, stored.obs, layout.obs),
-        action,
-        stored.reward,
-        first,
-        last,
-        terminal,
-    )
+    obs = jax.tree.map(observation, stored.obs, layout.obs)
+    return Step(obs, action, stored.reward, first, last, terminal)
 
 
 def to_batch(windows: Stored, context: PyTree, layout: Layout) -> Batch:
-    """Traced: windows [B, T] as a Batch.
-
-    Everything in a replay is the task's own, so every row is relevant.
+    """Traced: make windows [B, T] a Batch, in which every row is relevant: a replay holds nothing
+    but the task's own data.
     """
     yes = jnp.ones(windows.flags.shape[0], bool)
     return Batch(to_step(windows, layout), yes, yes, yes, context)
 
 
 def bytes_per_step(stored: Stored) -> int:
-    """Of one step of one environment; `stored` is [N, ...], arrays or shapes."""
+    """Return the bytes of one step of one environment; `stored` is [N, ...], arrays or shapes."""
     return sum(math.prod(x.shape[1:]) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(stored))
 
 
@@ -139,18 +122,18 @@ def bytes_per_step(stored: Stored) -> int:
 
 
 def earliest(count: Any, slots: int, xp: ModuleType = jnp) -> Any:
-    """First time a window may start at: the oldest but one, for which the step before is held too."""
+    """Return the first time a window may start at: the oldest whose step before is held too."""
     return xp.maximum(count - slots + 1, 0)
 
 
 def queued(
     count: Any, seen: Any, envs: int, slots: int, batch: int, length: int, xp: ModuleType = jnp
 ) -> tuple[Any, Any, Any, Any]:
-    """The online queue of DreamerV3: streams are cut into windows end to end; each is handed out
-    once, oldest first.
+    """Take rows from the online queue of DreamerV3, in which each of the windows that a stream is
+    cut into end to end is handed out once, oldest first.
 
     seen: windows handed out, lost ones included; window q is the (q // N)-th of stream q % N.
-    -> (seen, env [B], start [B], use [B]: whether the queue had something for that row).
+    Return (seen, env [B], start [B], use [B]: true where the queue had a window for the row).
     """
     ready = count // length * envs
     oldest = -(-earliest(count, slots, xp) // length) * envs
@@ -161,8 +144,8 @@ def queued(
 
 
 def winners(env: Any, start: Any, length: int, xp: ModuleType = jnp) -> Any:
-    """Of steps that several rows [B] contain, the one in the last such row: [B, T] bool. Keeps
-    writes deterministic.
+    """Return the mask [B, T] of steps that no later row contains too, so that each step is written
+    once and writes are deterministic.
     """
     time = start[:, None] + xp.arange(length)
     row = xp.arange(env.shape[0])
@@ -175,7 +158,7 @@ def winners(env: Any, start: Any, length: int, xp: ModuleType = jnp) -> Any:
 
 
 class Ring(NamedTuple):
-    """A replay on the device, one seed's."""
+    """Replay of one seed on the device."""
 
     data: Stored  # [N, L, ...]
     written: Int[Array, '']  # vector steps so far
@@ -189,24 +172,22 @@ class Ring(NamedTuple):
 
 
 def empty(like: Stored, slots: int, batch: int) -> Ring:
-    """A ring of `slots` per stream for steps like `like`, [N, ...] arrays or shapes."""
+    """Return a ring of `slots` per stream for steps like `like`, [N, ...] arrays or shapes."""
     data = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like)
-    rows = jnp.zeros(batch, jnp.int32)
-    return Ring(
-        data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), rows, jnp.zeros(batch, jnp.int32)
-    )
+    zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+    return Ring(data, written=zeros(), seen=zeros(), env=zeros(batch), start=zeros(batch))
 
 
 def write(ring: Ring, stored: Stored) -> Ring:
-    """One vector step [N, ...] over the oldest one."""
+    """Write one vector step [N, ...] over the oldest one."""
     slot = ring.written % ring.slots
     put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), slot, 1)
     return ring._replace(data=jax.tree.map(put, ring.data, stored), written=ring.written + 1)
 
 
 def choose(ring: Ring, key: PRNGKeyArray, length: int, online: bool = True) -> Ring:
-    """The rows of the next batch: from the online queue as far as it goes, the rest uniform over
-    all windows.
+    """Choose the rows of the next batch: from the online queue as far as it goes, the rest
+    uniformly among all windows.
 
     The ring must hold at least `length` + 1 slots and that many steps less one.
     """
@@ -225,7 +206,7 @@ def choose(ring: Ring, key: PRNGKeyArray, length: int, online: bool = True) -> R
 
 
 def windows(ring: Ring, length: int, context: int = 1) -> tuple[Stored, PyTree]:
-    """-> (the chosen rows [B, T, ...], memories of the `context` steps before each [B, C, ...]).
+    """Return (the chosen rows [B, T, ...], memories of the `context` steps before each [B, C, ...]).
 
     Memories are zeros where the ring holds no such step, and None if none are kept.
     """
@@ -243,7 +224,7 @@ def _like(mask: Any, x: Any) -> Any:
 
 
 def write_memory(ring: Ring, memory: PyTree, ok: Bool[Array, '']) -> Ring:
-    """New memories [B, T, ...] of the chosen rows over the old ones, if `ok`."""
+    """Write memories [B, T, ...] of the chosen rows over the old ones, if `ok`."""
     length = jax.tree.leaves(memory)[0].shape[1]
     slot = (ring.start[:, None] + jnp.arange(length)) % ring.slots
     wins = winners(ring.env, ring.start, length) & ok
@@ -258,14 +239,14 @@ def write_memory(ring: Ring, memory: PyTree, ok: Bool[Array, '']) -> Ring:
 
 
 class DrawnRows(NamedTuple):
-    """Where a batch was drawn from, NumPy."""
+    """Streams and first times of a batch's windows."""
 
     env: Int[np.ndarray, ' B']
     start: Int[np.ndarray, ' B']
 
 
 class HostRing:
-    """The ring of one seed in host memory, the schema and the rules of `Ring`; changes in place."""
+    """Ring of one seed in host memory, by the schema and rules of `Ring`; changes in place."""
 
     def __init__(self, like: Stored, slots: int):
         self.data = jax.tree.map(
@@ -275,7 +256,7 @@ class HostRing:
         self.written = self.seen = 0
 
     def write(self, stored: Stored) -> None:
-        """One vector step [N, ...] over the oldest one."""
+        """Write one vector step [N, ...] over the oldest one."""
         slot = self.written % self.slots
         for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(stored), strict=True):
             x[:, slot] = new
@@ -284,7 +265,7 @@ class HostRing:
     def choose(
         self, rng: np.random.Generator, batch: int, length: int, online: bool = True
     ) -> DrawnRows:
-        """The rows of the next batch, see `choose`."""
+        """Choose the rows of the next batch, as the function `choose` does."""
         env = rng.integers(0, self.envs, batch)
         start = rng.integers(
             earliest(self.written, self.slots, np), self.written - length + 1, batch
@@ -298,8 +279,8 @@ class HostRing:
         return DrawnRows(env, start)
 
     def windows(self, rows: DrawnRows, length: int, context: int = 1) -> tuple[Stored, PyTree]:
-        """-> (the rows [B, T, ...], memories of the `context` steps before each or None), copies;
-        see `windows`.
+        """Return copies of (the rows [B, T, ...], memories of the `context` steps before each or
+        None).
         """
         slot = (rows.start[:, None] + np.arange(length)) % self.slots
         found = jax.tree.map(lambda x: x[rows.env[:, None], slot], self.data)
@@ -310,9 +291,7 @@ class HostRing:
         return found, before if jax.tree.leaves(before) else None
 
     def write_memory(self, rows: DrawnRows, memory: PyTree) -> None:
-        """New memories [B, T, ...] of rows drawn earlier; steps that were overwritten since are
-        left out.
-        """
+        """Write memories [B, T, ...] of rows drawn earlier, but for steps overwritten since."""
         length = jax.tree.leaves(memory)[0].shape[1]
         time = rows.start[:, None] + np.arange(length)
         keep = winners(rows.env, rows.start, length, np) & (time > self.written - 1 - self.slots)
@@ -321,14 +300,12 @@ class HostRing:
             x[env, time[keep] % self.slots] = np.asarray(new)[keep]
 
     def cut(self) -> None:
-        """Mark the newest step of every stream as the last of its episode: the environments are
-        gone.
-        """
+        """Mark the newest step of every stream as its episode's last; the environments are gone."""
         if self.written:
             self.data.flags[:, (self.written - 1) % self.slots] |= LAST
 
     def arrays(self) -> dict[str, Any]:
-        """Everything in it, for a checkpoint; not copied."""
+        """Return all of it for a checkpoint, not copied."""
         return {'data': self.data, 'written': np.array(self.written), 'seen': np.array(self.seen)}
 
     def set_arrays(self, arrays: dict[str, Any]) -> None:
@@ -342,10 +319,9 @@ class HostRing:
 
 
 def episodes(data: Stored, count: int, layout: Layout) -> Iterator[tuple[Step, bool]]:
-    """(episode [T], complete) of a ring's data [N, L, ...], stream by stream, oldest first.
+    """Yield (episode [T], complete) of a ring's data [N, L, ...], stream by stream, oldest first.
 
-    What is left of an episode whose beginning was overwritten is left out; the open ones come as
-    not complete.
+    An episode whose beginning was overwritten is left out; an open one is not complete.
     """
     envs, slots = data.flags.shape
     held = np.arange(max(count - slots, 0), count) % slots
@@ -365,7 +341,7 @@ def export(
     provenance: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """The rings (data [N, L, ...], count) of all seeds as one native dataset; seed i's episodes
+    """Write the rings (data [N, L, ...], count) of all seeds as one dataset; episodes of seed i
     have kind 'seed<i>'.
 
     Raises UserError for a path in use, or observations that are not one array.

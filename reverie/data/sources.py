@@ -1,9 +1,7 @@
-"""Where training windows come from: `Resident`, a dataset that lives on the device, or `Streaming`,
-one read from disk.
+"""Sources of recorded windows: `Resident`, a dataset on the device, and `Streaming`, one on disk.
 
-Both see episodes as one long stream, cut windows from it at random, and let windows cross episode
-ends. Both finish a window with the same function, `windows.to_batch`, so an agent cannot tell them
-apart.
+Both see episodes as one long stream, cut windows from it at random, let them cross episode ends,
+and finish them by `windows.to_batch`, so an agent cannot tell the two apart.
 
 Rows come in two sorts. The first round(relevant * B) rows are `relevant`: with relevant='reward'
 their windows hold a step with positive reward, chosen uniformly among all such steps (the task's
@@ -76,10 +74,7 @@ class Dataset(Source):
 
 
 class Resident(Dataset):
-    """The whole dataset on the device.
-
-    `draw` is traced and may be vmapped over keys with `data` shared.
-    """
+    """A dataset that lies on the device as a whole."""
 
     def __init__(
         self,
@@ -89,8 +84,7 @@ class Resident(Dataset):
         seed: int = 0,
     ):
         self.rows = RowSampling(relevant, label_fraction, seed)
-        self.schema = episodes.schema
-        self.path = episodes.path
+        self.schema, self.path = episodes.schema, episodes.path
         keep = keep_labels(len(episodes), label_fraction, seed)
         stream = concatenate(
             r if keep[i] else hide_actions(r, self.schema) for i, r in episodes.numbered()
@@ -108,7 +102,7 @@ class Resident(Dataset):
     def starts(
         self, data: PyTree, key: PRNGKeyArray, batch: int, length: int, count: int
     ) -> Int[Array, ' B']:
-        """Traced: the first frame of each window; the first `count` are of relevant rows."""
+        """Traced: choose the first frame of each window; the first `count` rows are relevant."""
         if length > self.frames:
             raise UserError(
                 f'{self.path}: dataset has {self.frames} frames, expected at least one window of {length}'
@@ -133,26 +127,28 @@ class Resident(Dataset):
         length: int,
         relevant: float = 0.0,
     ) -> Batch:
-        """Traced: random windows [B, T]; relevant rows come first."""
+        """Traced: cut random windows [B, T]; relevant rows come first."""
         count = round(relevant * batch)
         starts = self.starts(data, key, batch, length, count)
-        cut = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length)
-        windows = jax.vmap(lambda start: jax.tree.map(lambda x: cut(x, start), data['stream']))(
-            starts
-        )
+
+        def window(start: Array) -> Stream:
+            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length)
+            return jax.tree.map(cut, data['stream'])
+
+        windows = jax.vmap(window)(starts)
         return to_batch(windows, jnp.arange(batch) < count, self.schema)
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing to remember: every draw comes from the key."""
+        """Return the dataset's fingerprint; every draw comes from the key."""
         return {'source': 'resident', 'dataset': self.fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError for the state of another source or dataset."""
+        """Raise UserError for the state of another source or dataset."""
         check_state(state, 'resident', self.fingerprint)
 
 
 def check_state(state: dict[str, Any], source: str, fingerprint: str) -> None:
-    """Raises UserError unless the state was saved by this sort of source on the same data."""
+    """Raise UserError unless the state was saved by this sort of source on the same data."""
     for name, expected in (('source', source), ('dataset', fingerprint)):
         if state.get(name) != expected:
             raise UserError(
@@ -170,7 +166,7 @@ def _warn_without_reward(episodes: Episodes, rows: RowSampling) -> None:
 class RecordSource:
     """Random access to the records of a dataset, over all shards; None for a lost one.
 
-    Raises UserError naming a record that is wrong, if more are than may be.
+    Raises UserError naming a wrong record if more are wrong than may be.
     """
 
     def __init__(self, episodes: Episodes, keep: np.ndarray):
@@ -204,14 +200,13 @@ class RecordSource:
 
 
 def _group(records: Sequence[Record | None]) -> Stream | None:
-    """The sound ones of a group end to end."""
+    """Lay the sound records of a group end to end."""
     sound = [record for record in records if record is not None]
     return concatenate(sound) if sound else None
 
 
 class Streaming(Dataset):
-    """A dataset too large for the device: shuffled episodes are read ahead by Grain, a group of
-    them at a time.
+    """A dataset too large for the device, of which Grain reads shuffled episodes ahead in groups.
 
     A group is a random part of the dataset of about `group_frames` frames, laid end to end; windows
     are drawn from it as `Resident` draws from the whole, until as many frames were drawn as it
@@ -229,12 +224,8 @@ class Streaming(Dataset):
         threads: int = 2,
     ):
         self.rows = RowSampling(relevant, label_fraction, seed)
-        self.schema, self.path, self.seed, self.fingerprint = (
-            episodes.schema,
-            episodes.path,
-            seed,
-            episodes.fingerprint,
-        )
+        self.schema, self.path = episodes.schema, episodes.path
+        self.seed, self.fingerprint = seed, episodes.fingerprint
         self.data: dict[str, Any] = {}
         self.has_rewarded = episodes.counts['rewarded_steps'] > 0
         _warn_without_reward(episodes, self.rows)
@@ -260,9 +251,7 @@ class Streaming(Dataset):
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
     ) -> Stream:
-        """The windows of the next `updates` batches in stored form, NumPy arrays [updates, seeds,
-        B, T, ...].
-        """
+        """Read the windows of the next batches in stored form, NumPy [updates, seeds, B, T, ...]."""
         windows = [
             self._draw(batch, length, round(relevant * batch)) for _ in range(updates * seeds)
         ]
@@ -282,11 +271,11 @@ class Streaming(Dataset):
         length: int,
         relevant: float = 0.0,
     ) -> Batch:
-        """Traced: `loaded`, windows [B, T] in stored form, as a Batch; relevant rows come first."""
+        """Traced: make `loaded`, windows [B, T] in stored form, a Batch; relevant rows come first."""
         return to_batch(loaded, jnp.arange(batch) < round(relevant * batch), self.schema)
 
     def _draw(self, batch: int, length: int, count: int) -> Stream:
-        """One batch of windows [B, T] of the current group, the first `count` of them relevant."""
+        """Cut one batch of windows [B, T] from the current group, the first `count` relevant."""
         group = self._ensure_group(length)
         frames = len(group.flags)
         rng = np.random.default_rng([self.seed, self._batches])
@@ -304,9 +293,7 @@ class Streaming(Dataset):
         return windows
 
     def _ensure_group(self, length: int) -> Stream:
-        """The current group. Groups vary in frames; one that is too short for a window is passed
-        over.
-        """
+        """Return the current group, or the next that is long enough for a window."""
         group = self._group
         for _ in range(self.groups_per_epoch + 1):
             if group is not None and len(group.flags) >= length:
@@ -319,12 +306,12 @@ class Streaming(Dataset):
         )
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable; with it the next `load` gives what it would have given."""
+        """Return where reading is; restored, the next `load` gives what it would have given."""
         progress = {'reader': self._before, 'drawn': self._drawn, 'batches': self._batches}
         return {'source': 'streaming', 'dataset': self.fingerprint, 'seed': self.seed} | progress
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError for the state of another source, dataset or seed."""
+        """Restore `get_state`; raise UserError for another source, dataset or seed."""
         check_state(state, 'streaming', self.fingerprint)
         if state['seed'] != self.seed:
             raise UserError(
@@ -343,10 +330,10 @@ def open_source(
     label_fraction: float = 1.0,
     seed: int = 0,
 ) -> Resident | Streaming:
-    """Resident if the dataset, opened or to be opened, fits the budget, else Streaming; other
-    arguments as in `RowSampling`.
+    """Open a dataset, given open or by path: Resident if it fits the budget, else Streaming.
 
-    Raises UserError if the dataset is of another game, observation or action space than `spec`.
+    The last three arguments are those of `RowSampling`. Raises UserError if the dataset is of
+    another game, observation or action space than `spec`.
     """
     episodes = dataset if isinstance(dataset, Episodes) else Episodes(dataset)
     episodes.check(spec)

@@ -1,6 +1,4 @@
-"""What a dataset holds, for people: counts and returns per kind, action coverage, rewards, episode
-lengths.
-"""
+"""Contents of a dataset for people: counts and returns per kind, actions, rewards, lengths."""
 
 import collections
 import itertools
@@ -19,8 +17,8 @@ BINS = 10
 
 
 def inspect(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads every record. -> counts (as in the manifest), env, and three histograms: actions,
-    rewards, lengths.
+    """Read every record; return the manifest's counts, env, and three histograms: actions, rewards,
+    lengths.
 
     Raises UserError if the dataset is missing or damaged.
     """
@@ -54,7 +52,7 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _histogram(counter: collections.Counter) -> dict[str, int]:
-    """Label -> count: one bar per value if they are few, else equal bins."""
+    """Return label -> count, with a bar for each value if they are few, else equal bins."""
     if len(counter) <= BINS:
         return {f'{value:g}': counter[value] for value in sorted(counter)}
     values = np.fromiter(counter.keys(), np.float64)
@@ -64,7 +62,7 @@ def _histogram(counter: collections.Counter) -> dict[str, int]:
 
 
 def render(report: dict[str, Any]) -> Group:
-    """The report of `inspect` as tables for a rich console."""
+    """Render the report of `inspect` as tables for a rich console."""
     counts = report['counts']
     head = (
         f'{report["env"]}  ·  observations {report["obs"]}  ·  actions {report["action_space"]}\n'

@@ -1,4 +1,4 @@
-"""Windows: how episodes become one long stream, and how windows of it become a `Batch`.
+"""Episodes as one long stream, and windows of it as a `Batch`.
 
 The step after `is_last` is the next episode's `is_first`, and windows may cross it. Inside a stream
 everything keeps its stored form (bits, indices); `to_batch` turns it into what agents see, on the
@@ -6,7 +6,6 @@ device.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from reverie.data.records import FIRST, LAST, TERMINAL, Record, Schema
+from reverie.data.records import FIRST, LAST, TERMINAL, Record, Schema, unpack_bits
 from reverie.types import Batch, Step, UserError
 
 HAS_ACTION, HAS_REWARD = 8, 16  # further bits of `flags`, set for every step of a record
@@ -33,16 +32,16 @@ class Stream(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RowSampling:
-    """How the rows of a batch are drawn and labelled.
-
-    relevant: 'reward' draws relevant rows around a positive reward, 'all' uniformly.
-    label_fraction: share of episodes that keep their actions; the others count as unlabelled video.
-    seed: of the choice of the labelled episodes.
-    """
+    """Choice of a batch's rows and of the episodes that are labelled."""
 
     relevant: Relevant = 'reward'
+    """Draw relevant rows around a positive reward ('reward') or uniformly ('all')."""
+
     label_fraction: float = 1.0
+    """Share of episodes that keep their actions; the others count as unlabelled video."""
+
     seed: int = 0
+    """Seed of the choice of labelled episodes."""
 
     def __post_init__(self):
         if self.relevant not in ('reward', 'all'):
@@ -52,7 +51,7 @@ class RowSampling:
 
 
 def concatenate(records: Iterable[Record]) -> Stream:
-    """Records end to end, labelled ones first, so that few windows touch both sorts."""
+    """Lay records end to end, labelled ones first, so that few windows touch both sorts."""
     parts: dict[bool, list[Stream]] = {True: [], False: []}
     for record in records:
         bits = np.uint8(record.has_action * HAS_ACTION | record.has_reward * HAS_REWARD)
@@ -63,31 +62,28 @@ def concatenate(records: Iterable[Record]) -> Stream:
 
 
 def keep_labels(episodes: int, fraction: float, seed: int) -> np.ndarray:
-    """Which episodes [E] keep their actions: round(fraction * E) of them, chosen by `seed`."""
+    """Return the mask [E] of the round(fraction * E) episodes that keep their actions."""
     order = np.random.default_rng([seed, 0x1ABE1]).permutation(episodes)
     return order < round(fraction * episodes)
 
 
 def rewarded_steps(stream: Stream) -> np.ndarray:
-    """Indices [R] of the steps with positive reward."""
+    """Return the indices [R] of the steps with positive reward."""
     return np.flatnonzero(np.asarray(stream.reward) > 0).astype(np.int32)
 
 
 def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Batch:
-    """Traced: windows in stored form, [B, T, ...], -> Batch."""
+    """Traced: turn windows in stored form [B, T, ...] into a Batch."""
     flags = windows.flags
     first = (flags & FIRST) > 0
     if schema.actions.kind == 'discrete':
-        action = jax.nn.one_hot(
-            windows.action, schema.actions.size, dtype=jnp.float32
-        )  # -1 gives zeros
+        # -1 gives zeros.
+        action = jax.nn.one_hot(windows.action, schema.actions.size, dtype=jnp.float32)
     else:
         action = windows.action
     obs = windows.obs
     if schema.packed:
-        bits = (obs[..., None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1
-        bits = bits.reshape(*obs.shape[:2], -1)[..., : math.prod(schema.obs_shape)]
-        obs = bits.reshape(*obs.shape[:2], *schema.obs_shape).astype(bool)
+        obs = unpack_bits(obs, schema.obs_shape, jnp)
     has_action = jnp.all((flags & HAS_ACTION) > 0, axis=1)
     # A row that counts as unlabelled must not leak the actions that some of its frames do have.
     action = jnp.where(has_action[:, None, None], action, 0)

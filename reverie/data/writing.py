@@ -1,4 +1,4 @@
-"""Writing a dataset, and cutting streams of steps into the episodes it holds.
+"""Writer of datasets, and the cutting of streams of steps into episodes.
 
 A dataset appears under its name only when it is whole: shards are written into a hidden sibling
 folder, synced, the manifest goes last, then the folder is renamed.
@@ -27,14 +27,12 @@ from reverie.types import EnvSpec, Step, UserError
 
 
 class Writer:
-    """Writes a dataset; a context manager. An exception inside it leaves nothing behind.
+    """Context manager that writes a dataset; an exception inside it leaves nothing behind.
 
-    path: folder to create; refused with UserError if it exists, unless `overwrite` and it is a
-    dataset.
-    spec: the environment the episodes come from.
-    provenance: anything that JSON can hold (command, seed, versions, curve of the players'
-    training).
-    shard_bytes: a new shard is begun after this many bytes of records.
+    path: folder to create. Raises UserError if it exists, unless `overwrite` and it is a dataset.
+    spec: environment of the episodes.
+    provenance: what JSON can hold (command, seed, versions, curve of the players' training).
+    shard_bytes: bytes of records after which a new shard begins.
     """
 
     def __init__(
@@ -51,9 +49,8 @@ class Writer:
         self.shard_bytes = shard_bytes
         self.overwrite = overwrite
         _refuse_existing(self.path, overwrite)
-        json.dumps(
-            self.provenance, allow_nan=False
-        )  # what cannot be written should fail before a day of collecting
+        # What cannot be written should fail before a day of collecting.
+        json.dumps(self.provenance, allow_nan=False)
         self._schema: Schema | None = None
         self._tallies: dict[str, Tally] = {}
         self._shards: list[dict[str, Any]] = []
@@ -77,11 +74,10 @@ class Writer:
         has_action: bool = True,
         has_reward: bool = True,
     ) -> None:
-        """Append one episode, arrays with leading dim [T]. `complete` is false where the collector
-        cut a stream.
+        """Append one episode, arrays with leading dim [T]; `complete` is false if it was cut.
 
-        Discrete prev_action may be one-hot [T, A] or indices [T] (-1: none). Raises UserError if it
-        does not fit.
+        Discrete prev_action may be one-hot [T, A] or indices [T] (-1: none). Raises UserError if
+        the episode does not fit the dataset.
         """
         if self._schema is None:
             dtype = np.asarray(episode.obs).dtype.name
@@ -114,8 +110,8 @@ class Writer:
             self._end_shard()
 
     def attach(self, name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Write `arrays` beside the shards as the NumPy archive `name`; -> file, bytes, sha256, for
-        the provenance.
+        """Write `arrays` beside the shards as the NumPy archive `name`; return file, bytes and
+        sha256 for the provenance.
         """
         if self._folder is None:
             raise UserError('Writer is not open, expected `with Writer(...) as writer`')
@@ -147,9 +143,8 @@ class Writer:
                 self._publish()
         finally:
             if self._writer is not None and self._writer.is_open():
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # it goes anyway, and the first error says more
+                # It goes anyway, and the first error says more.
+                with contextlib.suppress(RuntimeError):
                     self._writer.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -168,12 +163,8 @@ class Writer:
         _refuse_existing(self.path, self.overwrite)
         old = None
         if self.path.exists():
-            old = (
-                pathlib.Path(
-                    tempfile.mkdtemp(prefix=_partial_prefix(self.path), dir=self.path.parent)
-                )
-                / 'old'
-            )
+            aside = tempfile.mkdtemp(prefix=_partial_prefix(self.path), dir=self.path.parent)
+            old = pathlib.Path(aside) / 'old'
             self.path.rename(old)
         self._folder.rename(self.path)
         sync(self.path.parent)
@@ -183,7 +174,7 @@ class Writer:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """ArrayRecord's word for a disk that takes no more as Python's."""
+    """Turn ArrayRecord's error for a full disk into Python's."""
     try:
         yield
     except RuntimeError as error:
@@ -223,7 +214,7 @@ def _refuse_existing(path: pathlib.Path, overwrite: bool) -> None:
 
 
 class Splitter:
-    """Cuts N parallel streams of arriving steps into episodes; episodes may span several chunks.
+    """Cutter of N parallel streams of arriving steps into episodes, which may span several chunks.
 
     `push` takes a chunk [T, N] and yields the episodes that ended in it, `flush` the unfinished
     tails: their last step gets is_last, never is_terminal, and `complete` is false.
@@ -233,7 +224,7 @@ class Splitter:
         self._open: list[list[Step]] = []
 
     def push(self, steps: Step) -> Iterator[tuple[Step, bool]]:
-        """steps: arrays [T, N, ...]. Yields (episode with arrays [T', ...], complete)."""
+        """Take steps [T, N, ...]; yield (episode [T', ...], complete)."""
         steps = jax.tree.map(np.asarray, steps)
         envs = steps.is_first.shape[1]
         self._open = self._open or [[] for _ in range(envs)]
@@ -249,9 +240,8 @@ class Splitter:
             edges = sorted({0, *starts, len(stream.is_first)})
             for begin, end in itertools.pairwise(edges):
                 if stream.is_first[begin] and self._open[env]:
-                    yield self._close(
-                        env
-                    )  # an episode that a new one follows without is_last was cut
+                    # An episode that a new one follows without is_last was cut.
+                    yield self._close(env)
                 self._open[env].append(jax.tree.map(lambda x, a=begin, b=end: x[a:b], stream))
                 if stream.is_last[end - 1]:
                     yield self._close(env)
@@ -259,7 +249,7 @@ class Splitter:
                 self._open[env][-1] = jax.tree.map(np.array, self._open[env][-1])
 
     def flush(self) -> Iterator[tuple[Step, bool]]:
-        """The unfinished tails, (episode, False) each."""
+        """Yield the unfinished tails, (episode, False) each."""
         for env in range(len(self._open)):
             if self._open[env]:
                 yield self._close(env)

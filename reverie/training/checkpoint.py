@@ -40,16 +40,13 @@ Target = Callable[[Meta], tuple[PyTree, PyTree]]
 
 
 def warn(line: str) -> None:
-    """One line on standard error.
-
-    A log file on a full disk, or a closed pipe, must not end a run.
-    """
+    """Print one line on standard error; a full disk or a closed pipe must not end a run."""
     with contextlib.suppress(OSError):
         print(f'reverie: {line}', file=sys.stderr, flush=True)
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-    """Nested dicts -> {dotted path: leaf}."""
+    """Turn nested dicts into {dotted path: leaf}."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree}
     parts = [
@@ -59,7 +56,7 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -75,7 +72,7 @@ def _numbered(leaves: list[Any]) -> dict[str, Any]:
 
 
 def describe(tree: PyTree) -> list[dict[str, Any]]:
-    """Path, shape and dtype of each array, as meta.json has them."""
+    """Return path, shape and dtype of each array, as meta.json has them."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return [
         dict(path=[key_name(k) for k in path], shape=list(x.shape), dtype=str(x.dtype))
@@ -84,7 +81,7 @@ def describe(tree: PyTree) -> list[dict[str, Any]]:
 
 
 def key_name(entry: Any) -> str | int:
-    """Of one step of a path through a tree."""
+    """Return the name of one entry of a JAX key path."""
     for name in ('key', 'name', 'idx'):
         if hasattr(entry, name):
             value = getattr(entry, name)
@@ -106,7 +103,7 @@ def _read_arrays(path: pathlib.Path, target: PyTree) -> PyTree:
 
 
 def versions() -> dict[str, Any]:
-    """What wrote a checkpoint."""
+    """Return the versions of the format and of what writes it."""
     from reverie import __version__
 
     return dict(format=FORMAT, reverie=__version__, jax=jax.__version__, orbax=ocp.__version__)
@@ -148,10 +145,7 @@ def save(
 
 
 def remove(path: pathlib.Path) -> None:
-    """Delete a step folder.
-
-    Renamed first, so that a kill half-way leaves nothing that looks corrupt.
-    """
+    """Delete a step folder, renamed first, so that a kill leaves nothing that looks corrupt."""
     if path.exists():
         doomed = path.with_name(f'tmp-delete-{path.name}')
         shutil.rmtree(doomed, ignore_errors=True)
@@ -160,7 +154,7 @@ def remove(path: pathlib.Path) -> None:
 
 
 def steps(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Complete step folders, oldest first, ordered by gradient step and not by clock."""
+    """Return the complete step folders, oldest gradient step first."""
     return sorted(
         (p for p in folder.glob('*') if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name)
     )
@@ -173,9 +167,7 @@ def clean(folder: pathlib.Path) -> None:
 
 
 def fault_of(step: pathlib.Path) -> str | None:
-    """What is wrong with a step folder, or None: every file present, none added, every checksum
-    right.
-    """
+    """Say what is wrong with a step folder: a file missing or added, or a checksum; else None."""
     try:
         manifest = json.loads((step / MANIFEST).read_text())
         if not isinstance(manifest, dict) or 'meta.json' not in manifest:
@@ -196,7 +188,7 @@ def fault_of(step: pathlib.Path) -> str | None:
 
 
 def meta_of(step: pathlib.Path) -> Meta:
-    """meta.json of a step folder.
+    """Return meta.json of a step folder.
 
     Raises UserError if its format is not the one that this version reads.
     """
@@ -210,7 +202,7 @@ def meta_of(step: pathlib.Path) -> Meta:
 
 
 def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
-    """The newest step that passes its checksums; those that do not are renamed to corrupt-*."""
+    """Return the newest step that passes its checksums; rename those that do not to corrupt-*."""
     for step in reversed(steps(folder)):
         fault = fault_of(step)
         if fault is None:
@@ -241,7 +233,7 @@ def _check(step: pathlib.Path, saved: list[dict[str, Any]], target: PyTree) -> N
 def restore_latest(
     folder: pathlib.Path, target: Target
 ) -> tuple[Params, PyTree | None, Meta] | None:
-    """The newest sound checkpoint as (params, train, meta), or None if there never was one.
+    """Restore the newest sound checkpoint as (params, train, meta); None if there never was one.
 
     target: meta -> the shapes, dtypes and shardings to restore to; the second entry is not read at
     the end of a phase. Raises UserError if every checkpoint is damaged, or if the arrays are not
@@ -261,10 +253,9 @@ def restore_latest(
 
 
 def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tuple[Params, Meta]:
-    """Parameters [seeds, ...] and meta of the newest sound checkpoint of a run folder, onto one
-    device.
+    """Read parameters [seeds, ...] and meta of a run's newest sound checkpoint, onto one device.
 
-    Needs no agent and no optimiser. In the middle of a phase with `ema_decay` these are the last
+    It takes neither agent nor optimiser. In the middle of a phase with `ema_decay` these are the last
     weights, not the mean. Raises UserError if the folder holds no checkpoint, or one whose meta is
     not true.
     """
@@ -278,7 +269,7 @@ def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tu
 
 
 def read(step: pathlib.Path, meta: Meta, device: jax.Device | None = None) -> Params:
-    """Parameters [seeds, ...] of a step folder whose checksums are right.
+    """Read the parameters [seeds, ...] of a step folder whose checksums are right.
 
     Raises UserError if its meta is not true.
     """
@@ -292,7 +283,7 @@ def read(step: pathlib.Path, meta: Meta, device: jax.Device | None = None) -> Pa
 
 
 def read_train(step: pathlib.Path, meta: Meta, target: PyTree) -> PyTree:
-    """The train state of a step folder.
+    """Read the train state of a step folder.
 
     Raises UserError if its arrays are not those of `target`.
     """
@@ -301,7 +292,7 @@ def read_train(step: pathlib.Path, meta: Meta, target: PyTree) -> PyTree:
 
 
 def _described(meta: Meta, device: jax.Device) -> Params:
-    """Shapes and dtypes that meta names, on one device."""
+    """Return the shapes and dtypes of parameters that meta names, on one device."""
     sharding, target = SingleDeviceSharding(device), Params()
     for leaf in meta['arrays']['params']:
         node = target
@@ -315,35 +306,28 @@ def _described(meta: Meta, device: jax.Device) -> Params:
 
 @dataclasses.dataclass
 class CheckpointManager:
-    """Saves steps into a folder and keeps the newest; counts failures in a row.
-
-    max_to_keep: newest steps to keep. keep_phase_ends: also keep the last step of every phase.
-    max_failures: failed saves in a row after which training stops with exit code 74 (sysexits:
-    input/output error).
-    """
+    """Manager of the steps in a folder: saves, keeps the newest, counts failures."""
 
     folder: pathlib.Path
-    max_to_keep: int = 2
-    keep_phase_ends: bool = False
-    max_failures: int = 3
+    max_to_keep: int = 2  # newest steps
+    keep_phase_ends: bool = False  # also the last step of every phase
+    max_failures: int = 3  # in a row, before training stops with exit code 74
     failures: int = 0
 
     def save(
         self, number: int, params: Params, train: PyTree | None, meta: Meta, last: bool = False
     ) -> bool:
-        """Save and prune. A failure is reported and survived; with `last`, it is retried at once
-        instead.
+        """Save and prune; return False for a failure, which is reported and survived.
 
-        Raises SystemExit(74) after `max_failures` in a row.
+        With `last` it is retried at once instead. Raises SystemExit(74) (sysexits: input/output
+        error) after `max_failures` in a row.
         """
         while True:
             try:
                 save(self.folder, number, params, train, meta)
                 self.failures = 0
                 break
-            except (
-                Exception
-            ) as error:  # whatever the disk, Orbax or TensorStore raise: training is worth more
+            except Exception as error:  # whatever disk, Orbax or TensorStore raise
                 self.failures += 1
                 line = ' '.join(str(error).split())
                 line = line if len(line) < 300 else f'{line[:120]} ... {line[-170:]}'

@@ -1,5 +1,4 @@
-"""When an update goes wrong: what its loss was given is left in a file, and memory that is short is
-said in time.
+"""Diagnostics: dump the batch of a skipped update; check memory before the first one.
 
 faults/model-000000021-seed0.npz
   step/obs, step/reward, ..   the batch, one array for each leaf
@@ -28,12 +27,12 @@ KEPT = 3  # files; also how many skips of a phase are reported one by one
 
 
 def values_of(history: Mapping[str, Array], seed: int, update: int) -> dict[str, float]:
-    """Losses and norms of one update of a call; trace: {name: [seeds, updates]}."""
+    """Return losses and norms of one update of a call; history: {name: [seeds, updates]}."""
     return {name: float(np.asarray(x)[seed, update]) for name, x in history.items()}
 
 
 def words(values: Mapping[str, float]) -> str:
-    """Every loss, or if all of them are finite every norm, that is not: 'loss/flow is NaN'."""
+    """Name every loss, or else every norm, that is not finite: 'loss/flow is NaN'."""
     bad = {name: x for name, x in values.items() if not np.isfinite(x)}
     losses = {name: x for name, x in bad.items() if name.startswith('loss/')}
     said = ', '.join(
@@ -49,11 +48,10 @@ def dump(
     seed: int,
     values: Mapping[str, float],
 ) -> str:
-    """Write one seed's evidence for `np.load`; older files than the newest `KEPT` go. -> words that
-    say where it is.
+    """Write one seed's skipped update for `np.load`, and delete all but the newest `KEPT` files.
 
-    bfloat16, which NumPy's format does not know, is written as float32. A disk that takes no more
-    is survived.
+    Return words that say where it is. bfloat16, which NumPy's format does not know, is written as
+    float32. A full disk is survived.
     """
     skipped = jax.device_get(skipped)
     leaves = jax.tree_util.tree_leaves_with_path(skipped.batch)
@@ -77,22 +75,23 @@ def dump(
 
 
 class SkipMonitor:
-    """Reports the skipped updates of one phase, and says when it has to stop.
+    """Monitor that reports the skipped updates of one phase, and says when it has to stop.
 
     folder: of the run. max_streak: skipped updates in a row, of any seed, after which training
     stops.
     """
 
     def __init__(self, folder: pathlib.Path, phase: Phase, max_streak: int):
-        self.folder, self.phase, self.max_streak = folder, phase, max_streak
-        self.reported, self.where = 0, dict[int, str]()  # by seed: the file of the streak it is in
+        self.folder, self.phase = folder, phase
+        self.max_streak, self.reported = max_streak, 0
+        self.where: dict[int, str] = {}  # by seed: words on the dump of the streak it is in
 
     def look(
         self, before: int, streak: np.ndarray, history: Mapping[str, Array], skipped: SkippedUpdate
     ) -> str | None:
-        """Of a call: -> one line why training must stop, or None.
+        """Look at a call; return one line why training must stop, or None.
 
-        before: updates of the phase before the call. streak: [seeds, updates]. evidence: [seeds,
+        before: updates of the phase before the call. streak: [seeds, updates]. skipped: [seeds,
         ...].
         """
         for seed in np.flatnonzero(streak.any(1)).tolist():
@@ -111,9 +110,7 @@ class SkipMonitor:
         return self.verdict(before, streak, history) if streak.max() >= self.max_streak else None
 
     def verdict(self, before: int, streak: np.ndarray, history: Mapping[str, Array]) -> str:
-        """Why training stops: the phase, the step, the seed and every loss or norm that was not
-        finite there.
-        """
+        """Say why training stops: phase, step, seed and every loss or norm that was not finite."""
         seed, update = np.argwhere(streak >= self.max_streak)[0].tolist()
         return (
             f'phase {self.phase.name} step {before + update + 1}: {words(values_of(history, seed, update))} '
@@ -123,11 +120,12 @@ class SkipMonitor:
 
 
 def advice(phase: Phase, seeds: int) -> str:
+    """Say how to need less memory."""
     return f'expected a smaller batch or window (now {phase.batch} x {phase.length}) or fewer seeds (now {seeds})'
 
 
 def check_fits(phase: Phase, seeds: int, compiled: Any, available: int | None) -> None:
-    """Raises OutOfMemoryError if a compiled update takes more beyond its arguments than is free."""
+    """Raise OutOfMemoryError if a compiled update takes more beside its arguments than is free."""
     sizes = compiled.memory_analysis()
     if sizes is None or available is None:
         return
@@ -141,7 +139,7 @@ def check_fits(phase: Phase, seeds: int, compiled: Any, available: int | None) -
 
 @contextlib.contextmanager
 def short_memory(phase: Phase, seeds: int) -> Iterator[None]:
-    """Turns an allocation that failed on the device into OutOfMemoryError."""
+    """Turn an allocation that failed on the device into OutOfMemoryError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

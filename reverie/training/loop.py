@@ -27,7 +27,7 @@ class Scoring:
 
 
 class Position(NamedTuple):
-    """Where training goes on."""
+    """Phase and step where training goes on."""
 
     phase: int  # number of the first that is left
     params: Params  # [seeds, ...]
@@ -68,7 +68,8 @@ def begun(setup: TrainSetup, start: warm.Start | None) -> Position:
     if start is None:
         return Position(0, params)
     checkpoint.warn(start.line)
-    params, index, train = start.weights(params), start.first, None
+    index, train = start.first, None
+    params = start.weights(params)
     if start.extends is not None:
         if not {'dataset', 'label_fraction'} & set(start.record['differs']):
             setup.source.set_state(start.extends.meta['source'])
@@ -91,7 +92,8 @@ class Loop:
 
     def run(self, position: Position) -> Params:
         """Train every phase that is left; return the parameters."""
-        setup, params, train = self.setup, position.params, position.train
+        setup = self.setup
+        params, train = position.params, position.train
         for index in range(position.phase, len(setup.phases)):
             phase = setup.phases[index]
             if phase.name in setup.given:

@@ -1,4 +1,4 @@
-"""Where metrics go.
+"""Sinks of metrics.
 
 A record is a flat dict. With one seed `loss/flow` is a float; with several it is their mean and
 `loss/flow/seeds` the list. Every record carries phase, step (in the phase), gradient_steps and
@@ -31,7 +31,7 @@ COORDINATES = ('phase', 'step', 'gradient_steps', 'env_frames', 'seconds')
 
 @runtime_checkable
 class Sink(Protocol):
-    """Somewhere records go."""
+    """Receiver of records."""
 
     def write(self, record: Record) -> None: ...
 
@@ -39,7 +39,7 @@ class Sink(Protocol):
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The metrics of a record that are single finite numbers."""
+    """Return the metrics of a record that are single finite numbers."""
     return {
         name: value
         for name, value in record.items()
@@ -48,7 +48,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 class Jsonl:
-    """One JSON object per line, appended and flushed.
+    """Sink of one JSON object per line, appended and flushed.
 
     A full disk costs lines, with one warning, never the run.
     """
@@ -90,13 +90,13 @@ def _at_most(line: str, gradient_steps: int) -> bool:
 
 
 def read(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a metrics.jsonl."""
+    """Return the records of a metrics.jsonl."""
     return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
 
 
 class Terminal:
-    """Live progress: phase, step, losses, speed, time left. Without a terminal, a plain line every
-    `every_s` seconds.
+    """Progress on the terminal: phase, step, losses, speed, time left; without a terminal, a plain
+    line every `every_s` seconds.
 
     The time left in all assumes that later phases process frames as fast as this one; it is a
     guess, hence the '~'.
@@ -109,14 +109,15 @@ class Terminal:
         file: Any = None,
         live: bool | None = None,
     ):
-        self.phases, self.every_s, self.file = phases, every_s, file or sys.stdout
+        self.phases, self.every_s = phases, every_s
+        self.file = file or sys.stdout
         self.index = {phase.name: i for i, phase in enumerate(phases)}
         self.live = self.file.isatty() if live is None else live
         self.last: tuple[str, float] = ('', -math.inf)
         self.progress: Progress | None = None
 
     def left(self, record: Record) -> tuple[float, float]:
-        """Seconds left in this phase, and in all."""
+        """Return the seconds left in this phase, and in all."""
         i = self.index[record['phase']]
         phase = self.phases[i]
         if not record.get('time/updates_per_s'):
@@ -128,7 +129,7 @@ class Terminal:
         )
 
     def line(self, record: Record) -> str:
-        """What both the live and the plain output say."""
+        """Return a record as the line that both the live and the plain output show."""
         phase = self.phases[self.index[record['phase']]]
         losses = '  '.join(
             f'{k.removeprefix("loss/")} {v:.4g}'
@@ -193,7 +194,7 @@ class Terminal:
 
 
 class TensorBoard:
-    """Scalars over gradient steps. Points after a resumed step are purged by the first write."""
+    """Sink of scalars over gradient steps; the first write purges points after a resumed step."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         try:
@@ -220,10 +221,10 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; needs neither account nor network when WANDB_MODE=offline.
+    """Sink to Weights & Biases; WANDB_MODE=offline needs neither account nor network.
 
     The W&B run begins with the first record, so that a refused run folder leaves none there; its id
-    is kept in the folder, so that what continues goes on in it. Raises UserError at once if it is
+    is kept in the folder, so that a resumed run goes on in it. Raises UserError at once if wandb is
     not installed, or not logged in.
     """
 

@@ -1,7 +1,6 @@
-"""A source that plays while it trains: `Online`, for environments on the device (`online_host` has
-the host's).
+"""Source that plays in environments on the device while an agent learns; see also `online_host`.
 
-It keeps streams of steps in a ring (`data.replay`) and play as many frames per update as the train
+It keeps streams of steps in a ring (`data.replay`) and plays as many frames per update as the train
 ratio says: frames = batch * length / ratio, in whole vector steps. An explorer acts; what it
 remembers of a step (say, its latent state) may be kept in the ring, handed to the loss as
 `Batch.context`, and be replaced by what the loss returns.
@@ -38,7 +37,7 @@ from reverie.types import (
 
 
 def vector_steps(ratio: float | int, batch: int, length: int, envs: int) -> int:
-    """Steps of all environments per update. Raises UserError unless that is a whole number."""
+    """Return the steps of each environment per update; raise UserError unless they are whole."""
     frames = batch * length / ratio if ratio > 0 else math.nan
     steps = frames / envs
     if not (steps >= 1 and abs(steps - round(steps)) < 1e-6):
@@ -50,7 +49,7 @@ def vector_steps(ratio: float | int, batch: int, length: int, envs: int) -> int:
 
 
 def check_memory(what: str, needed: int, available: int | None) -> None:
-    """Raises UserError if a replay does not fit."""
+    """Raise UserError if a replay does not fit."""
     if available is not None and needed > available:
         raise UserError(
             f'{what} takes {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB are free; expected a smaller capacity'
@@ -59,25 +58,28 @@ def check_memory(what: str, needed: int, available: int | None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """How much is played and kept, for one seed.
-
-    envs: environments side by side.
-    capacity: steps that replay holds, of all of them together.
-    ratio: train ratio, replayed steps per frame played.
-    prefill: frames played before the first update; at least what makes one window.
-    random_prefill: the prefill is uniformly random instead of the explorer's.
-    online: each new window is trained on once as soon as it is complete (the online queue of
-    DreamerV3).
-    context: steps before a window whose memories come with it, if the explorer has memories.
-    """
+    """Amounts of play and replay of one seed."""
 
     envs: int
+    """Environments side by side."""
+
     capacity: int
+    """Steps that replay holds, of all environments together."""
+
     ratio: float | int
+    """Train ratio: replayed steps per frame played."""
+
     prefill: int = 0
+    """Frames played before the first update; at least what makes one window."""
+
     random_prefill: bool = True
+    """Prefill by uniformly random play instead of the explorer's."""
+
     online: bool = True
+    """Train on each new window once as soon as it is complete (the online queue of DreamerV3)."""
+
     context: int = 1
+    """Steps before a window whose memories come with it, if the explorer has memories."""
 
     def __post_init__(self):
         if self.envs < 1 or self.prefill < 0:
@@ -87,11 +89,11 @@ class CollectConfig:
 
     @property
     def slots(self) -> int:
-        """Of each environment's stream."""
+        """Steps that replay holds of each environment."""
         return self.capacity // self.envs
 
     def check(self, batch: int, length: int) -> None:
-        """Raises UserError, naming the numbers, if updates of batch x length cannot be fed."""
+        """Raise UserError, naming the numbers, if updates of batch x length cannot be fed."""
         vector_steps(self.ratio, batch, length, self.envs)
         if self.slots < length + 1:
             raise UserError(
@@ -100,11 +102,11 @@ class CollectConfig:
             )
 
     def prefill_steps(self, length: int) -> int:
-        """Vector steps before the first update, a window's worth at least."""
+        """Return the vector steps before the first update, a window's worth at least."""
         return max(math.ceil(self.prefill / self.envs), length)
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
-        """Frames played after `updates`, the prefill included."""
+        """Return the frames played after `updates`, the prefill included."""
         steps = self.prefill_steps(length) + updates * vector_steps(
             self.ratio, batch, length, self.envs
         )
@@ -112,14 +114,14 @@ class CollectConfig:
 
 
 class EpisodeTally(NamedTuple):
-    """Of the episode that each environment is in."""
+    """Return and length so far of the episode that each environment is in."""
 
     ret: Float[Any, ' N']
     length: Int[Any, ' N']  # steps after the reset
 
 
 def score(scores: EpisodeTally, step: Step, xp: Any = jnp) -> tuple[EpisodeTally, Metrics]:
-    """A step [N] arrived: -> (scores, sums over the episodes that ended with it)."""
+    """Count a step [N] that arrived; return (tally, sums over the episodes it ended)."""
     ret = xp.where(step.is_first, 0, scores.ret + step.reward).astype(np.float32)
     length = xp.where(step.is_first, 0, scores.length + 1).astype(np.int32)
     ended = step.is_last.sum().astype(np.float32)
@@ -131,7 +133,7 @@ def score(scores: EpisodeTally, step: Step, xp: Any = jnp) -> tuple[EpisodeTally
 
 
 class OnlineState(NamedTuple):
-    """`live` of one seed: everything that changes while it plays."""
+    """Live state of one seed: everything that changes while it plays."""
 
     env: PyTree
     step: Step  # [N] arrived, not yet acted on, not yet in the ring
@@ -144,20 +146,13 @@ class OnlineState(NamedTuple):
 class Online(Source):
     """Environments and replay on the device: collecting and learning are one program, vmapped over
     seeds.
-
-    env: one pure-JAX environment; play.envs copies run.
-    explorer: acts with the agent's parameters.
-    play: how much is played and kept, by each seed.
-    dataset: where the replay of all seeds is left as a native dataset at the end of training, if
-    anywhere.
-    facts: what its manifest says of where it comes from.
     """
 
-    env: Env
-    explorer: Explorer
+    env: Env  # one, of which play.envs copies run
+    explorer: Explorer  # acts with the agent's parameters
     play: CollectConfig
-    dataset: str | os.PathLike | None = None
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dataset: str | os.PathLike | None = None  # path to export the replay of all seeds to
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # provenance of `dataset`
     plays: ClassVar[bool] = True
 
     @property
@@ -174,7 +169,7 @@ class Online(Source):
         return Layout.of(step, self.actions)
 
     def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
-        """Raises UserError if ratio, capacity or memory do not fit; `params` may be shapes."""
+        """Raise UserError if ratio, capacity or memory do not fit; `params` may be shapes."""
         self.play.check(batch, length)
         like = jax.eval_shape(self._first_stored, params, jax.random.key(0))
         each = replay.bytes_per_step(like)
@@ -183,7 +178,7 @@ class Online(Source):
         check_memory(what, needed, available_bytes(jax.devices()[0]))
 
     def _start(self, params: Params, key: PRNGKeyArray, batch: int, slots: int) -> OnlineState:
-        """Traced: environments reset, nothing in the ring."""
+        """Traced: reset the environments and empty the ring."""
         n = self.play.envs
         env, step = self.vector.reset(key)
         actor = self.explorer.initial(params, n)
@@ -195,7 +190,7 @@ class Online(Source):
         return jax.tree.map(lambda x: x[:, 0], self._start(params, key, 1, 1).ring.data)
 
     def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> OnlineState:
-        """Traced: the prefill is played. Every leaf has its own buffer."""
+        """Traced: play the prefill; every leaf has its own buffer."""
         self.play.check(batch, length)
         reset_key, key = jax.random.split(key)
         live = self._start(params, reset_key, batch, self.play.slots)
@@ -239,7 +234,7 @@ class Online(Source):
     def _collect(
         self, live: OnlineState, params: Params, key: PRNGKeyArray, steps: int, random: bool
     ) -> tuple[OnlineState, Metrics]:
-        """Plays and writes `steps` vector steps -> (live, sums over the episodes that ended)."""
+        """Play and write `steps` vector steps; return (live, sums over the episodes that ended)."""
 
         def frame(live: OnlineState, key: PRNGKeyArray) -> tuple[OnlineState, Metrics]:
             act_key, env_key = jax.random.split(key)
@@ -258,11 +253,11 @@ class Online(Source):
         return live, jax.tree.map(lambda x: x.sum(0), ended)
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
-        """Frames that one seed has played after `updates`, the prefill included."""
+        """Return the frames that one seed has played after `updates`, the prefill included."""
         return self.play.env_frames(updates, batch, length)
 
     def finish(self, live: OnlineState) -> None:
-        """Leaves the replay behind as a dataset, if asked to."""
+        """Export the replay as a dataset, if asked to."""
         if self.dataset is None:
             return
         data, counts = jax.device_get((live.ring.data._replace(memory=()), live.ring.written))
@@ -274,16 +269,16 @@ class Online(Source):
         )
 
     def get_state(self) -> dict[str, Any]:
-        """What must be the same when a run continues; all that changes is in `live`."""
+        """Return what must be the same when a run continues; all that changes is in `live`."""
         return {'source': 'online', 'env': self.env.spec.name, **dataclasses.asdict(self.play)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError naming what differs from the saved run."""
+        """Raise UserError naming what differs from the saved run."""
         check_same(state, self.get_state())
 
 
 def check_same(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises UserError naming what differs between the source of a saved run and this one."""
+    """Raise UserError naming what differs between the source of a saved run and this one."""
     differing = [
         f'{k}: saved {saved.get(k)!r}, given {x!r}' for k, x in given.items() if saved.get(k) != x
     ]

@@ -1,10 +1,10 @@
-"""A source that plays while it trains, for environments on the host: `OnlineHost`. See `online` for
-what it does.
+"""Source that plays in environments on the host while an agent learns, as `online` does on the
+device.
 """
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -38,39 +38,58 @@ from reverie.types import (
 
 @runtime_checkable
 class HostEnvs(Protocol):
-    """N environments on the host with auto-reset in the arrival convention, e.g.
-    `envs.host.HostVector`.
-
-    If there are `send(action)` and `receive() -> Step`, the two halves of `step`, the environments
-    move meanwhile.
-    """
+    """N environments on the host, with auto-reset in the arrival convention."""
 
     @property
     def spec(self) -> EnvSpec: ...
 
     def reset(self) -> Step:
-        """-> Step [N] of NumPy arrays, all `is_first`."""
+        """Return Step [N] of NumPy arrays, all `is_first`."""
         ...
 
     def step(self, action: np.ndarray) -> Step:
-        """action: index [N] if discrete, [N, A] if continuous -> Step [N]."""
+        """Move by an action, index [N] if discrete, [N, A] if continuous; return Step [N]."""
         ...
 
 
+@runtime_checkable
+class OverlappingEnvs(HostEnvs, Protocol):
+    """Environments whose `step` has two halves, between which they move; e.g. worker processes."""
+
+    def send(self, action: np.ndarray) -> None: ...
+
+    def receive(self) -> Step: ...
+
+
 def none_ended() -> Metrics:
-    """What `score` gives where no episode ended."""
+    """Return the sums of `score` where no episode ended."""
     none = Mean(np.zeros((), np.float32), np.zeros((), np.float32))
     return {'env/return': none, 'env/length': none}
 
 
 class HostCollector:
-    """One seed's environments, replay and explorer on the host."""
+    """Environments, replay and explorer of one seed on the host.
 
-    def __init__(self, vector: HostEnvs, play: CollectConfig, memory: PyTree, seed: int):
-        self.vector: Any = vector
+    act: (params, explorer's state, step, [seed, count]) -> (state, action, memory), compiled.
+    memory: shapes of what the explorer remembers of a step [N].
+    """
+
+    def __init__(
+        self,
+        vector: HostEnvs,
+        explorer: Explorer,
+        act: Callable[..., tuple[State, Array, PyTree]],
+        play: CollectConfig,
+        memory: PyTree,
+        seed: int,
+    ):
+        self.vector = vector
+        self.overlapping = vector if isinstance(vector, OverlappingEnvs) else None
+        self.explorer, self.act = explorer, act
         self.play, self.seed = play, seed
         self.rng, self.acted = np.random.default_rng(seed), 0
         self.actions = vector.spec.actions
+        self.params: Params = {}
         self.step = vector.reset()
         if self.step.reward.shape[0] != play.envs:
             raise UserError(
@@ -81,45 +100,75 @@ class HostCollector:
         self.like = replay.to_stored(self.step, self.blank, self.actions, np)
 
     def begin(self) -> None:
-        """New episodes, an explorer that remembers nothing, and an empty ring; chance goes on."""
+        """Begin new episodes with an empty ring and explorer; random numbers go on."""
         self.ring = HostRing(self.like, self.play.slots)
-        self.step, self.due, self.actor = self.vector.reset(), False, None
+        self.step, self.due = self.vector.reset(), False
+        self.actor: State = None
         n = self.play.envs
         self.scores = EpisodeTally(np.zeros(n, np.float32), np.zeros(n, np.int32))
         self.ended = none_ended()
 
-    def advance(self, action: np.ndarray, memory: PyTree) -> None:
+    def draw(self, batch: int, length: int) -> DrawnRows:
+        """Play one update's share, after the prefill if nothing was played yet, and choose rows."""
+        if not self.ring.written:
+            self._prefill(self.play.prefill_steps(length))
+        self._explore(vector_steps(self.play.ratio, batch, length, self.play.envs))
+        return self.ring.choose(self.rng, batch, length, self.play.online)
+
+    def take_ended(self) -> Metrics:
+        """Return sums over the episodes that ended since the last call."""
+        ended, self.ended = self.ended, none_ended()
+        return ended
+
+    def _prefill(self, steps: int) -> None:
+        """Play at random or by the explorer; its episodes are not scored."""
+        if self.play.random_prefill:
+            for _ in range(steps):
+                self._advance(self._random_action(), self.blank)
+        else:
+            self._explore(steps)
+        self._arrived()
+        self.ended = none_ended()
+
+    def _random_action(self) -> np.ndarray:
+        n, size = self.play.envs, self.actions.size
+        if self.actions.kind == 'discrete':
+            return self.rng.integers(0, size, n)
+        return self.rng.uniform(-1, 1, (n, size)).astype(np.float32)
+
+    def _explore(self, steps: int) -> None:
+        """Play `steps` vector steps by the explorer."""
+        if self.actor is None:
+            self.actor = self.explorer.initial(self.params, self.play.envs)
+        for _ in range(steps):
+            chance = np.array([self.seed, self.acted], np.uint32)
+            self.actor, action, memory = self.act(self.params, self.actor, self._arrived(), chance)
+            self.acted += 1
+            # Read before the environments move: they may reuse the memory of their observations.
+            action, memory = jax.device_get((action, memory))
+            self._advance(action, memory)
+
+    def _advance(self, action: np.ndarray, memory: PyTree) -> None:
         """Write the step that was acted on, while the environments are on their way to the next."""
-        stored = replay.to_stored(self.arrived(), memory, self.actions, np)
-        send = getattr(self.vector, 'send', None)
-        if send is not None:
-            send(action)
-        self.ring.write(stored)
-        self.arrive(self.vector.step(action) if send is None else None)
+        stored = replay.to_stored(self._arrived(), memory, self.actions, np)
+        if self.overlapping is None:
+            self.ring.write(stored)
+            self._arrive(self.vector.step(action))
+        else:
+            self.overlapping.send(action)
+            self.ring.write(stored)
+            self.due = True
 
-    def arrive(self, step: Step | None) -> None:
-        """The next step, now or, if it is still to be received, when it is asked for."""
-        self.due = step is None
-        if step is not None:
-            self.step = step
-            self.scores, ended = score(self.scores, step, np)
-            self.ended = jax.tree.map(np.add, self.ended, ended)
-
-    def arrived(self) -> Step:
-        """The step to act on; waits for the environments."""
-        if self.due:
-            self.arrive(self.vector.receive())
+    def _arrived(self) -> Step:
+        """Return the step to act on; wait for the environments if they still move."""
+        if self.due and self.overlapping is not None:
+            self._arrive(self.overlapping.receive())
         return self.step
 
-    def prefill(self, steps: int) -> None:
-        """Uniformly random play."""
-        n, size = self.play.envs, self.actions.size
-        for _ in range(steps):
-            if self.actions.kind == 'discrete':
-                action = self.rng.integers(0, size, n)
-            else:
-                action = self.rng.uniform(-1, 1, (n, size)).astype(np.float32)
-            self.advance(action, self.blank)
+    def _arrive(self, step: Step) -> None:
+        self.step, self.due = step, False
+        self.scores, ended = score(self.scores, step, np)
+        self.ended = jax.tree.map(np.add, self.ended, ended)
 
 
 class OnlineHost(Source):
@@ -131,15 +180,13 @@ class OnlineHost(Source):
     the device does one thing at a time (a GPU), acting waits for training unless it has a device of
     its own.
 
-    vectors: the environments of each seed.
+    vectors: environments of each seed, which have random seeds of their own.
     explorer: acts with the agent's parameters.
-    play: how much is played and kept, by each seed.
-    seed: of actions and draws; seed i of the run uses seed + i. The vectors have seeds of their
-    own.
-    acting: device to act on, e.g. jax.devices('cpu')[0] beside a GPU; the default one if None.
-    dataset: where the replay of all seeds is left as a native dataset at the end of training, if
-    anywhere.
-    facts: what its manifest says of where it comes from.
+    play: amounts of play and replay, of each seed.
+    seed: of actions and draws; seed i of the run uses seed + i.
+    acting: device to act on, e.g. jax.devices('cpu')[0] beside a GPU; None for the default one.
+    dataset: path to export the replay of all seeds to at the end of training.
+    facts: provenance of `dataset`.
     """
 
     plays: ClassVar[bool] = True
@@ -154,10 +201,11 @@ class OnlineHost(Source):
         dataset: str | os.PathLike | None = None,
         facts: Mapping[str, Any] | None = None,
     ):
-        self.vectors, self.explorer, self.play, self.seed = tuple(vectors), explorer, play, seed
-        self.acting, self.dataset, self.facts = acting, dataset, dict(facts or {})
+        self.vectors, self.explorer = tuple(vectors), explorer
+        self.play, self.seed = play, seed
+        self.acting, self.dataset = acting, dataset
+        self.facts = dict(facts or {})
         self.players: list[HostCollector] = []
-        self.weights: list[Params] = []
         self._begin()
         self._act = jax.jit(self._acted)
         self._take = jax.jit(
@@ -172,7 +220,7 @@ class OnlineHost(Source):
         return actor, action, self.explorer.memory(actor)
 
     def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
-        """Raises UserError if ratio, capacity, memory or seeds do not fit; `params` may be shapes."""
+        """Raise UserError if ratio, capacity, memory or seeds do not fit; `params` may be shapes."""
         self.play.check(batch, length)
         if seeds != len(self.vectors):
             raise UserError(
@@ -184,7 +232,7 @@ class OnlineHost(Source):
                 lambda p: self.explorer.memory(self.explorer.initial(p, n)), params
             )
             self.players = [
-                HostCollector(v, self.play, memory, self.seed + i)
+                HostCollector(v, self.explorer, self._act, self.play, memory, self.seed + i)
                 for i, v in enumerate(self.vectors)
             ]
         each = replay.bytes_per_step(self.players[0].like)
@@ -193,7 +241,7 @@ class OnlineHost(Source):
         self._begin()
 
     def _begin(self) -> None:
-        """As at the start of a phase."""
+        """Begin a phase: new episodes and empty rings, nothing asked."""
         self.over, self.loads = False, 0
         self.asked: dict[int, list[list[DrawnRows]]] = {}  # by load: [updates][seeds]
         self.answers: list[tuple[PyTree, np.ndarray]] = []  # of the oldest in `asked` on
@@ -204,54 +252,24 @@ class OnlineHost(Source):
         """Copy the weights [seeds, ...] to act with from the next `load` on."""
         if self.over:  # another phase begins
             self._begin()
-        self.weights = [self._take(params, i) for i in range(len(self.players))]
-        if self.acting is not None:
-            self.weights = jax.device_put(self.weights, self.acting)
+        for i, player in enumerate(self.players):
+            mine = self._take(params, i)
+            player.params = mine if self.acting is None else jax.device_put(mine, self.acting)
 
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
     ) -> dict[str, Any]:
-        """Plays, and draws the next `updates` batches: NumPy arrays in stored form, [updates,
-        seeds, B, ...].
-        """
+        """Play, and draw the next batches: NumPy arrays in stored form, [updates, seeds, B, ...]."""
         self._take_answers()
-        steps = vector_steps(self.play.ratio, batch, length, self.play.envs)
         rows, found = [], []
         for _ in range(updates):
-            rows.append([self._draw(i, steps, batch, length) for i in range(len(self.players))])
+            rows.append([player.draw(batch, length) for player in self.players])
             for player, drawn in zip(self.players, rows[-1], strict=True):
                 found.append(player.ring.windows(drawn, length, self.play.context))
         self.asked[self.loads] = rows
         self.loads += 1
         stacked = jax.tree.map(lambda *x: np.stack(x).reshape(updates, seeds, *x[0].shape), *found)
         return {'rows': stacked[0], 'context': stacked[1]}
-
-    def _draw(self, seed: int, steps: int, batch: int, length: int) -> DrawnRows:
-        """Play `steps` vector steps of one seed, after the prefill if nothing was played yet, and
-        choose rows.
-        """
-        player, prefill = self.players[seed], self.play.prefill_steps(length)
-        if not player.ring.written:
-            if self.play.random_prefill:
-                player.prefill(prefill)
-            else:
-                self._explore(seed, prefill)
-            player.arrived()
-            player.ended = none_ended()
-        self._explore(seed, steps)
-        return player.ring.choose(player.rng, batch, length, self.play.online)
-
-    def _explore(self, seed: int, steps: int) -> None:
-        player, params = self.players[seed], self.weights[seed]
-        if player.actor is None:
-            player.actor = self.explorer.initial(params, self.play.envs)
-        for _ in range(steps):
-            chance = np.array([player.seed, player.acted], np.uint32)
-            player.actor, action, memory = self._act(params, player.actor, player.arrived(), chance)
-            player.acted += 1
-            # Read before the environments move: they may reuse the memory of their observations.
-            action, memory = jax.device_get((action, memory))
-            player.advance(action, memory)
 
     def sample(
         self,
@@ -281,8 +299,8 @@ class OnlineHost(Source):
         self.answers.append((memory, ok))
 
     def _take_answers(self) -> None:
-        """Memories of the load before the last one, not of a later one: a checkpoint may bring
-        those early.
+        """Write memories of the load before the last one, not of a later one: a checkpoint may
+        bring those early.
         """
         while self.answers and min(self.asked) <= self.loads - 2:
             (memory, ok), rows = self.answers.pop(0), self.asked.pop(min(self.asked))
@@ -291,38 +309,31 @@ class OnlineHost(Source):
                     if ok[i, u]:
                         new = jax.tree.map(lambda x, i=i, u=u: x[i, u], memory)
                         self.players[i].ring.write_memory(drawn, new)
-        for load in [
-            load for load in self.asked if load < self.loads - 2
-        ]:  # the loss gives no memories
-            del self.asked[load]
+        # A loss that gives no memories never answers.
+        self.asked = {load: x for load, x in self.asked.items() if load >= self.loads - 2}
 
     def metrics(self) -> dict[str, Mean]:
-        """Of the episodes that ended since the last call, fields [seeds]."""
-        ended = [player.ended for player in self.players]
-        for player in self.players:
-            player.ended = none_ended()
+        """Return sums over the episodes that ended since the last call, fields [seeds]."""
+        ended = [player.take_ended() for player in self.players]
         return jax.tree.map(lambda *x: np.stack(x), *ended)
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
-        """Frames that one seed has played after `updates`, the prefill included."""
+        """Return the frames that one seed has played after `updates`, the prefill included."""
         return self.play.env_frames(updates, batch, length)
 
     def arrays(self) -> list[dict[str, Any]]:
-        """The replay of every seed, for a checkpoint; not copied."""
+        """Return the replay of every seed for a checkpoint, not copied."""
         return [player.ring.arrays() for player in self.players]
 
     def set_arrays(self, arrays: list[dict[str, Any]]) -> None:
-        """The replay of a checkpoint.
-
-        Environments begin anew, so the episodes that were open end there.
-        """
+        """Restore the replay of a checkpoint; environments are reset, so open episodes end there."""
         for player, saved in zip(self.players, arrays, strict=True):
             player.begin()
             player.ring.set_arrays(saved)
             player.ring.cut()
 
     def finish(self, live: PyTree) -> None:
-        """Leaves the replay behind as a dataset, if asked to."""
+        """Export the replay as a dataset, if asked to."""
         if self.dataset is not None:
             rings = [(player.ring.data, player.ring.written) for player in self.players]
             replay.export(
@@ -336,21 +347,16 @@ class OnlineHost(Source):
         self.over = True
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable: what must be the same when a run continues, and where chance is."""
+        """Return what must be the same when a run continues, and where random numbers are."""
         chance = [{'rng': p.rng.bit_generator.state, 'acted': p.acted} for p in self.players]
         return {**self._same(), 'chance': chance}
 
     def _same(self) -> dict[str, Any]:
-        env = self.vectors[0].spec.name
-        return {
-            'source': 'online_host',
-            'env': env,
-            'seed': self.seed,
-            **dataclasses.asdict(self.play),
-        }
+        env, play = self.vectors[0].spec.name, dataclasses.asdict(self.play)
+        return {'source': 'online_host', 'env': env, 'seed': self.seed, **play}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError naming what differs from the saved run."""
+        """Restore random numbers; raise UserError naming what differs from the saved run."""
         check_same(state, self._same())
         for player, saved in zip(self.players, state['chance'], strict=True):
             player.rng.bit_generator.state = saved['rng']

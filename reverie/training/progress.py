@@ -53,8 +53,9 @@ class PhaseLog:
         clock: Clock,
         every_s: float,
     ):
-        self.setup, self.index, self.monitor = setup, index, monitor
-        self.sinks, self.clock, self.every_s = sinks, clock, every_s
+        self.setup, self.index = setup, index
+        self.monitor, self.sinks = monitor, sinks
+        self.clock, self.every_s = clock, every_s
         self.logged_at, self.logged_step = time.monotonic(), step
         self.calls = 0
         self.played: dict[str, Mean] = {}  # sums since the last record

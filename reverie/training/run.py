@@ -47,7 +47,7 @@ def run(
     source: a dataset, or environments with their replay, on the device or the host. Each phase
         begins with new environments and an empty replay.
     folder: holds config.json, metrics.jsonl and checkpoints/; the same call again continues where
-        it was, exactly (but for environments on the host, which start anew).
+        it was, exactly (but for environments on the host, which start afresh).
     seed: seed i of the run trains with `seed + i`, just as it would alone.
     updates_per_call: gradient steps between two looks at the clock and at signals.
     sinks: besides metrics.jsonl, which is always written. They are closed at the end.

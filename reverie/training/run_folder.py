@@ -57,7 +57,8 @@ def check_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequenc
     """
     path = folder / 'config.json'
     if path.exists():
-        saved, given, missing = flatten(read_config(folder)), flatten(config), '(absent)'
+        saved, given = flatten(read_config(folder)), flatten(config)
+        missing = '(absent)'
         differing = [
             f'{key}: saved {saved.get(key, missing)!r}, given {given.get(key, missing)!r}'
             for key in sorted(set(saved) | set(given))

@@ -15,7 +15,7 @@ from reverie.types import Agent, Params, Phase, Source
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """What is trained, on what, and with which keys; phases are named by their index."""
+    """Agent, source and keys of a run; methods name phases by their index."""
 
     agent: Agent
     phases: tuple[Phase, ...]  # the agent's; those taken from another run have that run's sizes

@@ -1,4 +1,4 @@
-"""What the optimiser carries from update to update, and how it is laid out over devices."""
+"""Train state: the arrays that pass from update to update, and their layout over devices."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -15,22 +15,21 @@ CGROUP = pathlib.Path('/sys/fs/cgroup')
 
 
 class TrainState(NamedTuple):
-    """One phase of training. The runner gives every leaf a leading [seeds] axis."""
+    """State of one phase of training; a run gives every leaf a leading [seeds] axis."""
 
     params: Params  # every group, trained or not
     opt_state: PyTree  # of the trained groups only
-    rms: dict[
-        str, Float[Array, '']
-    ]  # running mean of the square of each loss, before bias correction
+    # Running mean of the square of each loss, before bias correction.
+    rms: dict[str, Float[Array, '']]
     ema: Params | None  # running mean of the trained groups' weights
     step: Int[Array, '']  # updates of this phase, skipped ones included
     skipped: Int[Array, '']  # updates of this phase left out because something was not finite
     streak: Int[Array, '']  # skipped updates in a row up to now
-    live: PyTree = ()  # environments and replay of a `Live` source
+    live: PyTree = ()  # of the source: environments and replay on the device
 
 
 def create(params: Params, phase: Phase) -> TrainState:
-    """The state at the start of `phase`, for one seed.
+    """Return the state at the start of `phase`, for one seed.
 
     Raises UserError if the phase trains an unknown group.
     """
@@ -50,7 +49,7 @@ def create(params: Params, phase: Phase) -> TrainState:
 
 
 def trained_groups(params: Params, phase: Phase) -> Params:
-    """The parameter groups that `phase` trains."""
+    """Return the parameter groups that `phase` trains; raise UserError for an unknown one."""
     unknown = sorted(set(phase.trains) - set(params))
     if unknown:
         raise UserError(
@@ -60,23 +59,20 @@ def trained_groups(params: Params, phase: Phase) -> Params:
 
 
 def own_buffers(tree: PyTree) -> PyTree:
-    """A copy in which no two leaves share a buffer: a buffer can be donated only once. For use in
+    """Copy a tree so that no two leaves share a buffer, which can be donated only once; works in
     jit too.
     """
     return jax.tree.map(jnp.copy, tree)
 
 
 def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `ok` else `old`, leaf by leaf.
-
-    A select, not a branch: under vmap each seed decides for itself.
-    """
+    """Return `new` where `ok`, else `old`; a select and no branch, for each seed decides alone."""
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
 
 @jax.jit
 def finite(tree: PyTree) -> Bool[Array, '']:
-    """Whether every floating-point number of `tree` is finite."""
+    """Tell if every floating-point number of `tree` is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return (
         jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
@@ -84,7 +80,7 @@ def finite(tree: PyTree) -> Bool[Array, '']:
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
-    """The one mesh of a run, axes (data, fsdp). Raises UserError if there are too few devices.
+    """Make the mesh of a run, axes (data, fsdp); raise UserError if there are too few devices.
 
     Axis types are pinned to Auto: with JAX's default (Explicit), ordinary data-parallel gradients
     are ambiguous.
@@ -103,7 +99,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, devices: list[Any] | None = None) ->
 
 
 def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-    """Rows spread over every device. Raises UserError if `rows` does not divide."""
+    """Spread rows over every device; raise UserError if `rows` does not divide."""
     if rows % mesh.size:
         raise UserError(
             f'a batch of {rows} rows does not divide over the mesh {dict(mesh.shape)} of {mesh.size}'
@@ -112,13 +108,12 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Return the sharding of arrays that are the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_sharding(mesh: Mesh, tree: PyTree, leading: int = 1) -> PyTree:
-    """Each leaf split over `fsdp` along its largest divisible axis, after `leading` axes that stay
-    whole.
+    """Split each leaf over `fsdp` along its largest divisible axis after `leading` whole axes.
 
     One rule for parameters, optimiser state and weight means alike, so no module carries
     annotations.
@@ -136,14 +131,14 @@ def param_sharding(mesh: Mesh, tree: PyTree, leading: int = 1) -> PyTree:
 
 
 def train_sharding(mesh: Mesh, train: TrainState) -> TrainState:
-    """`param_sharding` of the whole train state; `live` is the same on every device."""
+    """Return `param_sharding` of a train state, with `live` the same on every device."""
     rest = param_sharding(mesh, train._replace(live=()))
     return rest._replace(live=jax.tree.map(lambda x: replicated(mesh), train.live))
 
 
 def available_bytes(device: jax.Device | None = None) -> int | None:
-    """Memory left on an accelerator, or of the host (None, or a CPU device); None where nobody
-    says.
+    """Return the memory left on an accelerator, or on the host (None, or a CPU device); None if it
+    is not known.
     """
     if device is not None and device.platform != 'cpu':
         stats = device.memory_stats() or {}
@@ -174,5 +169,5 @@ def available_bytes(device: jax.Device | None = None) -> int | None:
 
 
 def global_norm(tree: PyTree) -> Float[Array, '']:
-    """Root of the sum of squares of every leaf, in float32."""
+    """Return the root of the sum of squares of every leaf, in float32."""
     return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))

@@ -1,4 +1,4 @@
-"""One jitted program per phase: `updates` gradient steps of every seed in one call."""
+"""Jitted program of a phase: many gradient steps of every seed in one call."""
 
 import dataclasses
 import functools
@@ -36,10 +36,8 @@ def check_losses(phase: Phase, losses: Losses) -> None:
     """Raise UserError unless the terms are those of `phase.scales`, each [B, T] ([B, H] if
     imagined).
     """
-    missing, extra = (
-        sorted(set(phase.scales) - set(losses)),
-        sorted(set(losses) - set(phase.scales)),
-    )
+    missing = sorted(set(phase.scales) - set(losses))
+    extra = sorted(set(losses) - set(phase.scales))
     if missing or extra:
         raise UserError(
             f'phase {phase.name}: losses and scales differ; missing losses {missing}, extra {extra}'
@@ -59,8 +57,8 @@ def normalise(
     decay: float,
     applied: Int[Array, ''],
 ) -> tuple[dict[str, Float[Array, '']], dict[str, Float[Array, '']]]:
-    """L / RMS(L) per term; Dreamer 4, section 3.2. -> (normalised terms, new running means of
-    squares).
+    """Divide each term by its RMS, L / RMS(L) (Dreamer 4, section 3.2); return (normalised terms,
+    running means of squares).
 
     The paper leaves the start open: as in Adam, the mean is divided by 1 - decay^t, so the first
     update sees +-1. A term that has been zero so far is left as it is. applied: updates that
@@ -86,9 +84,9 @@ def check_groups(phase: Phase, params: Params, groups: Params) -> None:
 def learn(
     phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics, PyTree, Bool[Array, '']]:
-    """One gradient step of one seed -> (state, metrics, memory for replay or None, ok).
+    """Take one gradient step of one seed; return (state, metrics, memory for replay or None, ok).
 
-    Where losses, gradients or updates are not finite, ok is false and nothing changes but counters.
+    Where losses, gradients or updates are not finite, ok is false and only counters change.
     """
     trained = trained_groups(state.params, phase)
 
@@ -137,9 +135,7 @@ def learn(
 
 
 class SkippedUpdate(NamedTuple):
-    """What the loss of one update was given: of a call, that of the first update that was skipped.
-    One seed's.
-    """
+    """Inputs of the first skipped update of a call, for one seed."""
 
     update: Int[Array, '']  # of the phase, from 0; -1 if none was skipped
     key: Array  # key data of the loss
@@ -149,35 +145,32 @@ class SkippedUpdate(NamedTuple):
 def update(
     phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step of one seed, see `learn`."""
+    """Take one gradient step of one seed by `learn`; return (state, metrics)."""
     return learn(phase, state, batch, key)[:2]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled update of a phase.
+    """Compiled updates of a phase.
 
-    call: (state, data, loaded, keys [seeds], updates) -> (state, metrics {name: [seeds]}, streak
-        [seeds, updates], trace {name: [seeds, updates]} of the losses and norms, memory [seeds,
-        updates, B, T, ...] for a replay on the host, else None, evidence [seeds, ...] of the first
-        update that was skipped); donates state.
-    traces: one entry per compilation, the number of updates of a call.
+    `call(state, data, loaded, keys [seeds], updates)` donates state and returns: state; metrics
+    {name: [seeds]}; streak [seeds, updates]; history {name: [seeds, updates]} of losses and norms;
+    memory [seeds, updates, B, T, ...] for a replay on the host, else None; the `SkippedUpdate`
+    [seeds, ...] of the call.
     """
 
     call: Any  # a jitted function
-    compile_log: list[int]
+    compile_log: list[int]  # one entry per compilation: the number of updates of a call
 
 
 def finite_mean(x: Float[Array, ' updates']) -> Float[Array, '']:
-    """Mean of the finite entries; NaN if there are none."""
+    """Return the mean of the finite entries; NaN if there are none."""
     finite = jnp.isfinite(x)
     return jnp.where(finite, x, 0).sum() / finite.sum()
 
 
 def over_updates(metrics: Metrics) -> Metrics:
-    """Of a call: the mean of each metric [updates] over the updates where it is finite; a `Mean` is
-    added up.
-    """
+    """Average each metric [updates] of a call over the updates where it is finite; add up `Mean`s."""
     return {
         name: jax.tree.map(lambda x: x.sum(0), x) if isinstance(x, Mean) else finite_mean(x)
         for name, x in metrics.items()
@@ -235,15 +228,12 @@ def make_program(
         state: TrainState, data: PyTree, loaded: PyTree, keys: Key[Array, ' seeds'], updates: int
     ) -> Any:
         compile_log.append(updates)
-        if (
-            keys.shape[0] == 1
-        ):  # vmap over one seed turns matmuls and convolutions into batched ones, for nothing
-            squeeze, add = (
-                (lambda t: jax.tree.map(lambda x: x[0], t)),
-                (lambda t: jax.tree.map(lambda x: x[None], t)),
-            )
+        if keys.shape[0] == 1:
+            # vmap over one seed turns matmuls and convolutions into batched ones, for nothing.
+            alone = jax.tree.map(lambda x: x[0], state)
             loaded = jax.tree.map(lambda x: x[:, 0], loaded)
-            return add(one_seed(squeeze(state), data, loaded, keys[0], updates))
+            results = one_seed(alone, data, loaded, keys[0], updates)
+            return jax.tree.map(lambda x: x[None], results)
         over_seeds = jax.vmap(lambda s, l, k: one_seed(s, data, l, k, updates), in_axes=(0, 1, 0))
         return over_seeds(state, loaded, keys)
 
@@ -254,10 +244,8 @@ def make_program(
 
 
 def call_size(steps: int, wanted: int) -> int:
-    """Updates per call: the largest divisor of `steps` in [wanted / 2, wanted], for one program;
-    else `wanted`.
-
-    In the latter case the last call of the phase is shorter and costs a second compilation.
+    """Return the updates per call: the largest divisor of `steps` in [wanted / 2, wanted]; else
+    `wanted`, and then the last call of the phase is shorter and costs a second compilation.
     """
     wanted = max(1, min(wanted, steps))
     return next((n for n in range(wanted, (wanted - 1) // 2, -1) if steps % n == 0), wanted)

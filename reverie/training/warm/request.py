@@ -9,7 +9,7 @@ from reverie.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """What a run takes from another; each phase that is not taken is trained."""
+    """Phases or groups to take from another run; each phase that is not taken is trained."""
 
     run: pathlib.Path
     """Folder of the other run."""
