@@ -10,7 +10,7 @@ from reverie.types import State, Step, WorldModel
 
 
 class Dream(NamedTuple):
-    """Leading dims [B, T]: the first `context` frames were given, the others imagined."""
+    """Frames [B, T] of windows: the first `context` were given, the others imagined."""
 
     image: Float[Array, 'B T h w c']
     feat: Float[Array, 'B T F']
@@ -21,7 +21,7 @@ class Dream(NamedTuple):
 def dream(
     model: WorldModel, state: State, action: Float[Array, 'H B A'], keys: Key[Array, ' H']
 ) -> Dream:
-    """Imagine what the actions lead to, one key for each; time first, here and in what is returned."""
+    """Imagine the frames [H, B] that the actions [H, B] lead to, with one key for each step."""
 
     def imagine(state, x):
         action, key = x

@@ -1,10 +1,10 @@
-"""Statistics of scores: means with intervals that say their kind and their n, and paired
-differences.
+"""Statistics of scores: means with intervals that say their kind and n, and paired differences.
 
 The unit is a run (one training seed): a run's score is the mean return of its episodes, and an
 interval over runs says where the mean of many runs lies. Below ten runs it is Student's t, from ten
 on a percentile bootstrap. (Of three normal runs the bootstrap's interval is [min, max] and holds
 the true mean 75 times of 100, of ten 89 times, of thirty 94.)
+
 With one run only its episodes are left: that interval says how well this run was measured, not how
 another would do, and is labelled so. Random play and a dataset are no trained runs; their unit is
 the episode.
@@ -19,18 +19,14 @@ import scipy.stats
 
 from reverie.types import UserError
 
-Returns = (
-    Sequence[Sequence[float]] | Sequence[np.ndarray] | np.ndarray
-)  # [seeds][episodes], ragged allowed
+# [seeds][episodes], ragged allowed
+Returns = Sequence[Sequence[float]] | Sequence[np.ndarray] | np.ndarray
 
 LEVEL = 0.95
 BOOTSTRAP_FROM = 10  # values; the percentile bootstrap of fewer covers too little
 UNTRAINED = ('random', 'data')  # read-outs that no run trained
-PAIRED = (
-    'imagination',
-    'wm_bc',
-    'bc',
-)  # read-outs of one run: seed i of each shares data, and the first two its model
+# read-outs of one run: seed i of each shares data, and the first two share its model
+PAIRED = ('imagination', 'wm_bc', 'bc')
 
 
 class Interval(NamedTuple):
@@ -39,8 +35,7 @@ class Interval(NamedTuple):
     low: float
     high: float
     kind: str  # 't', 'bootstrap', over several games 'stratified bootstrap'
-    # 'seeds'; 'episodes' (no trained run); 'episodes of one seed', 'episodes of each seed' (runs
-    # are fixed)
+    # 'seeds'; 'episodes' (no trained run); 'episodes of one seed' or 'of each seed' (fixed runs)
     over: str
     n: int  # how many of them; in the game that has fewest
     games: int = 1
@@ -53,16 +48,17 @@ class Interval(NamedTuple):
 
 
 def iqm(scores: Any, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean of the middle half, 25% cut from each end (Agarwal et al.
+    """Interquartile mean: that of the middle half, 25% cut from each end.
 
-    2021, section 4.3).
+    Agarwal et al. 2021, section 4.3.
     """
     return scipy.stats.trim_mean(np.asarray(scores, float), 0.25, axis=axis)
 
 
 def normalised(score: Any, random: float, reference: float) -> Any:
-    """(s - random) / (reference - random): 0 plays like chance, 1 like the reference (PPO at 10M
-    frames).
+    """Normalised score (s - random) / (reference - random).
+
+    0 plays like chance, 1 like the reference (PPO at 10M frames).
     """
     return (np.asarray(score, float) - random) / (reference - random)
 
@@ -81,8 +77,9 @@ def _bootstrap(
     resamples: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Percentile bootstrap, resampled within each stratum; statistic: a list of [resamples, n] ->
-    [resamples].
+    """Percentile bootstrap, resampled within each stratum.
+
+    statistic: a list of [resamples, n] -> [resamples].
     """
     rng = np.random.default_rng(seed)
     draws = statistic([x[rng.integers(len(x), size=(resamples, len(x)))] for x in strata])
@@ -100,10 +97,8 @@ def _winsorised_t(strata: Sequence[np.ndarray], trim: float) -> tuple[float, flo
     values = np.sort(np.concatenate(strata))
     cut = int(trim * len(values))
     kept = values[cut : len(values) - cut]
-    variance = (
-        np.array([len(x) * np.var(np.clip(x, kept[0], kept[-1]), ddof=1) for x in strata])
-        / len(kept) ** 2
-    )
+    winsorised = [np.clip(x, kept[0], kept[-1]) for x in strata]
+    variance = np.array([len(x) * np.var(x, ddof=1) for x in winsorised]) / len(kept) ** 2
     total = variance.sum()
     if total == 0:
         return float(kept.mean()), float(kept.mean())
@@ -118,12 +113,8 @@ def _interval(values: np.ndarray, over: str, resamples: int, seed: int) -> Inter
         return None
     if len(values) < BOOTSTRAP_FROM:
         return Interval(*_winsorised_t([values], 0.0), 't', over, len(values))
-    return Interval(
-        *_bootstrap([values], lambda x: x[0].mean(1), resamples, seed),
-        'bootstrap',
-        over,
-        len(values),
-    )
+    bounds = _bootstrap([values], lambda x: x[0].mean(1), resamples, seed)
+    return Interval(*bounds, 'bootstrap', over, len(values))
 
 
 def interval(
@@ -136,13 +127,12 @@ def interval(
         trained: rows are runs; otherwise (random play, a dataset) all episodes count alike.
 
     Returns: over seeds, over the episodes of the only one, or over episodes; None where there is
-    one value.
+        one value.
     """
     if trained and len(per_seed) > 1:
         return _interval(_means(per_seed), 'seeds', resamples, seed)
-    return _interval(
-        _pooled(per_seed), 'episodes of one seed' if trained else 'episodes', resamples, seed
-    )
+    over = 'episodes of one seed' if trained else 'episodes'
+    return _interval(_pooled(per_seed), over, resamples, seed)
 
 
 def stratified_interval(
@@ -156,11 +146,10 @@ def stratified_interval(
     """Interval of an aggregate over games: runs vary within each game, games are kept.
 
     From ten runs in every game on it is the stratified bootstrap (Agarwal et al. 2021, section
-    4.1). Below it is a t
-    interval on winsorised values: a game's three runs, resampled, vary by a third too little, so
-    that with five games of three runs the bootstrap holds the truth 76 to 87 times of 100, the t
-    interval 93 to 97. Where a game has one run, the runs of all games are kept and their episodes
-    are resampled, if each has ten.
+    4.1). Below it is a t interval on winsorised values: a game's three runs, resampled, vary by a
+    third too little, so that with five games of three runs the bootstrap holds the truth 76 to 87
+    times of 100, the t interval 93 to 97. Where a game has one run, the runs of all games are kept
+    and their episodes are resampled, if each has ten.
 
     Args:
         tasks: per game the returns [seeds][episodes], on a common (normalised) scale.
@@ -171,43 +160,29 @@ def stratified_interval(
     kind = 'stratified bootstrap' if len(tasks) > 1 else 'bootstrap'
     if trained and min(counts) > 1:
         runs = [_means(task) for task in tasks]
-        if min(counts) < BOOTSTRAP_FROM:
-            return Interval(*_winsorised_t(runs, trim), 't', 'seeds', min(counts), len(tasks))
-        bounds = _bootstrap(
-            runs,
-            lambda x: scipy.stats.trim_mean(np.concatenate(x, 1), trim, axis=1),
-            resamples,
-            seed,
-        )
-        return Interval(*bounds, kind, 'seeds', min(counts), len(tasks))
-    strata = [
-        np.asarray(row, float) for task in tasks for row in (task if trained else [_pooled(task)])
-    ]
+        over, fewest = 'seeds', min(counts)
+        if fewest < BOOTSTRAP_FROM:
+            return Interval(*_winsorised_t(runs, trim), 't', over, fewest, len(tasks))
+        value = lambda x: scipy.stats.trim_mean(np.concatenate(x, 1), trim, axis=1)
+        return Interval(*_bootstrap(runs, value, resamples, seed), kind, over, fewest, len(tasks))
+    rows = [row for task in tasks for row in (task if trained else [_pooled(task)])]
+    strata = [np.asarray(row, float) for row in rows]
     fewest = min(map(len, strata))
     if fewest < BOOTSTRAP_FROM:
         return None
-    over = (
-        'episodes' if not trained else f'episodes of {"one" if max(counts) == 1 else "each"} seed'
-    )
-    bounds = _bootstrap(
-        strata,
-        lambda x: scipy.stats.trim_mean(np.stack([y.mean(1) for y in x], 1), trim, axis=1),
-        resamples,
-        seed,
-    )
-    return Interval(*bounds, kind, over, fewest, len(tasks))
+    one = 'one' if max(counts) == 1 else 'each'
+    over = f'episodes of {one} seed' if trained else 'episodes'
+    mean = lambda x: np.stack([y.mean(1) for y in x], 1)
+    value = lambda x: scipy.stats.trim_mean(mean(x), trim, axis=1)
+    return Interval(*_bootstrap(strata, value, resamples, seed), kind, over, fewest, len(tasks))
 
 
 def _figure(mean: float, ci: Interval | None) -> dict[str, Any]:
     """A mean with its interval as the results file holds it; `figure_interval` reads it back."""
     if ci is None:
         return {'mean': mean, 'ci95': None, 'n': 1, 'interval': None}
-    return {
-        'mean': mean,
-        'ci95': [ci.low, ci.high],
-        'n': ci.n,
-        'interval': {'kind': ci.kind, 'over': ci.over},
-    }
+    kind = {'kind': ci.kind, 'over': ci.over}
+    return {'mean': mean, 'ci95': [ci.low, ci.high], 'n': ci.n, 'interval': kind}
 
 
 def figure_interval(figure: Mapping[str, Any]) -> Interval | None:
@@ -220,9 +195,7 @@ def figure_interval(figure: Mapping[str, Any]) -> Interval | None:
 
 def summary(per_seed: Returns, random: float | None = None, reference: float | None = None, *,
             trained: bool = True) -> dict[str, Any]:  # fmt: skip
-    """One read-out as the results file holds it; `normalised` is null where a reference is not
-    known.
-    """
+    """One read-out as the results file holds it; `normalised` is null without a reference."""
     rows = [[float(x) for x in row] for row in per_seed]
     mean = float(np.mean(_means(rows) if trained else _pooled(rows)))
     scaled = None
@@ -236,13 +209,12 @@ def summary(per_seed: Returns, random: float | None = None, reference: float | N
 
 
 def difference(a: Returns, b: Returns, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Mean score of `a` minus that of `b`, whose runs are pairs: seed i of both shares a world
-    model or data.
+    """Mean score of `a` minus that of `b`, whose runs are pairs: seed i of both shares its model or
+    data.
 
     What a pair shares cancels, so the interval is that of the differences [seeds]. One pair leaves
-    the episodes of its two runs, resampled each for itself, if both have ten.
-
-    Raises: UserError if the numbers of seeds differ.
+    the episodes of its two runs, resampled each for itself, if both have ten. Raises UserError if
+    the numbers of seeds differ.
     """
     if len(a) != len(b):
         raise UserError(
@@ -259,7 +231,7 @@ def difference(a: Returns, b: Returns, *, resamples: int = 2000, seed: int = 0) 
 
 
 def derive(played: Mapping[str, Mapping[str, Returns]], reference: float | None) -> dict[str, Any]:
-    """Everything a results file says of returns.
+    """All entries of a results file that follow from returns.
 
     Args:
         played: read-out -> {'sampled': returns [seeds][episodes], and maybe 'greedy': likewise}.
@@ -269,28 +241,20 @@ def derive(played: Mapping[str, Mapping[str, Returns]], reference: float | None)
         inside each under 'greedy'. Differences are those of read-outs that share world models.
     """
     random = float(np.mean(_pooled(played['random']['sampled']))) if 'random' in played else None
-    score = {}
-    for name, of in played.items():
-        both = {
-            mode: summary(rows, random, reference, trained=name not in UNTRAINED)
-            for mode, rows in of.items()
-        }
+    score, differences = {}, {}
+    for name, modes in played.items():
+        trained = name not in UNTRAINED
+        both = {mode: summary(x, random, reference, trained=trained) for mode, x in modes.items()}
         score[name] = both.pop('sampled') | both
-    differences = {}
     for a, b in itertools.combinations([name for name in PAIRED if name in played], 2):
-        both = {
-            mode: difference(played[a][mode], played[b][mode])
-            for mode in played[a]
-            if mode in played[b]
-        }
+        shared = [mode for mode in played[a] if mode in played[b]]
+        both = {mode: difference(played[a][mode], played[b][mode]) for mode in shared}
         differences[f'{a} - {b}'] = both.pop('sampled') | both
     return {'score': score, 'differences': differences}
 
 
 def recompute(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A results record with `score` and `differences` derived again from its returns; all else
-    stays as it is.
-    """
+    """A results record with `score` and `differences` derived again from its returns."""
     played = {
         name: {'sampled': s['per_seed']}
         | ({'greedy': s['greedy']['per_seed']} if 'greedy' in s else {})

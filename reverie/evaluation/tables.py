@@ -17,9 +17,7 @@ NAMES = {
 
 
 class Row(NamedTuple):
-    """One read-out, or the difference of two; figures are entries of the results file (mean, ci95,
-    n, ...).
-    """
+    """One read-out, or the difference of two; figures are entries of the results file."""
 
     key: str  # 'imagination', 'imagination - wm_bc'
     name: str
@@ -33,7 +31,7 @@ def name_of(key: str) -> str:
 
 
 def interval_label(figure: Mapping[str, Any]) -> str:
-    """What the interval of a figure is, e.g. 't over 3 seeds'."""
+    """Kind and n of a figure's interval, e.g. 't over 3 seeds'."""
     ci = figure_interval(figure)
     return ci.label if ci else 'none, n = 1'
 
@@ -45,12 +43,8 @@ def _rows(figures: Mapping[str, Any]) -> list[Row]:
 def score_rows(record: Mapping[str, Any]) -> list[Row]:
     """The read-outs with scores, in the order of NAMES."""
     score = {k: v for k, v in (record.get('score') or {}).items() if any(v['per_seed'])}
-    return _rows(
-        {
-            k: score[k]
-            for k in (*(k for k in NAMES if k in score), *(k for k in score if k not in NAMES))
-        }
-    )
+    known = {k: score[k] for k in NAMES if k in score}
+    return _rows(known | score)  # those without a place among NAMES come last
 
 
 def difference_rows(record: Mapping[str, Any]) -> list[Row]:
@@ -71,19 +65,15 @@ def bounds(figure: Mapping[str, Any]) -> str:
 def text(figure: Mapping[str, Any]) -> str:
     """A figure in a line of text: '3.30 (2.70 to 3.90, t over 3 seeds)'."""
     mean = number(figure['mean'])
-    return (
-        f'{mean} ({bounds(figure)}, {interval_label(figure)})'
-        if figure['ci95']
-        else f'{mean} (n = 1)'
-    )
+    if not figure['ci95']:
+        return f'{mean} (n = 1)'
+    return f'{mean} ({bounds(figure)}, {interval_label(figure)})'
 
 
 def markdown(
     rows: Sequence[Row], title: str = 'read-out', names: Mapping[str, str] | None = None
 ) -> str:
-    """A table of rows, as README.md and docs/RESULTS.md show them; `names` replaces those of some
-    keys.
-    """
+    """A Markdown table of rows, as the documentation shows it; `names` replaces those of some keys."""
     heads = (title, 'sampled', '95% interval', 'greedy', '95% interval', 'the intervals are')
     lines = [f'| {" | ".join(heads)} |', '|---|---:|---:|---:|---:|---|']
     for key, name, sampled, greedy in rows:

@@ -46,7 +46,8 @@ def film(
     The dream's frames have a dim edge while they are given (t < context) and a bright one once they
     are dreamed.
     """
-    scale, edge, line = max(1, 144 // truth.shape[1]), 3, 30
+    scale = max(1, 144 // truth.shape[1])
+    edge, line = 3, 30  # pixels
     truth, dream = video.enlarge(truth, scale), video.enlarge(dream, scale)
     t, h, w, _ = truth.shape
     out = np.broadcast_to(GROUND, (t, 2 * h + 5 * edge + line, w + 2 * edge, 3)).copy()

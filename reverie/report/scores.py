@@ -137,7 +137,7 @@ def _table(
 
 
 def _note(run: RunFiles) -> str:
-    """What the whiskers and the normalised column mean, and which read-outs are not there."""
+    """Note on the whiskers, the normalised column and the read-outs that are not there."""
     scores = read_outs(run)
     note = 'Mean return per episode; whiskers are 95% intervals, dots are seeds. '
     note += (

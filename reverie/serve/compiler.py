@@ -20,7 +20,8 @@ class Compiler:
         on_ready: Callable[[], None],
         on_failure: Callable[[BaseException], None],
     ):
-        self.session, self.on_ready, self.on_failure = session, on_ready, on_failure
+        self.session = session
+        self.on_ready, self.on_failure = on_ready, on_failure
         self._pool = concurrent.futures.ThreadPoolExecutor(1, 'compile')
         self._wanted: collections.deque[tuple[View, int, bool]] = collections.deque()
 

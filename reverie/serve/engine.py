@@ -269,7 +269,8 @@ class Engine:
 
     def _message(self, player: Client, frame: HostFrame, header: dict[str, Any]) -> bytes:
         """Account for a frame of one player and put it into words."""
-        t, view, epoch = header['t'], header['view'], header['epoch']
+        t, epoch = header['t'], header['epoch']
+        view: View = header['view']
         heads_lag = t > 0 and self.session.heads_lag(view)
         shown = player.recording.take(frame, t, heads_lag)
         if shown.over and view != 'real':

@@ -22,7 +22,7 @@ class AdjustableSteps(Playable, Protocol):
         ...
 
     def with_sampling_steps(self, steps: int) -> Playable:
-        """The same agent with another K."""
+        """This agent with another K."""
         ...
 
 

@@ -66,7 +66,8 @@ class Session:
     ):
         if slots < 1:
             raise UserError(f'{slots} players asked for; expected at least 1')
-        self.agent, self.env, self.contexts = agent, env, contexts
+        self.agent = agent
+        self.env, self.contexts = env, contexts
         if not self.sources:
             raise UserError(
                 'a dream begins from real frames: expected an environment or recordings'

@@ -1,4 +1,4 @@
-"""Frames per second of a `Session` at the paper's shape and at smaller ones, with random weights."""
+"""Frames per second of play at the paper's shape and at smaller ones, with random weights."""
 
 import dataclasses
 import time
@@ -22,14 +22,14 @@ ACTIONS = 144  # Minecraft as the paper has it: 23 keys and 121 ways to move the
 
 
 class Shape(NamedTuple):
-    """resolution, patch: pixels. latents x bottleneck numbers a frame, `pack` of them a token."""
+    """Shape of an agent."""
 
     dynamics: TransformerConfig
     tokenizer: TransformerConfig
-    resolution: tuple[int, int] = (384, 640)
+    resolution: tuple[int, int] = (384, 640)  # pixels
     patch: tuple[int, int] = (16, 16)
-    latents: int = 512
-    bottleneck: int = 16
+    latents: int = 512  # tokens of a frame, two of them one token of the dynamics
+    bottleneck: int = 16  # numbers of a latent token
     registers: int = 30
 
 
@@ -86,9 +86,7 @@ def agent_of(
 
 
 def random_weights(agent: Dreamer4) -> Params:
-    """Small random numbers, made on the device one array at a time, in the types that inference
-    uses.
-    """
+    """Small random weights in inference's types, made on the device one array at a time."""
     outline = jax.eval_shape(lambda key: agent.for_inference(agent.init(key)), jax.random.key(0))
     draw = jax.jit(
         lambda key, like: 0.02 * jax.random.normal(key, like, jnp.float32), static_argnums=1
@@ -98,15 +96,14 @@ def random_weights(agent: Dreamer4) -> Params:
 
 
 def blank(agent: Dreamer4) -> Step:
-    """A recording of one black frame to begin from: what a frame costs does not depend on how full
-    the context is.
+    """A recording [1, 1] of one black frame to begin from.
+
+    A frame's cost does not depend on how full the context is.
     """
     assert isinstance(agent.spec.obs_shape, tuple)
+    obs = jnp.zeros((1, 1, *agent.spec.obs_shape))
+    action = jnp.zeros((1, 1, agent.spec.actions.size))
     yes, no = jnp.ones((1, 1), bool), jnp.zeros((1, 1), bool)
-    obs, action = (
-        jnp.zeros((1, 1, *agent.spec.obs_shape)),
-        jnp.zeros((1, 1, agent.spec.actions.size)),
-    )
     return Step(obs, action, jnp.zeros((1, 1)), yes, no, no)
 
 
@@ -120,43 +117,31 @@ def measure(
     softcap: float | None = None,
     kernel: Kernel = 'xla',
 ) -> dict[str, Any]:
-    """The speed record of a shape: a person's frames for each of `players`, as they are played and
-    fetched by a server.
+    """Speed record of a shape: a person's frames for each of `players`, played and fetched as by a
+    server.
 
-    A frame is ordered before the one before it has been fetched; what is timed is the time between
-    two frames.
+    A frame is ordered before the one before it has been fetched; the time between two frames is
+    measured.
     """
     if players < 1 or frames < 2:
         raise UserError(f'--players {players} --frames {frames}: expected at least 1 and 2')
     agent = agent_of(name, steps, softcap, kernel)
-    session = Session(
-        agent, random_weights(agent), contexts=lambda number: blank(agent), slots=players
-    )
+    recording = lambda number: blank(agent)
+    session = Session(agent, random_weights(agent), contexts=recording, slots=players)
     for slot in range(players):
         session.start(slot, 0, 'data')
     started = time.perf_counter()
     session.compile()
     compile_s = time.perf_counter() - started
-    action, yes = (
-        np.tile(np.eye(ACTIONS, dtype=np.float32)[0], (players, 1)),
-        np.ones(players, bool),
-    )
-    arrivals: list[float] = []
-    waiting = session.frame(action, ~yes, yes)
-    for _ in range(frames + 2):
-        following = session.frame(action, ~yes, yes)
-        jax.device_get(waiting)
-        arrivals.append(time.perf_counter())
-        waiting = following
-    jax.block_until_ready(waiting)
-    ms, params = 1e3 * np.diff(arrivals)[-frames:], session.params
-    shape, memory = MODELS[name], jax.devices()[0].memory_stats() or {}
+    ms = intervals(session, frames)
+    params, shape = session.params, MODELS[name]
+    memory = jax.devices()[0].memory_stats() or {}
+    counts = {group: count(params[group]) for group in ('dynamics', 'encoder', 'decoder')}
     return {
         'name': f'{name}, {players} players' if players > 1 else name,
         'command': command,
         **provenance(),
-        'params': {'all': count(params)}
-        | {name: count(params[name]) for name in ('dynamics', 'encoder', 'decoder')},
+        'params': {'all': count(params)} | counts,
         'shape': {
             'resolution': list(shape.resolution),
             'tokens': 2 + shape.latents // 2 + shape.registers,
@@ -178,3 +163,19 @@ def measure(
         'peak_bytes': memory.get('peak_bytes_in_use'),
         'compile_seconds': compile_s,
     }
+
+
+def intervals(session: Session, frames: int) -> np.ndarray:
+    """Milliseconds between two frames [frames] of a dream in which all players take one action."""
+    n = session.slots
+    action = np.tile(np.eye(session.agent.spec.actions.size, dtype=np.float32)[0], (n, 1))
+    yes = np.ones(n, bool)
+    arrivals: list[float] = []
+    waiting = session.frame(action, ~yes, yes)
+    for _ in range(frames + 2):
+        following = session.frame(action, ~yes, yes)
+        jax.device_get(waiting)
+        arrivals.append(time.perf_counter())
+        waiting = following
+    jax.block_until_ready(waiting)
+    return 1e3 * np.diff(arrivals)[-frames:]

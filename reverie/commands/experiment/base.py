@@ -88,7 +88,7 @@ class Experiment(abc.ABC):
         }
 
     def under(self, options: Mapping[str, Any]) -> 'Experiment':
-        """The same experiment in the environment with other options.
+        """This experiment in the environment with other options.
 
         Raises UserError if they do not fit the agent.
         """

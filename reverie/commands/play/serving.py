@@ -22,7 +22,7 @@ from reverie.serve.powers import with_steps
 from reverie.serve.recording import Saver
 from reverie.serve.server import App, bind, hello, serve
 from reverie.serve.session import Session
-from reverie.types import UserError
+from reverie.types import Playable, UserError
 
 Say = Callable[[str], None]
 
@@ -44,7 +44,21 @@ def play(
     cache: bool = True,
     say: Say = print,
 ) -> None:
-    """Serve the page until Ctrl-C. Raises UserError for whatever the user can mend."""
+    """Serve the page of a run or preset until Ctrl-C.
+
+    Args:
+        name: run folder, or preset with random weights.
+        env_name, options: environment of a preset.
+        players: places.
+        pace: frames per second of a new page.
+        seed: of the run's seeds.
+        names: further host names to answer to.
+        steps: K to begin with, for agents that have a choice.
+        token: part of the address; a new one if not given.
+        cache: keep compiled programs for the next time.
+
+    Raises UserError for whatever the user can put right.
+    """
     if not 1 <= players <= 64:
         raise UserError(f'--players {players}: expected 1 to 64')
     if not 1 <= pace <= 120:
@@ -57,27 +71,19 @@ def play(
         stage(1, f'device: {device_name()}')
         setup = resolve_play(name, env_name, options or {}, seed)
         if steps is not None:
-            try:
-                setup.agent = with_steps(setup.agent, steps)
-            except UserError as error:
-                raise UserError(f'--steps {steps}: {error}') from None
+            setup.agent = _with_steps(setup.agent, steps)
         session = left.enter_context(contextlib.closing(open_session(setup, players, seed)))
         stage(2, f'{setup.title}: {expectation(session)}')
         session.load(setup.params())
         stage(3, f'weights: {count(session.params):,} numbers')
-        fps = warm(session)
-        stage(
-            4,
-            f'compiled; {fps:,.0f} frames/s for {players} player{"s" if players > 1 else ""} at most, {pace:g} wanted',
-        )
+        fps, places = warm(session), f'{players} player{"s" if players > 1 else ""}'
+        stage(4, f'compiled; {fps:,.0f} frames/s for {places} at most, {pace:g} wanted')
         port = sock.getsockname()[1]
         guard = Guard(host, port, token or new_token(), tuple(n.lower() for n in names))
         symbolic = is_symbolic(setup.agent.spec)
-        engine = Engine(
-            session, pace=pace, symbolic=symbolic, saver=Saver(setup.folder, setup.facts)
-        )
-        at = host if host not in ('0.0.0.0', '::') else '127.0.0.1'
-        url = f'http://{f"[{at}]" if ":" in at else at}:{port}/?token={guard.token}'
+        saver = Saver(setup.folder, setup.facts)
+        engine = Engine(session, pace=pace, symbolic=symbolic, saver=saver)
+        url = address(host, port, guard.token)
 
         def ready() -> None:
             stage(5, f'play at {url}   (Ctrl-C ends)')
@@ -87,18 +93,37 @@ def play(
         serve(App(engine, guard, hello(session, setup.title, symbolic)), sock, ready)
 
 
+def _with_steps(agent: Playable, steps: int) -> Playable:
+    try:
+        return with_steps(agent, steps)
+    except UserError as error:
+        raise UserError(f'--steps {steps}: {error}') from None
+
+
+def address(host: str, port: int, token: str) -> str:
+    """URL of the page on this machine."""
+    at = host if host not in ('0.0.0.0', '::') else '127.0.0.1'
+    return f'http://{f"[{at}]" if ":" in at else at}:{port}/?token={token}'
+
+
 def expectation(session: Session) -> str:
-    """How fast frames can come at the very best, from counting and a measured matrix product."""
+    """The most frames per second to expect, from counting and a measured matrix product, in words."""
     program = session.trace().jaxpr
     speed = matmul_tflops(1024 if jax.default_backend() == 'cpu' else 8192, 'float32') * 1e12
     person, agent = flops(program, min), flops(program, max)
-    rate = lambda work: f'{min(speed / work, 1000):,.{0 if speed > 10 * work else 1}f}'
+
+    def rate(work: float) -> str:
+        return f'{min(speed / work, 1000):,.{0 if speed > 10 * work else 1}f}'
+
     planning = f', {rate(agent)} while the agent plans' if agent > 1.01 * person else ''
     return f'{person / 1e9:.2g} GFLOP a frame, expect at most {rate(person)} frames/s{planning}'
 
 
 def warm(session: Session, frames: int = 20) -> float:
-    """Compile what comes first, the start and the dream, and play a little. -> frames per second"""
+    """Compile what comes first, the start and the dream, and play a little.
+
+    Returns frames per second.
+    """
     n, size = session.slots, session.agent.spec.actions.size
     for source in session.sources:
         for slot in range(n):
