@@ -29,7 +29,7 @@ class Eval(Compiling):
 
 
 def run(args: Eval) -> None:
-    """Score every read-out; write scores.json of the run unless the environment's options differ."""
+    """Score every read-out; write the run's scores.json unless the environment's options differ."""
     from reverie.commands.experiment import load
 
     keep_programs(args.cache)

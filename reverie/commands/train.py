@@ -176,7 +176,7 @@ def add_scores(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 
 def experiment_of(args: Train, preset: str) -> 'Experiment':
-    """The experiment that the options describe; raises UserError for a dataset that is not there."""
+    """The experiment that the options describe; raises UserError if its dataset is missing."""
     from reverie.commands.experiment import Recorded, played
 
     fields = (preset, args.config, args.env, args.seed, args.seeds, command_line())

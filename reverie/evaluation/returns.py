@@ -14,7 +14,7 @@ from reverie.types import ActionSpace, Actor, Env, Params, Step
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """One whole episode per copy of the environment; leading dims [episodes] or [seeds, episodes]."""
+    """One whole episode per environment; leading dims [episodes] or [seeds, episodes]."""
 
     returns: np.ndarray  # undiscounted sum of rewards; of an unfinished episode, the sum so far
     lengths: np.ndarray  # env steps

@@ -73,7 +73,7 @@ def text(figure: Mapping[str, Any]) -> str:
 def markdown(
     rows: Sequence[Row], title: str = 'read-out', names: Mapping[str, str] | None = None
 ) -> str:
-    """A Markdown table of rows, as the documentation shows it; `names` replaces those of some keys."""
+    """A Markdown table of rows for the documentation; `names` replaces those of some keys."""
     heads = (title, 'sampled', '95% interval', 'greedy', '95% interval', 'the intervals are')
     lines = [f'| {" | ".join(heads)} |', '|---|---:|---:|---:|---:|---|']
     for key, name, sampled, greedy in rows:

@@ -48,7 +48,7 @@ class EventCounts(NamedTuple):
 
 
 def examine(model: Judge, batch: Batch, context: int, key: PRNGKeyArray) -> EventCounts:
-    """Compare windows [N, context + H] of boolean grids with what the model makes of them; traced."""
+    """Compare windows [N, context + H] of boolean grids with their dreams; traced."""
     swap = lambda tree: jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
     time_major = swap(batch.step)
     keys = jax.random.split(key, (2, len(time_major.reward)))
@@ -106,7 +106,7 @@ def _share(part: Any, whole: Any) -> float | None:
 
 
 def _cells(true: Any, made: Any, right: Any) -> dict[str, float | None]:
-    """Recall and precision; precision is None where nothing was made, both where nothing is true."""
+    """Recall and precision; the latter is None where nothing was made, both where nothing is true."""
     return {'recall': _share(right, true), 'precision': _share(right, made) if true else None}
 
 
@@ -170,7 +170,7 @@ def measure(
     windows: int = WINDOWS,
     rows: int = ROWS,
 ) -> dict[str, Any]:
-    """Trust numbers of all seeds, params [seeds, ...], on uniformly drawn windows, the same for all.
+    """Trust numbers of all seeds, params [seeds, ...], on the same uniformly drawn windows.
 
     Args:
         model: weights of one seed -> its world model; traced.
@@ -229,7 +229,7 @@ def faint(recall: float | None) -> bool:
 
 
 def warnings(trust: Mapping[str, Any]) -> list[str]:
-    """A sentence for each head that is off on recorded frames, and each channel that loses its cells.
+    """A sentence for each head that is off on recorded frames and each channel that loses cells.
 
     Each is about the worst seed.
     """
@@ -259,7 +259,7 @@ def steps(trust: Mapping[str, Any], i: int) -> str:
 
 
 def summary(trust: Mapping[str, Any]) -> str:
-    """The channels that are kept least and the heads' calibration, means over seeds, in one line."""
+    """The least kept channels and the heads' calibration, means over seeds, in one line."""
     channels = trust['channels']
     places = [('by the tokenizer', [channel['tokenizer'] for channel in channels])]
     for i in (0, -1):

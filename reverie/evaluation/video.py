@@ -1,4 +1,4 @@
-"""Frames as pictures, and how right they are: PSNR, SSIM, colours for symbolic grids, image files."""
+"""Frames as pictures: colours for symbolic grids, image files, and PSNR and SSIM."""
 
 import io
 from collections.abc import Sequence

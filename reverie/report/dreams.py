@@ -1,4 +1,4 @@
-"""The dream section of a report: what happened and what the model dreamed under the same actions."""
+"""The dream section of a report: what happened beside a dream under the same actions."""
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -87,7 +87,7 @@ def _strip(
 
 
 def _fidelity(title: str, unit: str, dreamed: np.ndarray, held: np.ndarray, context: int) -> str:
-    """Curves of a measure [n, t] of the dreamed frames, beside holding the last given frame still."""
+    """Curves of a measure [n, t] of dreamed frames, beside holding the last given frame still."""
     x = np.arange(1, dreamed.shape[1] + 1)[context:]
     lines = [Line(x, row[context:], 'seed') for row in dreamed] if len(dreamed) <= 16 else []
     lines += [Line(x, held[:, context:].mean(0), 'base'), Line(x, dreamed[:, context:].mean(0))]

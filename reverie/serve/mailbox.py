@@ -1,4 +1,4 @@
-"""The mailbox of one player, between the threads that make frames and the coroutine that sends them."""
+"""Mailbox of one player, between the threads that make frames and the coroutine that sends."""
 
 import asyncio
 import collections

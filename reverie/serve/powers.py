@@ -1,4 +1,4 @@
-"""Optional powers of an agent in play and of its world model; those without them are played, too."""
+"""Optional powers of an agent in play, and of its world model."""
 
 from typing import Any, Protocol, runtime_checkable
 

@@ -41,7 +41,7 @@ def page() -> str:
 
 
 def policy(html: str) -> str:
-    """Content-Security-Policy of the page: its own script and style, by their hashes, nothing else."""
+    """Content-Security-Policy of the page: its own script and style, known by their hashes."""
     hashed = lambda tag: ' '.join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for text in re.findall(rf'<{tag}>(.*?)</{tag}>', html, re.DOTALL)
@@ -73,7 +73,7 @@ def hello(session: Session, title: str, symbolic: bool) -> dict[str, Any]:
 
 
 class Guarded:
-    """Refuses with 403 what the guard refuses, before any route sees it; adds headers to answers."""
+    """Refuses with 403 what the guard refuses, before any route; adds headers to answers."""
 
     def __init__(self, app: ASGIApp, guard: Guard, csp: str):
         self.app, self.guard = app, guard
@@ -237,7 +237,7 @@ def make_server(app: App) -> uvicorn.Server:
 
 
 def serve(app: App, sock: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until Ctrl-C or until the engine fails; `ready` is called when the page can be opened."""
+    """Serve until Ctrl-C or until the engine fails; call `ready` when the page can be opened."""
     server = make_server(app)
     failure: list[BaseException] = []
 

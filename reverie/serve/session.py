@@ -166,7 +166,7 @@ class Session:
         return self._call('game', self._from_game, self.params, key)
 
     def heads_lag(self, view: View) -> bool:
-        """Whether reward, cont and is_last of a `frame` are of the frame before it.
+        """True where reward, cont and is_last of a `frame` are of the frame before it.
 
         Those of a start never are.
         """
@@ -202,7 +202,7 @@ class Session:
         return frame
 
     def _arrive(self, action: np.ndarray, by_agent: np.ndarray, rows: np.ndarray) -> Step | None:
-        """Steps [N] of environments outside of the device; None where they move with the players."""
+        """Steps [N] of environments on the host; None where they move with the players."""
         return None
 
     # ---------------------------------------------------------------- programs

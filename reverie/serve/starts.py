@@ -84,8 +84,8 @@ class Starts:
         """Take in a real frame [1]; return (state, the agent's next action, the frame)."""
         key_model, key_choose = jax.random.split(key)
         state, feat = self.agent.model(params).observe(state, step, key_model)
-        nobody = jnp.zeros(1, bool)
-        action, value, probs = read_out(self.agent, params, key_choose, nobody, state, feat)
+        by_agent = jnp.zeros(1, bool)
+        action, value, probs = read_out(self.agent, params, key_choose, by_agent, state, feat)
         frame = Frame(
             image=shown(step.obs),
             real=None,

@@ -24,7 +24,7 @@ from reverie.types import Agent, Batch, EnvSpec, Params, Step
 
 
 class RandomBatches(Dataset):
-    """Source of random frames made on the device, so that the agent is measured and not the data."""
+    """Source of random frames made on the device: the agent is measured, not the data."""
 
     def __init__(self, spec: EnvSpec):
         self.spec = spec
@@ -66,7 +66,7 @@ class RandomBatches(Dataset):
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """p50, p95 and min of `repeats` calls after one that is not counted; waits for their results."""
+    """p50, p95 and min of `repeats` calls and their results, after one that is not counted."""
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Experiments: one agent in one environment, from training to the report, and read back from disk."""
+"""Experiments: an agent in an environment, from training to the report, and read back."""
 
 from reverie.commands.experiment.base import SAFE, Experiment
 from reverie.commands.experiment.played import Hosted, Played, played

@@ -171,7 +171,7 @@ class Experiment(abc.ABC):
         return {}
 
     def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
-        """Trust numbers of the world model's dreams, of all seeds; None where they are not taken."""
+        """Trust numbers of the dreams of all seeds; None where they are not taken."""
         return None
 
     def evaluate(

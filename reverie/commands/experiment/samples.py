@@ -194,7 +194,7 @@ def _of_steps(
 def _attention(
     model: LatentModel | ShortcutModel, step: Step, key: PRNGKeyArray
 ) -> dict[str, Array]:
-    """Attention [L, heads, T, T] of the first window [B, T]; empty for a model without attention."""
+    """Attention [L, heads, T, T] of the first window [B, T]; empty for models without it."""
     weights = model.attention(jax.tree.map(lambda x: x[:1], step), key)
     return {} if weights is None else {'attention/weights': weights[:, 0].astype(jnp.float16)}
 
@@ -202,7 +202,7 @@ def _attention(
 def _dreams(
     step: Step, dream: Dream, value: np.ndarray | None, context: int, discount: float
 ) -> dict[str, np.ndarray]:
-    """Arrays `dream/*` of windows [B, T]: images [B, T, h, w, c] on [0, 1], or numbers [B, T, n]."""
+    """Arrays `dream/*` of windows: images [B, T, h, w, c] on [0, 1], or numbers [B, T, n]."""
     truth = np.asarray(step.obs, np.float32) / (255 if step.obs.dtype == np.uint8 else 1)
     images = truth.ndim == 5
     found: dict[str, np.ndarray] = {

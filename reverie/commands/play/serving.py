@@ -107,7 +107,7 @@ def address(host: str, port: int, token: str) -> str:
 
 
 def expectation(session: Session) -> str:
-    """The most frames per second to expect, from counting and a measured matrix product, in words."""
+    """Frames per second to expect at most, from counting and a measured matrix product."""
     program = session.trace().jaxpr
     speed = matmul_tflops(1024 if jax.default_backend() == 'cpu' else 8192, 'float32') * 1e12
     person, agent = flops(program, min), flops(program, max)
