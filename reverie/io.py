@@ -1,12 +1,19 @@
 """Files that are whole or absent, and values as JSON takes them."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
+
+
+def file_hash(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def sync(path: pathlib.Path) -> None:

@@ -17,7 +17,6 @@ from reverie.data.manifest import (
     MANIFEST,
     Tally,
     check_shard,
-    file_hash,
     open_shard,
     read_manifest,
     read_schema,
@@ -26,6 +25,7 @@ from reverie.data.manifest import (
 )
 from reverie.data.records import Record, decode
 from reverie.data.writing import Splitter, Writer, split_stream
+from reverie.io import file_hash
 from reverie.types import EnvSpec, UserError
 
 __all__ = ['Episodes', 'Splitter', 'Writer', 'split_stream', 'verify']

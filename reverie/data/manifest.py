@@ -123,11 +123,6 @@ def checksum(body: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_hash(path: pathlib.Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():

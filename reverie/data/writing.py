@@ -20,9 +20,9 @@ import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from reverie.data.manifest import MANIFEST, Tally, check_shard, file_hash, make_manifest
+from reverie.data.manifest import MANIFEST, Tally, check_shard, make_manifest
 from reverie.data.records import DTYPES, Record, Schema, encode, from_step
-from reverie.io import sync
+from reverie.io import file_hash, sync
 from reverie.types import EnvSpec, Step, UserError
 
 

@@ -106,7 +106,7 @@ def _share(part: Any, whole: Any) -> float | None:
 
 
 def _cells(true: Any, made: Any, right: Any) -> dict[str, float | None]:
-    """Recall and precision; the latter is None where nothing was made, both where nothing is true."""
+    """Recall and precision; the latter None where nothing was made, both where nothing is true."""
     return {'recall': _share(right, true), 'precision': _share(right, made) if true else None}
 
 

@@ -76,7 +76,7 @@ class Engine:
     # ---------------------------------------------------------------- from the server's thread
 
     def start(self) -> None:
-        """Let players join; the other views are compiled meanwhile, so that a switch need not wait."""
+        """Let players join; the other views are compiled meanwhile, so that no switch waits."""
         for thread in self._threads:
             thread.start()
         for view in self.session.views:

@@ -13,7 +13,6 @@ them.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -28,7 +27,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from reverie.io import sync, write_json
+from reverie.io import file_hash, sync, write_json
 from reverie.training import legacy
 from reverie.types import Params, UserError
 
@@ -53,12 +52,6 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
         flatten(value, f'{prefix}.{name}' if prefix else str(name)) for name, value in tree.items()
     ]
     return {name: value for part in parts for name, value in part.items()}
-
-
-def digest(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -128,7 +121,7 @@ def save(
         write_json(temporary / 'meta.json', {**meta, 'versions': versions(), 'arrays': arrays})
         write_json(
             temporary / MANIFEST,
-            {p.relative_to(temporary).as_posix(): digest(p) for p in _files(temporary)},
+            {p.relative_to(temporary).as_posix(): file_hash(p) for p in _files(temporary)},
         )
         for path in _files(temporary):
             sync(path)
@@ -179,7 +172,7 @@ def fault_of(step: pathlib.Path) -> str | None:
             (
                 f'checksum of {name}'
                 for name, path in found.items()
-                if digest(path) != manifest[name]
+                if file_hash(path) != manifest[name]
             ),
             None,
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie.io import file_hash
 from reverie.training import checkpoint
 from reverie.types import UserError
 
@@ -214,7 +215,7 @@ def lie(step, edit):
     (step / 'meta.json').write_text(json.dumps(meta))
     manifest = json.loads((step / 'manifest.json').read_text())
     (step / 'manifest.json').write_text(
-        json.dumps({**manifest, 'meta.json': checkpoint.digest(step / 'meta.json')})
+        json.dumps({**manifest, 'meta.json': file_hash(step / 'meta.json')})
     )
 
 

@@ -14,9 +14,10 @@ from jaxtyping import PRNGKeyArray
 
 from reverie.agents.ppo import PPO, PPOConfig, PPOResult
 from reverie.data.episodes import Splitter
-from reverie.data.manifest import MANIFEST, file_hash, read_manifest, read_schema
+from reverie.data.manifest import MANIFEST, read_manifest, read_schema
 from reverie.envs.device import Vector
 from reverie.evaluation.returns import RandomActor
+from reverie.io import file_hash
 from reverie.training.state import finite
 from reverie.types import Actor, Env, Params, Step, UserError
 

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reverie.io import file_hash
 from reverie.training import checkpoint
 from reverie.training.legacy import read_config
 from reverie.training.warm.request import Init
@@ -36,7 +37,7 @@ def _is_run(run: pathlib.Path, saved: Mapping[str, Any]) -> bool:
         for name, sha in saved['checkpoints'].items()
     }
     return saved['run'] == str(run.resolve()) or all(
-        path.exists() and checkpoint.digest(path) == sha for path, sha in manifests.items()
+        path.exists() and file_hash(path) == sha for path, sha in manifests.items()
     )
 
 

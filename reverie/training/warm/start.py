@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
+from reverie.io import file_hash
 from reverie.training import checkpoint
 from reverie.training.state import TrainState
 from reverie.training.warm import differences
@@ -95,7 +96,7 @@ def plan(init: Init, agent: Agent, config: Mapping[str, Any]) -> Start:
         'extended': {extended.name: there['phases'][extended.name]} if extended else {},
         'groups': {group: s.path.name for group, s in sorted(found.items())},
         'checkpoints': {
-            s.path.name: checkpoint.digest(s.path / checkpoint.MANIFEST) for s in found.values()
+            s.path.name: file_hash(s.path / checkpoint.MANIFEST) for s in found.values()
         },
         'seeds': numbers,
         'differs': differences.told(there, config, [name for name in phases if name not in taken]),
