@@ -26,13 +26,14 @@ import numpy as np
 from reverie.agents import registry
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.commands.bench.phases import RandomBatches
+from reverie.data.source import Source
 from reverie.envs.device import make
 from reverie.evaluation.results import provenance, save
 from reverie.nn.core import count
 from reverie.training.online import CollectConfig, Online
 from reverie.training.state import create, own_buffers
 from reverie.training.update import make_program
-from reverie.types import ActionSpace, EnvSpec, Source
+from reverie.types import ActionSpace, EnvSpec
 
 IMAGE, VECTOR = (64, 64, 3), (400,)
 STEPS = (('12m', IMAGE, 31.0), ('200m', IMAGE, 105.0), ('1m', VECTOR, 13.0), ('12m', VECTOR, 20.0))

@@ -18,20 +18,10 @@ never `is_terminal`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import (
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    runtime_checkable,
-)
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
@@ -217,111 +207,6 @@ class ReadOut(NamedTuple):
 
     actor: Actor
     params: Callable[[Params], Params]  # of the agent -> of the actor
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Origin of training batches: a dataset, or environments that play while an agent learns.
-
-    Three kinds of state, each where it is used. `data` lies on the device, shared by all seeds and
-    updates, an argument of the jitted update. `live` is one seed's part of the train state, donated
-    and checkpointed with the weights: environments and replay on the device, () where there are
-    none. What `load` hands over comes from the host: recorded windows, or play in environments that
-    run there. The methods with a body do nothing, which is right wherever there is nothing to do;
-    `data.sources.Dataset` has the defaults of a dataset.
-    """
-
-    data: PyTree = None
-    plays: ClassVar[bool] = False  # environments move while the agent learns
-
-    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
-        """Raise UserError before training if sizes do not fit or memory is short; `params` may be
-        shapes.
-        """
-        return None
-
-    def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> PyTree:
-        """Traced: `live` at the start of a phase, e.g. environments and a prefilled ring."""
-        return ()
-
-    def set_params(self, params: Params) -> None:
-        """Copy the weights [seeds, ...] to act with from the next `load` on, and begin the phase
-        if it is new; the caller donates their buffers.
-        """
-        return None
-
-    def load(
-        self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
-    ) -> PyTree:
-        """Return the host's part of the next `updates` batches, leading dims [updates, seeds]; None
-        where there is none.
-        """
-        return None
-
-    def sample(
-        self,
-        live: PyTree,
-        params: Params,
-        data: PyTree,
-        loaded: PyTree,
-        key: PRNGKeyArray,
-        batch: int,
-        length: int,
-        relevant: float = 0.0,
-    ) -> tuple[PyTree, Batch, Metrics]:
-        """Traced: make the batch of one update of one seed; return (live, batch, metrics of play).
-
-        loaded: that update's slice of `load`. The first round(relevant * batch) rows come from the
-        task's own data and are marked so, the rest uniformly.
-        """
-        ...
-
-    def write_memory(
-        self, live: PyTree, memory: PyTree, ok: Bool[Array, '']
-    ) -> tuple[PyTree, PyTree]:
-        """Traced: put memories [B, T, ...] of the batch just sampled into replay, if `ok`.
-
-        Return (live, what of them `write_back` needs on the host; None for nothing).
-        """
-        return live, None
-
-    def write_back(self, memory: PyTree, ok: Bool[np.ndarray, 'seeds updates']) -> None:
-        """Take memories [seeds, updates, B, T, ...] of the oldest unanswered `load`; keep them
-        where `ok`.
-        """
-        return None
-
-    def metrics(self) -> dict[str, Mean]:
-        """Return sums over the play on the host since the last call, fields [seeds]."""
-        return {}
-
-    def env_frames(self, updates: int, batch: int, length: int) -> int:
-        """Return the frames that one seed has learnt from after `updates` of a phase: played, the
-        prefill included, or drawn from a dataset.
-        """
-        ...
-
-    def finish(self, live: PyTree) -> None:
-        """End a phase on the host, e.g. by exporting the replay; leaves of `live` are [seeds, ...]."""
-        return None
-
-    def arrays(self) -> PyTree:
-        """Return the host's replay as NumPy arrays for a checkpoint, which also give the shapes and
-        dtypes to restore.
-        """
-        return None
-
-    def set_arrays(self, arrays: PyTree) -> None:
-        """Restore `arrays`; environments begin afresh, so open episodes get a synthetic is_last."""
-        return None
-
-    def get_state(self) -> dict[str, Any]:
-        """Return, as JSON, what must be the same when a run continues and how far the host got."""
-        ...
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Inverse of `get_state`; raise UserError naming what differs from the saved run."""
-        ...
 
 
 class Outcome(NamedTuple):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from reverie.data.sources import Dataset
+from reverie.data.source import Dataset
 from reverie.types import ActionSpace, Batch, EnvSpec, Step
 
 

@@ -9,7 +9,6 @@ own data, for behaviour cloning); the other rows are uniform over the stream (fo
 Dreamer 4 mixes the two half and half.
 """
 
-import abc
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from reverie.data.episodes import Episodes
 from reverie.data.records import Record, decode, hide_actions
+from reverie.data.source import Dataset
 from reverie.data.windows import (
     Relevant,
     RowSampling,
@@ -34,43 +34,9 @@ from reverie.data.windows import (
     rewarded_steps,
     to_batch,
 )
-from reverie.types import Batch, EnvSpec, Metrics, Params, Source, UserError
+from reverie.types import Batch, EnvSpec, UserError
 
 log = logging.getLogger(__name__)
-
-
-class Dataset(Source):
-    """Source of recorded windows: nothing is played, and nothing comes back from the loss."""
-
-    @abc.abstractmethod
-    def draw(
-        self,
-        data: PyTree,
-        loaded: PyTree,
-        key: PRNGKeyArray,
-        batch: int,
-        length: int,
-        relevant: float = 0.0,
-    ) -> Batch:
-        """Traced: make the batch of one update of one seed; relevant rows come first."""
-
-    def sample(
-        self,
-        live: PyTree,
-        params: Params,
-        data: PyTree,
-        loaded: PyTree,
-        key: PRNGKeyArray,
-        batch: int,
-        length: int,
-        relevant: float = 0.0,
-    ) -> tuple[PyTree, Batch, Metrics]:
-        """Traced: `draw`, in the signature of all sources."""
-        return live, self.draw(data, loaded, key, batch, length, relevant), {}
-
-    def env_frames(self, updates: int, batch: int, length: int) -> int:
-        """Return the frames drawn in `updates` batches."""
-        return updates * batch * length
 
 
 class Resident(Dataset):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from reverie.data.sources import Dataset
+from reverie.data.source import Dataset
 from reverie.evaluation.openloop import dream
 from reverie.text import number, percent
 from reverie.types import Batch, Params, Prediction, WorldModel

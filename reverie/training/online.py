@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from reverie.data import replay
 from reverie.data.replay import Layout, Ring, Stored
+from reverie.data.source import Source
 from reverie.envs.device import Vector
 from reverie.training.state import available_bytes, own_buffers
 from reverie.types import (
@@ -29,7 +30,6 @@ from reverie.types import (
     Mean,
     Metrics,
     Params,
-    Source,
     State,
     Step,
     UserError,

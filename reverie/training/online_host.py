@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from reverie.data import replay
 from reverie.data.replay import DrawnRows, HostRing, Layout
+from reverie.data.source import Source
 from reverie.training.online import (
     CollectConfig,
     EpisodeTally,
@@ -22,18 +23,7 @@ from reverie.training.online import (
     vector_steps,
 )
 from reverie.training.state import available_bytes
-from reverie.types import (
-    Batch,
-    EnvSpec,
-    Explorer,
-    Mean,
-    Metrics,
-    Params,
-    Source,
-    State,
-    Step,
-    UserError,
-)
+from reverie.types import Batch, EnvSpec, Explorer, Mean, Metrics, Params, State, Step, UserError
 
 
 @runtime_checkable

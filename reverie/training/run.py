@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from reverie.data.source import Source
 from reverie.training import checkpoint, warm
 from reverie.training.compilation import Compiler
 from reverie.training.loop import Loop, Scoring, begun, restored
@@ -19,7 +20,7 @@ from reverie.training.progress import Clock
 from reverie.training.run_folder import CADENCE, Saver, check_run_config, fingerprint
 from reverie.training.setup import TrainSetup
 from reverie.training.signals import caught_signals
-from reverie.types import Agent, Params, Source, UserError
+from reverie.types import Agent, Params, UserError
 
 
 def run(

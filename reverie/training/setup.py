@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
+from reverie.data.source import Source
 from reverie.training import state
 from reverie.training.state import TrainState
-from reverie.types import Agent, Params, Phase, Source
+from reverie.types import Agent, Params, Phase
 
 
 @dataclasses.dataclass(frozen=True)

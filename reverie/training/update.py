@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
+from reverie.data.source import Source
 from reverie.training.state import (
     TrainState,
     batch_sharding,
@@ -18,18 +19,7 @@ from reverie.training.state import (
     select,
     trained_groups,
 )
-from reverie.types import (
-    Batch,
-    Losses,
-    Mean,
-    Metrics,
-    Outcome,
-    Params,
-    Phase,
-    Source,
-    UserError,
-    sg,
-)
+from reverie.types import Batch, Losses, Mean, Metrics, Outcome, Params, Phase, UserError, sg
 
 
 def check_losses(phase: Phase, losses: Losses) -> None:

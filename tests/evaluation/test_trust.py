@@ -14,7 +14,8 @@ from reverie.commands.collect import dataset
 from reverie.commands.experiment import Recorded
 from reverie.data import Writer
 from reverie.data.episodes import Episodes
-from reverie.data.sources import Dataset, Resident, Streaming
+from reverie.data.source import Dataset
+from reverie.data.sources import Resident, Streaming
 from reverie.evaluation import trust
 from reverie.report.html import escape
 from reverie.types import ActionSpace, Batch, EnvSpec, Prediction, Step

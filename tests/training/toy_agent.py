@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reverie.data.sources import Dataset
+from reverie.data.source import Dataset
 from reverie.types import ActionSpace, Batch, EnvSpec, Phase, Step
 
 SPEC = EnvSpec('toy', (3,), ActionSpace('discrete', 2))

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from reverie.agents import registry
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
-from reverie.data.sources import Dataset
+from reverie.data.source import Dataset
 from reverie.envs import device
 from reverie.evaluation.results import provenance
 from reverie.models.encoders import kind

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from reverie.agents import registry
+from reverie.data.source import Source
 from reverie.evaluation import results, returns, statistics, tables, trust
 from reverie.report import write
 from reverie.training import metrics, warm
@@ -19,7 +20,7 @@ from reverie.training.legacy import read_config
 from reverie.training.loop import Scoring
 from reverie.training.run import run
 from reverie.training.run_folder import CADENCE
-from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
+from reverie.types import Actor, Env, EnvSpec, Params, UserError
 
 Say = Callable[[str], None]
 

@@ -15,6 +15,7 @@ from reverie.agents.dreamer import Dreamer
 from reverie.agents.planet import Planet
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment
+from reverie.data.source import Source
 from reverie.envs import device
 from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
@@ -22,7 +23,7 @@ from reverie.evaluation import returns
 from reverie.training.loop import Scoring
 from reverie.training.online import CollectConfig, Online
 from reverie.training.online_host import OnlineHost
-from reverie.types import Actor, Env, EnvSpec, Params, Source, UserError
+from reverie.types import Actor, Env, EnvSpec, Params, UserError
 
 SCORE_SEED = 500  # of the episodes played while training; the final scores have seeds of their own
 

@@ -12,7 +12,8 @@ from reverie.agents.dreamer4 import Dreamer4
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment
 from reverie.data.episodes import Episodes
-from reverie.data.sources import Dataset, open_source
+from reverie.data.source import Dataset
+from reverie.data.sources import open_source
 from reverie.envs import device
 from reverie.types import Env, Params
 

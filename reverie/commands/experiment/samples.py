@@ -12,7 +12,7 @@ from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
 from reverie.commands.collect.players import DataPlayer, play
-from reverie.data.sources import Dataset
+from reverie.data.source import Dataset
 from reverie.envs.host import HostVector
 from reverie.evaluation import trust
 from reverie.evaluation.openloop import Dream, open_loop
