@@ -41,7 +41,7 @@ class Episodes:
     yields all others. The files stay as they are.
     """
 
-    def __init__(self, path: str | os.PathLike, max_lost: float = 0.0):
+    def __init__(self, path: str | os.PathLike[str], max_lost: float = 0.0):
         self.path, self.max_lost = pathlib.Path(path), max_lost
         self.manifest = read_manifest(self.path)
         self.schema, self.spec = read_schema(self.path / MANIFEST, self.manifest)
@@ -158,7 +158,7 @@ class Episodes:
         return [data for index in indices for data in self._read(path, [index])]
 
 
-def verify(path: str | os.PathLike) -> dict[str, Any]:
+def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Hash every shard, parse every record and recount.
 
     Returns the counts; raises UserError with what is wrong.

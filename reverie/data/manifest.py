@@ -89,8 +89,13 @@ def summarise(tallies: dict[str, Tally]) -> dict[str, Any]:
 
 
 def make_manifest(
-    spec: EnvSpec, schema: Schema, tallies: dict, shards: list, provenance: dict
+    spec: EnvSpec,
+    schema: Schema,
+    tallies: dict[str, Tally],
+    shards: list[dict[str, Any]],
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
+    """Return the manifest of a dataset."""
     actions = {
         'kind': spec.actions.kind,
         'size': spec.actions.size,
@@ -124,6 +129,7 @@ def checksum(body: dict[str, Any]) -> str:
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """Read the manifest of a dataset folder; raise UserError if it is damaged or of another version."""
     file = path / MANIFEST
     if not file.is_file():
         raise UserError(f'{path}: not a dataset, expected a folder with {MANIFEST}')
@@ -147,6 +153,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, EnvSpec]:
+    """Return schema and environment of a manifest; raise UserError if a field is wrong."""
     try:
         obs, a = manifest['obs'], manifest['actions']
         kind: Any = str(a['kind'])
@@ -191,6 +198,7 @@ def words(actions: ActionSpace) -> str:
 
 
 def check_shard(path: pathlib.Path, shard: dict[str, Any]) -> None:
+    """Raise UserError unless a shard has the bytes and records that the manifest says."""
     if pathlib.Path(shard['file']).name != shard['file']:
         raise UserError(f'{path}: shard outside the dataset, expected a plain file name')
     if not path.is_file():

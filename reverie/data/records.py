@@ -312,7 +312,9 @@ def decode(data: bytes, schema: Schema, where: str) -> Record:
     return record
 
 
-def _field(fields: dict, name: str, dtype: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+def _field(
+    fields: dict[str, Any], name: str, dtype: str, shape: tuple[int, ...], where: str
+) -> np.ndarray:
     field = fields.get(name)
     if not isinstance(field, dict) or not isinstance(field.get('data'), bytes):
         raise UserError(

@@ -334,7 +334,7 @@ def episodes(data: Stored, count: int, layout: Layout) -> Iterator[tuple[Step, b
 
 
 def export(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     rings: Sequence[tuple[Stored, int]],
     layout: Layout,
     spec: EnvSpec,

@@ -289,7 +289,7 @@ class Streaming(Dataset):
 
 
 def open_source(
-    dataset: str | os.PathLike | Episodes,
+    dataset: str | os.PathLike[str] | Episodes,
     spec: EnvSpec,
     memory_budget_bytes: int = 8 << 30,
     relevant: Relevant = 'reward',

@@ -16,7 +16,7 @@ BAR = 30  # characters of the longest bar
 BINS = 10
 
 
-def inspect(path: str | os.PathLike) -> dict[str, Any]:
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read every record; return the manifest's counts, env, and three histograms: actions, rewards,
     lengths.
 
@@ -51,7 +51,7 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
     }
 
 
-def _histogram(counter: collections.Counter) -> dict[str, int]:
+def _histogram(counter: collections.Counter[Any]) -> dict[str, int]:
     """Return label -> count, with a bar for each value if they are few, else equal bins."""
     if len(counter) <= BINS:
         return {f'{value:g}': counter[value] for value in sorted(counter)}

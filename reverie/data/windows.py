@@ -43,7 +43,7 @@ class RowSampling:
     seed: int = 0
     """Seed of the choice of labelled episodes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.relevant not in ('reward', 'all'):
             raise UserError(f'relevant is {self.relevant!r}, expected reward or all')
         if not 0 <= self.label_fraction <= 1:

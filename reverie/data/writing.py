@@ -37,7 +37,7 @@ class Writer:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         spec: EnvSpec,
         provenance: dict[str, Any] | None = None,
         overwrite: bool = False,
@@ -137,7 +137,7 @@ class Writer:
         }
         check_shard(path, self._shards[-1])  # a full disk shows here
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             if kind is None:
                 self._publish()

@@ -81,7 +81,7 @@ class CollectConfig:
     context: int = 1
     """Steps before a window whose memories come with it, if the explorer has memories."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.envs < 1 or self.prefill < 0:
             raise UserError(
                 f'{self.envs} environments and prefill {self.prefill}; expected at least 1 and 0'
@@ -151,7 +151,7 @@ class Online(Source):
     env: Env  # one, of which play.envs copies run
     explorer: Explorer  # acts with the agent's parameters
     play: CollectConfig
-    dataset: str | os.PathLike | None = None  # path to export the replay of all seeds to
+    dataset: str | os.PathLike[str] | None = None  # path to export the replay of all seeds to
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # provenance of `dataset`
     plays: ClassVar[bool] = True
 

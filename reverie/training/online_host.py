@@ -188,7 +188,7 @@ class OnlineHost(Source):
         play: CollectConfig,
         seed: int = 0,
         acting: jax.Device | None = None,
-        dataset: str | os.PathLike | None = None,
+        dataset: str | os.PathLike[str] | None = None,
         facts: Mapping[str, Any] | None = None,
     ):
         self.vectors, self.explorer = tuple(vectors), explorer

@@ -80,7 +80,7 @@ def learn(
     """
     trained = trained_groups(state.params, phase)
 
-    def objective(trained):
+    def objective(trained: Params) -> Any:
         outcome = Outcome(*phase.loss({**state.params, **trained}, batch, key, state.step))
         check_losses(phase, outcome.losses)
         check_groups(phase, state.params, outcome.groups or {})
@@ -190,7 +190,7 @@ def make_program(
     def one_seed(
         state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int
     ) -> Any:
-        def body(carry, loaded):
+        def body(carry: Any, loaded: PyTree) -> Any:
             state, skipped = carry
             sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
             state, batch, played = draw(state, data, loaded, sample_key)

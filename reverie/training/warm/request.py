@@ -27,7 +27,7 @@ class Init:
     `phases` (in the newest checkpoint, if none is given), and train every phase.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not all(self.phases):
             raise UserError(
                 f'--from {self}: expected RUN, RUN:PHASE, RUN:PHASE+ or RUN:PHASE,PHASE'
