@@ -8,7 +8,7 @@ from reverie.serve.frame import View
 from reverie.serve.session import Session
 
 
-class Compiler:
+class ProgramCompiler:
     """Compiles the programs that are wanted, one after another, in a thread of its own.
 
     on_ready is called after each of them, on_failure with the error of one.

@@ -19,12 +19,12 @@ import jax
 import numpy as np
 
 from reverie.serve import keys, schedule
-from reverie.serve.compiler import Compiler
+from reverie.serve.compiler import ProgramCompiler
 from reverie.serve.frame import Frame, HostFrame, View
 from reverie.serve.mailbox import Mailbox
 from reverie.serve.messages import Act, Order, Set, frame_message
 from reverie.serve.players import Client
-from reverie.serve.recording import Saver
+from reverie.serve.recording import RecordingSaver
 from reverie.serve.session import Session
 from reverie.types import UserError
 
@@ -54,7 +54,7 @@ class Engine:
         *,
         pace: float = 20.0,
         symbolic: bool = False,
-        saver: Saver | None = None,
+        saver: RecordingSaver | None = None,
         on_failure: Callable[[BaseException], None] = lambda error: None,
     ):
         self.session, self.saver = session, saver
@@ -69,7 +69,7 @@ class Engine:
         self._outbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(ON_THE_WAY)
         resume = functools.partial(self._inbox.put, self._resume)
-        self._compiler = Compiler(session, resume, self._fail)
+        self._compiler = ProgramCompiler(session, resume, self._fail)
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._run, self._read)]
         self._stopped = False
 

@@ -76,7 +76,7 @@ def episode(
         writer.add(kind, Step(**arrived), complete=frames[-1].is_last)
 
 
-class Saver:
+class RecordingSaver:
     """Writes recordings into `folder`, one after another, away from the threads that play.
 
     files: what it wrote, by the name that pages ask for.

@@ -17,7 +17,7 @@ from reverie.serve.engine import Engine
 from reverie.serve.frame import Frame
 from reverie.serve.guard import Guard
 from reverie.serve.messages import unpack
-from reverie.serve.recording import Saver
+from reverie.serve.recording import RecordingSaver
 from reverie.serve.server import App, bind, hello, make_server
 from reverie.serve.session import Session
 from reverie.types import ActionSpace, EnvSpec
@@ -126,7 +126,7 @@ class Running:
         self.sock = bind('127.0.0.1', 0)
         self.port = self.sock.getsockname()[1]
         guard = Guard('127.0.0.1', self.port, TOKEN)
-        self.engine = Engine(session, pace=pace, saver=Saver(folder, {}))
+        self.engine = Engine(session, pace=pace, saver=RecordingSaver(folder, {}))
         self.app = App(self.engine, guard, hello(session, 'a fake', False))
         self.server = make_server(self.app)
         self.thread = threading.Thread(target=self.server.run, kwargs={'sockets': [self.sock]})

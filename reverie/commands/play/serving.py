@@ -19,7 +19,7 @@ from reverie.serve.estimate import flops
 from reverie.serve.guard import Guard, new_token
 from reverie.serve.messages import is_symbolic
 from reverie.serve.powers import with_steps
-from reverie.serve.recording import Saver
+from reverie.serve.recording import RecordingSaver
 from reverie.serve.server import App, bind, hello, serve
 from reverie.serve.session import Session
 from reverie.types import Playable, UserError
@@ -81,7 +81,7 @@ def play(
         port = sock.getsockname()[1]
         guard = Guard(host, port, token or new_token(), tuple(n.lower() for n in names))
         symbolic = is_symbolic(setup.agent.spec)
-        saver = Saver(setup.folder, setup.facts)
+        saver = RecordingSaver(setup.folder, setup.facts)
         engine = Engine(session, pace=pace, symbolic=symbolic, saver=saver)
         url = address(host, port, guard.token)
 
