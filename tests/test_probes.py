@@ -11,6 +11,7 @@ import pytest
 from reverie.agents import registry
 from reverie.evaluation.openloop import open_loop
 from reverie.evaluation.returns import evaluate
+from reverie.training.run import run
 from tests.probes import Counter, RandomPlay
 
 pytestmark = pytest.mark.slow
