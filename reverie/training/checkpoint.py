@@ -208,7 +208,7 @@ def _newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path, Meta] | None:
     damaged = sorted(p.name for p in folder.glob('corrupt-*'))
     if damaged:
         raise UserError(
-            f'no sound checkpoint is left in {folder} (damaged: {damaged}); delete the folder to start anew'
+            f'no sound checkpoint is left in {folder} (damaged: {damaged}); delete the folder to start afresh'
         )
     return None
 

@@ -109,7 +109,8 @@ def test_a_phase_trained_on_equals_one_of_all_its_updates(source, tmp_path, stre
     said = capfd.readouterr().err
     assert 'model goes on after 10 of 20 updates; as all at once' in said
     assert (
-        f'taken from {folder}: phases model (model) of seeds 0 1; trained anew: head, other' in said
+        f'taken from {folder}: phases model (model) of seeds 0 1; trained afresh: head, other'
+        in said
     )
 
 
@@ -160,7 +161,7 @@ def test_groups_are_taken_alone_and_every_phase_is_trained(source, tmp_path, cap
     assert same((params['model'], params['other']), (there['model'], there['other']))
     assert not same(params['head'], there['head'])
     assert (
-        'groups model, other of seeds 0 1; trained anew: model, head, other'
+        'groups model, other of seeds 0 1; trained afresh: model, head, other'
         in capfd.readouterr().err
     )
     with pytest.raises(UserError, match=r"groups \['tail'\] are unknown, expected some of"):
@@ -300,7 +301,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_made(
     assert not (tmp_path / 'a').exists()
 
 
-def test_a_phase_after_one_that_is_trained_anew_is_not_taken_if_they_share_a_group(
+def test_a_phase_after_one_that_is_trained_here_is_not_taken_if_they_share_a_group(
     source, tmp_path
 ):
     agent = three()

@@ -94,7 +94,7 @@ def line(
     """Return the warm start in one line."""
     parts = [f'taken from {init.run}: {_taken(record)} {_whose(record["seeds"])}']
     fresh = [name for name in left if extended is None or name != extended.name]
-    parts += [f'trained anew: {", ".join(fresh)}'] if fresh else []
+    parts += [f'trained afresh: {", ".join(fresh)}'] if fresh else []
     differs = dict(record['differs'])
     if extended:
         differs.pop(f'{extended.name}_phase.steps', None)
