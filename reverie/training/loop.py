@@ -93,8 +93,9 @@ class Loop:
     def run(self, position: Position) -> Params:
         """Train every phase that is left; return the parameters."""
         setup = self.setup
-        params, train = position.params, position.train
-        for index in range(position.phase, len(setup.phases)):
+        first, params, train, *_ = position
+        del position  # a phase's parameters are let go when the next begins
+        for index in range(first, len(setup.phases)):
             phase = setup.phases[index]
             if phase.name in setup.given:
                 self.saver.save(index, params, None, phase.steps)

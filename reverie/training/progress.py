@@ -16,15 +16,16 @@ from reverie.training.update import SkippedUpdate
 from reverie.types import Mean, Metrics, UserError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Clock:
     """Seconds of training since the first start of a run, whatever the wall clock does."""
 
-    started: float  # time.monotonic() of this start, less the seconds of those before
+    started: float  # time.monotonic() of this start
+    before: float = 0.0  # seconds of the starts before it
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return self.before + time.monotonic() - self.started
 
 
 class Call(NamedTuple):

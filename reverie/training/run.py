@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from reverie.data.source import Source
 from reverie.training import checkpoint, warm
 from reverie.training.compilation import Compiler
-from reverie.training.loop import Loop, Scoring, begun, restored
+from reverie.training.loop import Loop, Position, Scoring, begun, restored
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.progress import Clock
 from reverie.training.run_folder import CADENCE, Saver, check_run_config, fingerprint
@@ -88,28 +88,37 @@ def run(
     check_run_config(folder, config, safe)
     checkpoint.clean(checkpoints.folder)
     log = Jsonl(folder / 'metrics.jsonl')
-    began = time.monotonic()
+    clock = Clock(time.monotonic())
     with contextlib.ExitStack() as stack:
         for sink in (log, *sinks):
             stack.callback(sink.close)
         signals = stack.enter_context(caught_signals())
         executor = stack.enter_context(ThreadPoolExecutor(1, 'compiler'))
         setup.check_source()
-        found = restored(setup, checkpoints.folder)
-        log.drop_after(found.gradient_steps if found else 0)
-        position = found or begun(setup, start)
-        clock = Clock(began - position.seconds)
         loop = Loop(
             setup=setup,
             compiler=Compiler(setup, updates_per_call, executor),
-            saver=Saver(setup, checkpoints, config, clock, signals, checkpoint_every_s, began),
+            saver=Saver(
+                setup, checkpoints, config, clock, signals, checkpoint_every_s, clock.started
+            ),
             sinks=(log, *sinks),
             scoring=scoring,
             log_every_s=log_every_s,
             updates_per_call=updates_per_call,
             max_streak=max_streak,
         )
-        return loop.run(position)
+        # Nothing but the loop holds the first parameters, which would stay in memory to the end.
+        return loop.run(_position(setup, checkpoints.folder, start, log, clock))
+
+
+def _position(
+    setup: TrainSetup, folder: pathlib.Path, start: warm.Start | None, log: Jsonl, clock: Clock
+) -> Position:
+    """Find where training goes on, or begin it; log and clock go on from there."""
+    found = restored(setup, folder)
+    log.drop_after(found.gradient_steps if found else 0)
+    clock.before = found.seconds if found else 0.0
+    return found or begun(setup, start)
 
 
 def _check_arguments(agent: Agent, seeds: int, updates_per_call: int) -> None:
