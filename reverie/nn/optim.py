@@ -166,17 +166,17 @@ def per_group(
 
 
 def hidden_matrices(params: Params) -> Params:
-    """Weights that Muon orthogonalises: the matrices inside transformer layers.
+    """Mark the weights that Muon orthogonalises, the matrices inside transformer layers.
 
     Embeddings, output layers and vectors are left to Adam.
     """
 
-    def is_hidden(path) -> bool:
-        return {'layers', 'kernel'} <= {getattr(entry, 'key', None) for entry in path}
+    def mark(path: tuple[Any, ...], _: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        names = {getattr(entry, 'key', None) for entry in path}
+        return optax.contrib.MuonDimensionNumbers() if {'layers', 'kernel'} <= names else None
 
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: optax.contrib.MuonDimensionNumbers() if is_hidden(path) else None, params
-    )
+    marked: Params = jax.tree_util.tree_map_with_path(mark, params)
+    return marked
 
 
 def muon_or_adamw(
@@ -194,15 +194,10 @@ def muon_or_adamw(
     decay: share of the `steps`, at the end, over which the rate falls.
     """
     falling = round(decay * steps)
-    rate = optax.join_schedules(
-        [
-            optax.linear_schedule(
-                learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps
-            ),
-            optax.linear_schedule(learning_rate, 0.0, max(falling, 1)),
-        ],
-        [max(steps - falling, warmup_steps)],
-    )
+    first = learning_rate / max(warmup_steps, 1)
+    rise = optax.linear_schedule(first, learning_rate, warmup_steps)
+    fall = optax.linear_schedule(learning_rate, 0.0, max(falling, 1))
+    rate = optax.join_schedules([rise, fall], [max(steps - falling, warmup_steps)])
     if muon:
         method = optax.contrib.muon(
             rate,
