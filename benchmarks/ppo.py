@@ -21,7 +21,8 @@ import numpy as np
 from reverie.agents import ppo
 from reverie.commands.arguments import options_of, slug, whole
 from reverie.envs.device import Vector, make
-from reverie.evaluation.returns import RandomActor, evaluate_seeds, provenance, record, save
+from reverie.evaluation.results import provenance, record, save
+from reverie.evaluation.returns import RandomActor, evaluate_seeds
 from reverie.types import Env, Params
 
 # 'rejax' has the settings of rejax 0.1.3 on gymnax' MinAtar, every difference named; see
