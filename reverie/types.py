@@ -243,6 +243,15 @@ class Phase:
     after: Callable[[Params, Array], Params] | None = None
     scheduled: bool = False  # the learning rate depends on `steps`, from the first update on
 
+    def trained(self, params: Params) -> Params:
+        """Parameter groups that the phase trains; raises UserError for an unknown one."""
+        unknown = sorted(set(self.trains) - set(params))
+        if unknown:
+            raise UserError(
+                f'phase {self.name} trains {unknown}, but the agent has the groups {sorted(params)}'
+            )
+        return {group: params[group] for group in self.trains}
+
 
 @runtime_checkable
 class Agent(Protocol):

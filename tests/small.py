@@ -4,9 +4,10 @@ import dataclasses
 
 from reverie.agents.dreamer.config import Adams, LaProp
 from reverie.agents.planet import CEM, PlanetConfig
-from reverie.models.rssm import BlockGRU, CategoricalLatent, GaussianLatent
+from reverie.models.rssm import BlockGRU
 from reverie.models.tssm import TSSMConfig
-from reverie.objectives.critic import SlowCopy
+from reverie.nn.latents import CategoricalLatent, GaussianLatent
+from reverie.objectives.actor_critic import SlowCopy
 
 
 def world(cfg):

@@ -13,18 +13,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from reverie.agents.dreamer.config import HeadConfig, ReplayConfig, WorldModelConfig
 from reverie.agents.dreamer.losses import world_model_loss
-from reverie.agents.dreamer.networks import (
-    SHAPED_BY,
-    Net,
-    term_scales,
-    world_model,
-    world_model_modules,
-)
-from reverie.models.encoders import ObsConfig
-from reverie.models.latent import LatentModel
-from reverie.models.rssm import GRU, GaussianLatent, RSSMConfig
+from reverie.agents.dreamer.networks import SHAPED_BY, Net, term_scales, world_model_modules
+from reverie.models.rssm import GRU, LatentModel, RSSMConfig
 from reverie.nn.core import Style
 from reverie.nn.dists import UnitNormalDist
+from reverie.nn.encoders import ObsConfig
+from reverie.nn.latents import GaussianLatent
 from reverie.nn.networks import Networks
 from reverie.nn.optim import clipped_adam
 from reverie.nn.vision import StridedConv
@@ -198,7 +192,7 @@ class Planet:
 
     def model(self, params: Params) -> LatentModel:
         """The four-method world model."""
-        return world_model(self.networks(params))
+        return LatentModel(self.networks(params))
 
     def for_inference(self, params: Params) -> Params:
         """Kernels in the type they are multiplied in, see `nn.core.cast_kernels`."""

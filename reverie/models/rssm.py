@@ -16,75 +16,13 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from reverie.nn.cells import LayerNormGRU, ResetAfterGRU, ResetBeforeGRU, gate
 from reverie.nn.core import MLP, BlockLinear, Dense, Linear, Style, blocked, unblocked
-from reverie.nn.dists import Normal, OneHots, unimix
-from reverie.types import UserError, sg
+from reverie.nn.latents import CategoricalLatent, GaussianLatent
+from reverie.nn.networks import Bound
+from reverie.types import Prediction, State, Step, UserError, sg
 
 CELLS: dict[str, type[ResetAfterGRU | ResetBeforeGRU | LayerNormGRU]] = {
     'reset_after': ResetAfterGRU, 'reset_before': ResetBeforeGRU, 'layer_norm': LayerNormGRU,
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class CategoricalLatent:
-    """Latent z of several one-hots, straight-through; Dreamer V2 and V3."""
-
-    groups: int = 32
-    """One-hots of z."""
-    classes: int = 32
-    """Classes of a one-hot."""
-    unimix: float = 0.0
-    """Share of the uniform distribution that is mixed in; V3: 0.01."""
-
-    @property
-    def size(self) -> int:
-        """Width of z."""
-        return self.groups * self.classes
-
-    @property
-    def outputs(self) -> int:
-        """Numbers a network puts out for the distribution."""
-        return self.size
-
-    def __call__(self, out: Float[Array, '*B outs']) -> OneHots:
-        logits = out.astype(jnp.float32).reshape(*out.shape[:-1], self.groups, self.classes)
-        return OneHots(unimix(logits, self.unimix))
-
-    def pack(self, z: Float[Array, '*B Z']) -> Array:
-        """Store z as small integers [*B, groups]: the class counted from 1, 0 where all are zero
-        (no state yet).
-        """
-        z = z.reshape(*z.shape[:-1], self.groups, self.classes)
-        index = jnp.where(z.max(-1) > 0.5, jnp.argmax(z, -1) + 1, 0)
-        return index.astype(jnp.uint8 if self.classes < 256 else jnp.uint16)
-
-    def unpack(self, packed: Array) -> Float[Array, '*B Z']:
-        one_hots = jax.nn.one_hot(packed.astype(jnp.int32) - 1, self.classes)
-        return one_hots.reshape(*packed.shape[:-1], self.size)
-
-
-@dataclasses.dataclass(frozen=True)
-class GaussianLatent:
-    """Latent z from a diagonal Gaussian with std = softplus(s) + min_std; PlaNet, Dreamer V1."""
-
-    size: int = 30
-    """Width of z."""
-    min_std: float = 0.1
-    """Added to the deviation."""
-
-    @property
-    def outputs(self) -> int:
-        """Numbers a network puts out for the distribution."""
-        return 2 * self.size
-
-    def __call__(self, out: Float[Array, '*B outs']) -> Normal:
-        mean, std = jnp.split(out.astype(jnp.float32), 2, -1)
-        return Normal(mean, jax.nn.softplus(std) + self.min_std)
-
-    def pack(self, z: Float[Array, '*B Z']) -> Array:
-        return z
-
-    def unpack(self, packed: Array) -> Float[Array, '*B Z']:
-        return packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,3 +299,74 @@ class RSSM(nnx.Module):
 
     def _draw(self, h: Array, dist: PyTree, key: PRNGKeyArray) -> RSSMState:
         return RSSMState(h, dist.sample(key).reshape(*h.shape[:-1], -1))
+
+
+class LatentModel:
+    """World model of every agent that infers a state from each observation and predicts the next.
+
+    net: networks with weights. `dynamics` has `initial`, `observe`, `imagine`, `unroll` and `feat`,
+    see `RSSM`; `encoder` and `decoder` are asked for only where they are needed; without `reward`
+    the reward is 0, without `cont` every step goes on.
+    """
+
+    def __init__(self, net: Bound):
+        self.net = net
+        self.dynamics = net.dynamics
+
+    def reward(self, feat: Float[Array, '*B F']) -> Float[Array, '*B']:
+        """Expected reward."""
+        if 'reward' not in self.net.params:
+            return jnp.zeros(feat.shape[:-1])
+        mean: Array = self.net.reward(feat).mean()
+        return mean
+
+    def cont(self, feat: Float[Array, '*B F']) -> Float[Array, '*B']:
+        """Probability of going on."""
+        if 'cont' not in self.net.params:
+            return jnp.ones(feat.shape[:-1])
+        mean: Array = self.net.cont(feat).mean()
+        return mean
+
+    def initial(self, batch: int) -> State:
+        return self.dynamics.initial(batch)
+
+    def embed(self, obs: Any, key: PRNGKeyArray) -> Float[Array, '*B E']:
+        """Embed observations for the dynamics."""
+        embed: Array = self.net.encoder(self.net.encoder.prepare(obs, key))
+        return embed
+
+    def observe(
+        self, state: State, step: Step, key: PRNGKeyArray
+    ) -> tuple[State, Float[Array, 'N F']]:
+        """Infer the state that a real frame leads to."""
+        embed = self.embed(step.obs, key)
+        state, _, _ = self.dynamics.observe(state, embed, step.prev_action, step.is_first, key)
+        return state, self.dynamics.feat(state)
+
+    def imagine(
+        self, state: State, action: Float[Array, 'N A'], key: PRNGKeyArray
+    ) -> tuple[State, Prediction]:
+        """Draw the next state from the prior."""
+        state, _ = self.dynamics.imagine(state, action, key)
+        feat = self.dynamics.feat(state)
+        return state, Prediction(feat, self.reward(feat), self.cont(feat))
+
+    def attention(self, step: Step, key: PRNGKeyArray) -> Float[Array, 'L B heads T T'] | None:
+        """Attention weights of each step of a window [B, T] over the steps, None if the dynamics
+        does not attend.
+        """
+        if not hasattr(self.dynamics, 'attention'):
+            return None
+        start, embed = self.initial(len(step.is_first)), self.embed(step.obs, key)
+        seen = self.dynamics.unroll(start, embed, step.prev_action, step.is_first, key)
+        weights: Array = self.dynamics.attention(
+            start, seen.state.z, step.prev_action, step.is_first
+        )
+        return weights
+
+    def decode(self, state: State) -> Any:
+        """Likeliest observation of a state."""
+        dists = self.net.decoder(state.h, state.z)
+        if isinstance(dists, dict):
+            return {key: dist.mode() for key, dist in dists.items()}
+        return dists.mode()

@@ -18,9 +18,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from reverie.models.rssm import CategoricalLatent, GaussianLatent, features
+from reverie.models.rssm import features
 from reverie.nn.attention import rope
 from reverie.nn.core import MLP, Dense, Style
+from reverie.nn.latents import CategoricalLatent, GaussianLatent
 from reverie.nn.transformer import BlockCausal, Cache, KeysValues, TransformerConfig
 from reverie.types import UserError, sg
 

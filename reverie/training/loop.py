@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reverie.training import checkpoint, faults, state, warm
+from reverie.training import checkpoint, faults, warm
 from reverie.training.compilation import Compiler
 from reverie.training.metrics import Sink
 from reverie.training.progress import Call, PhaseLog
@@ -143,7 +143,7 @@ class Loop:
         if train.ema is not None:
             # The weights lie where the mean was, so that the phase could go on with them.
             params = {**train.params, **train.ema}
-            train = train._replace(ema=state.trained_groups(train.params, phase))
+            train = train._replace(ema=phase.trained(train.params))
         kept = self.saver.checkpoints.keep_phase_ends and not setup.source.plays
         self.saver.save(index, params, train if kept else None, phase.steps)
         return params

@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reverie.io import write_json
-from reverie.training import checkpoint, state
+from reverie.training import checkpoint
 from reverie.training.checkpoint import flatten
 from reverie.training.legacy import read_config
 from reverie.training.progress import Clock
 from reverie.training.setup import TrainSetup
 from reverie.training.signals import EXIT
 from reverie.training.state import TrainState
+from reverie.training.update import finite
 from reverie.types import Params, Phase, UserError
 
 CADENCE = ('checkpoint_every_s', 'log_every_s')
@@ -94,7 +95,7 @@ class Saver:
         Raises UserError if a weight is not finite, and SystemExit if a signal was caught.
         """
         setup, phase = self.setup, self.setup.phases[index]
-        if not state.finite((params, train and train._replace(live=()))):
+        if not finite((params, train and train._replace(live=()))):
             raise UserError(
                 f'phase {phase.name} step {step}: weights or optimiser are not finite; nothing was saved'
             )

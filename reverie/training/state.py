@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from reverie.types import Params, Phase, UserError
 
@@ -33,7 +32,7 @@ def create(params: Params, phase: Phase) -> TrainState:
 
     Raises UserError if the phase trains an unknown group.
     """
-    trained = trained_groups(params, phase)
+    trained = phase.trained(params)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         params=params,
@@ -48,35 +47,11 @@ def create(params: Params, phase: Phase) -> TrainState:
     )
 
 
-def trained_groups(params: Params, phase: Phase) -> Params:
-    """Return the parameter groups that `phase` trains; raise UserError for an unknown one."""
-    unknown = sorted(set(phase.trains) - set(params))
-    if unknown:
-        raise UserError(
-            f'phase {phase.name} trains {unknown}, but the agent has the groups {sorted(params)}'
-        )
-    return {group: params[group] for group in phase.trains}
-
-
 def own_buffers(tree: PyTree) -> PyTree:
     """Copy a tree so that no two leaves share a buffer, which can be donated only once; works in
     jit too.
     """
     return jax.tree.map(jnp.copy, tree)
-
-
-def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
-    """Return `new` where `ok`, else `old`; a select and no branch, for each seed decides alone."""
-    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-
-
-@jax.jit
-def finite(tree: PyTree) -> Bool[Array, '']:
-    """Tell if every floating-point number of `tree` is finite."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return (
-        jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
-    )
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
@@ -166,8 +141,3 @@ def available_bytes(device: jax.Device | None = None) -> int | None:
             int(limit.read_text()) - int(used.read_text()) + sum(cached)
         )  # the cache of files is given up
     return min(free, default=None)
-
-
-def global_norm(tree: PyTree) -> Float[Array, '']:
-    """Return the root of the sum of squares of every leaf, in float32."""
-    return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))

@@ -11,15 +11,27 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from reverie.data.source import Source
-from reverie.training.state import (
-    TrainState,
-    batch_sharding,
-    finite,
-    global_norm,
-    select,
-    trained_groups,
-)
+from reverie.training.state import TrainState, batch_sharding
 from reverie.types import Batch, Losses, Mean, Metrics, Outcome, Params, Phase, UserError, sg
+
+
+def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
+    """Return `new` where `ok`, else `old`; a select and no branch, for each seed decides alone."""
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+
+
+@jax.jit
+def finite(tree: PyTree) -> Bool[Array, '']:
+    """Tell if every floating-point number of `tree` is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return (
+        jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
+    )
+
+
+def global_norm(tree: PyTree) -> Float[Array, '']:
+    """Return the root of the sum of squares of every leaf, in float32."""
+    return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
 
 
 def check_losses(phase: Phase, losses: Losses) -> None:
@@ -78,7 +90,7 @@ def learn(
 
     Where losses, gradients or updates are not finite, ok is false and only counters change.
     """
-    trained = trained_groups(state.params, phase)
+    trained = phase.trained(state.params)
 
     def objective(trained: Params) -> Any:
         outcome = Outcome(*phase.loss({**state.params, **trained}, batch, key, state.step))

@@ -11,9 +11,10 @@ import pytest
 
 from reverie.agents import registry
 from reverie.agents.dreamer.config import HeadConfig, LaProp
-from reverie.models.rssm import BlockGRU, CategoricalLatent
+from reverie.models.rssm import BlockGRU
 from reverie.nn import dists
 from reverie.nn.core import Style
+from reverie.nn.latents import CategoricalLatent
 from reverie.nn.vision import PooledConv
 from reverie.training.state import create
 from reverie.training.update import learn

@@ -13,10 +13,11 @@ from flax import nnx
 
 from reverie.agents import registry
 from reverie.agents.dreamer.losses import world_model_loss
-from reverie.agents.dreamer.networks import Net, world_model, world_model_modules
+from reverie.agents.dreamer.networks import Net, world_model_modules
 from reverie.commands.experiment import restore
-from reverie.models.encoders import ObsConfig
+from reverie.models.rssm import LatentModel
 from reverie.nn.dists import Identity
+from reverie.nn.encoders import ObsConfig
 from reverie.nn.networks import Networks
 from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
 from tests.small import world as shrunk
@@ -71,7 +72,7 @@ def test_what_the_encoder_and_the_loss_see_is_the_prepared_observation(monkeypat
 
     @jax.jit
     def both(step):
-        model = world_model(nets(params))
+        model = LatentModel(nets(params))
         one = jax.tree.map(lambda x: x[:, 0], step)
         _, feat = model.observe(model.initial(B), one, jax.random.key(3))
         seen = batch(0.0)._replace(step=step)

@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.models.rssm import (
-    GRU,
-    RSSM,
-    BlockGRU,
-    CategoricalLatent,
-    GaussianLatent,
-    RSSMConfig,
-    RSSMState,
-    size,
-)
+from reverie.models.rssm import GRU, RSSM, BlockGRU, RSSMConfig, RSSMState, size
 from reverie.nn.core import Style, build
 from reverie.nn.dists import Normal, OneHots
+from reverie.nn.latents import CategoricalLatent, GaussianLatent
 from reverie.types import UserError, sg
 from tests.golden_numbers import golden, rssm_from_v3
 

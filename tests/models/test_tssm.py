@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.models.rssm import CategoricalLatent, GaussianLatent
 from reverie.models.tssm import TSSM, Concat, History, TSSMConfig, TSSMState, sinusoid
 from reverie.nn.core import Style, build
+from reverie.nn.latents import CategoricalLatent, GaussianLatent
 from reverie.nn.transformer import BlockCausal, Gate, TransformerConfig
 from reverie.types import UserError
 from tests.golden_numbers import gate_from_torch, golden, layers_from_torch, linear_from_torch

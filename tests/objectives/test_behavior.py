@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from reverie.nn.dists import Categorical, TwoHot, symexp_bins
-from reverie.objectives.actor import PMPO
 from reverie.objectives.behavior import lambda_return, rollout
-from reverie.objectives.critic import critic_loss
+from reverie.objectives.pmpo import PMPO, critic_loss
 from reverie.types import Prediction
 
 pytestmark = pytest.mark.compat

@@ -9,22 +9,24 @@ import pytest
 
 from reverie.nn.action_dists import BoundedNormalDist
 from reverie.nn.dists import Categorical, Normal, TwoHot, symexp_bins
-from reverie.objectives.actor import Backprop, Mixed, Reinforce
+from reverie.objectives.actor_critic import (
+    Backprop,
+    Critic,
+    MeanStdScale,
+    Mixed,
+    NoScale,
+    PercentileScale,
+    Reinforce,
+    ReplayCritic,
+    SlowAverage,
+    SlowCopy,
+)
 from reverie.objectives.behavior import (
     ExclusiveReturn,
     InclusiveReturn,
     by_row,
     lambda_return,
     with_root,
-)
-from reverie.objectives.critic import (
-    Critic,
-    MeanStdScale,
-    NoScale,
-    PercentileScale,
-    ReplayCritic,
-    SlowAverage,
-    SlowCopy,
 )
 from tests.golden_numbers import golden
 

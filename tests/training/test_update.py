@@ -10,7 +10,7 @@ import pytest
 from toy_agent import BATCH, LENGTH, Table, head_loss, model_loss, poisoned, toy
 
 from reverie.training import state
-from reverie.training.update import call_size, make_program, normalise, update
+from reverie.training.update import call_size, finite, make_program, normalise, update
 from reverie.types import UserError
 
 
@@ -115,7 +115,7 @@ def test_a_poisoned_update_changes_nothing_but_counters():
     assert same(kept(before), kept(after))
     assert [int(s.streak) for s in states] == [0, 0, 0, 1, 2, 0, 0]
     assert int(states[-1].skipped) == 2 and int(states[-1].step) == 6
-    assert not same(kept(after), kept(states[5])) and state.finite(states[-1].params)
+    assert not same(kept(after), kept(states[5])) and finite(states[-1].params)
     assert np.isnan(metrics[2]['loss/size']) and np.isfinite(metrics[2]['loss/fit'])
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.agents.dreamer.config import DreamerConfig
 from reverie.agents.dreamer.losses import dreamer_loss, update_slow_critic
-from reverie.agents.dreamer.networks import SHAPED_BY, networks, term_scales, world_model
-from reverie.models.latent import LatentModel
+from reverie.agents.dreamer.networks import SHAPED_BY, networks, term_scales
+from reverie.models.rssm import LatentModel
 from reverie.nn.networks import copy
 from reverie.types import EnvSpec, Params, Phase, ReadOut, State, Step, UserError
 
@@ -87,7 +87,7 @@ class Dreamer:
 
     def model(self, params: Params) -> LatentModel:
         """The four-method world model."""
-        return world_model(self.networks(params))
+        return LatentModel(self.networks(params))
 
     def for_inference(self, params: Params) -> Params:
         """Kernels in the type they are multiplied in, see `nn.core.cast_kernels`; without the slow
@@ -120,7 +120,7 @@ class LatentActor:
         agent = self.agent
         net = agent.networks(params)
         key_observe, key_act, key_explore = jax.random.split(key, 3)
-        state, feat = world_model(net).observe(state, step, key_observe)
+        state, feat = LatentModel(net).observe(state, step, key_observe)
         policy = net.policy(feat)
         action = jnp.where(greedy, policy.mode(), policy.sample(key_act))
         if self.explore:

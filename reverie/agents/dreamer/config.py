@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from reverie.models.encoders import ObsConfig
 from reverie.models.rssm import RSSMConfig
 from reverie.models.tssm import TSSMConfig
 from reverie.nn.action_dists import (
@@ -21,10 +20,10 @@ from reverie.nn.action_dists import (
 )
 from reverie.nn.core import Style
 from reverie.nn.dists import Identity, Tanh, TwoHotDist, UnitNormalDist
+from reverie.nn.encoders import ObsConfig
 from reverie.nn.optim import clipped_adam, laprop_agc, per_group
-from reverie.objectives.actor import ActorObjective
-from reverie.objectives.behavior import ExclusiveReturn, InclusiveReturn
-from reverie.objectives.critic import (
+from reverie.objectives.actor_critic import (
+    ActorObjective,
     Critic,
     NoScale,
     PercentileScale,
@@ -32,6 +31,7 @@ from reverie.objectives.critic import (
     SlowAverage,
     SlowCopy,
 )
+from reverie.objectives.behavior import ExclusiveReturn, InclusiveReturn
 from reverie.types import Losses
 
 

@@ -7,11 +7,11 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from reverie.agents.dreamer.config import DreamerConfig, WorldModelConfig
-from reverie.agents.dreamer.networks import Net, world_model
+from reverie.agents.dreamer.networks import Net
+from reverie.models.rssm import LatentModel
 from reverie.nn.networks import constant
-from reverie.objectives.actor import ActorObjective
+from reverie.objectives.actor_critic import ActorObjective, SlowAverage, SlowCopy
 from reverie.objectives.behavior import by_row, rollout, with_root
-from reverie.objectives.critic import SlowAverage, SlowCopy
 from reverie.types import Batch, Losses, Metrics, Outcome, Params, Step, sg
 
 
@@ -98,7 +98,7 @@ def imagination_loss(
     gradient passes through imagined states to the actions that led there.
     """
     frozen = constant(net)
-    model = world_model(frozen)  # its weights are constants, its states are not
+    model = LatentModel(frozen)  # its weights are constants, its states are not
     terminal = last_steps(seen.is_terminal, cfg)
     b, k = terminal.shape
     start = sg(model.dynamics.starts(unrolled, k))

@@ -1,4 +1,4 @@
-"""The networks of Dreamer V1 to V3 and PlaNet, and the world model made of them."""
+"""The networks of Dreamer V1 to V3 and PlaNet."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 from flax import nnx
 
 from reverie.agents.dreamer.config import DreamerConfig, HeadConfig, WorldModelConfig
-from reverie.models.encoders import ObsDecoder, ObsEncoder
-from reverie.models.latent import LatentModel
 from reverie.nn.dists import BernoulliDist
+from reverie.nn.encoders import ObsDecoder, ObsEncoder
 from reverie.nn.networks import Bound, Head, Networks
 from reverie.types import EnvSpec
 
@@ -83,18 +82,6 @@ def networks(cfg: DreamerConfig, spec: EnvSpec) -> Networks[Net]:
         )
 
     return Networks(Net, make, shared={'slow_value': 'value'})
-
-
-def world_model(net: Net) -> LatentModel:
-    """The four-method world model, with what there is of encoder, decoder and heads."""
-    there = net.params
-    return LatentModel(
-        net.dynamics,
-        net.encoder if 'encoder' in there else None,
-        (lambda state: net.decoder(state.h, state.z)) if 'decoder' in there else None,
-        (lambda feat: net.reward(feat).mean()) if 'reward' in there else None,
-        (lambda feat: net.cont(feat).mean()) if 'cont' in there else None,
-    )
 
 
 def term_scales(cfg: WorldModelConfig, spec: EnvSpec) -> dict[str, float]:

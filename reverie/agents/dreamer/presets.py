@@ -13,16 +13,22 @@ from reverie.agents.dreamer.config import (
 )
 from reverie.agents.dreamer.presets_v1_v2 import dreamer_v2
 from reverie.models import rssm
-from reverie.models.encoders import ObsConfig
-from reverie.models.rssm import BlockGRU, CategoricalLatent, RSSMConfig
+from reverie.models.rssm import BlockGRU, RSSMConfig
 from reverie.models.tssm import Concat, TSSMConfig
 from reverie.nn.action_dists import BoundedNormalDist, OneHotDist
 from reverie.nn.core import Style
+from reverie.nn.encoders import ObsConfig
+from reverie.nn.latents import CategoricalLatent
 from reverie.nn.transformer import TransformerConfig
 from reverie.nn.vision import PooledConv
-from reverie.objectives.actor import Reinforce
+from reverie.objectives.actor_critic import (
+    Critic,
+    PercentileScale,
+    Reinforce,
+    ReplayCritic,
+    SlowAverage,
+)
 from reverie.objectives.behavior import ExclusiveReturn
-from reverie.objectives.critic import Critic, PercentileScale, ReplayCritic, SlowAverage
 from reverie.objectives.latent import TwoSidedKL
 
 

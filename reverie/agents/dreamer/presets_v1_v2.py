@@ -12,15 +12,15 @@ from reverie.agents.dreamer.config import (
     Sampling,
     WorldModelConfig,
 )
-from reverie.models.encoders import ObsConfig
-from reverie.models.rssm import GRU, CategoricalLatent, GaussianLatent, RSSMConfig
+from reverie.models.rssm import GRU, RSSMConfig
 from reverie.nn.action_dists import OneHotDist, StraightThroughDist, TanhNormalDist, TruncNormalDist
 from reverie.nn.core import Style
 from reverie.nn.dists import Identity, Tanh, UnitNormalDist
+from reverie.nn.encoders import ObsConfig
+from reverie.nn.latents import CategoricalLatent, GaussianLatent
 from reverie.nn.vision import StridedConv
-from reverie.objectives.actor import Backprop, Mixed, Reinforce
+from reverie.objectives.actor_critic import Backprop, Critic, Mixed, Reinforce, SlowCopy
 from reverie.objectives.behavior import InclusiveReturn
-from reverie.objectives.critic import Critic, SlowCopy
 from reverie.objectives.latent import BalancedKL, FreeNatsOfMean
 
 

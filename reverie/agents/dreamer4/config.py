@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
-from reverie.objectives.actor import PMPO
+from reverie.objectives.pmpo import PMPO
 
 
 @dataclasses.dataclass(frozen=True)

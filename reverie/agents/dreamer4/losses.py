@@ -12,7 +12,6 @@ from reverie.agents.dreamer4.networks import Net, world_model
 from reverie.models.tokenizer import draw_mask
 from reverie.nn.dists import Bernoulli, Categorical
 from reverie.objectives.behavior import lambda_return, rollout
-from reverie.objectives.critic import critic_loss
 from reverie.objectives.flow import (
     SignalStep,
     bootstrap_target,
@@ -20,6 +19,7 @@ from reverie.objectives.flow import (
     draw_signal_step,
     shortcut_loss,
 )
+from reverie.objectives.pmpo import critic_loss
 from reverie.types import Batch, Losses, Metrics, Step, UserError, sg
 
 Terms = tuple[Losses, Metrics]

@@ -15,9 +15,9 @@ from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
 from reverie.data.source import Dataset
 from reverie.envs import device
 from reverie.evaluation.results import provenance
-from reverie.models.encoders import kind
 from reverie.models.shortcut import ShortcutModel
 from reverie.nn.core import count
+from reverie.nn.encoders import kind
 from reverie.training.state import create, own_buffers
 from reverie.training.update import make_program
 from reverie.types import Agent, Batch, EnvSpec, Params, Step

@@ -18,7 +18,7 @@ from reverie.data.manifest import MANIFEST, read_manifest, read_schema
 from reverie.envs.device import Vector
 from reverie.evaluation.returns import RandomActor
 from reverie.io import file_hash
-from reverie.training.state import finite
+from reverie.training.update import finite
 from reverie.types import Actor, Env, Params, Step, UserError
 
 # Parts of a dataset as fractions of PPO's final return; None is the random player.

@@ -16,7 +16,7 @@ from reverie.data.source import Dataset
 from reverie.envs.host import HostVector
 from reverie.evaluation import trust
 from reverie.evaluation.openloop import Dream, open_loop
-from reverie.models.latent import LatentModel
+from reverie.models.rssm import LatentModel
 from reverie.models.shortcut import ShortcutModel
 from reverie.types import Env, Params, Step
 

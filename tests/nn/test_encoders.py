@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.models.encoders import ObsConfig, ObsDecoder, ObsEncoder, kind
-from reverie.models.rssm import RSSM, BlockGRU, CategoricalLatent, RSSMConfig, size
+from reverie.models.rssm import RSSM, BlockGRU, RSSMConfig, size
 from reverie.nn.core import MLP, Style, build, count
 from reverie.nn.dists import Normal, OneHots
+from reverie.nn.encoders import ObsConfig, ObsDecoder, ObsEncoder, kind
+from reverie.nn.latents import CategoricalLatent
 from reverie.nn.vision import PooledConv, StridedConv
 from reverie.types import UserError
 from tests.golden_numbers import golden, ours_from_v3

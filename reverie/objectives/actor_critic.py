@@ -1,27 +1,136 @@
-"""Losses of the critic, and the running statistics and slow copies around it."""
+"""Losses of actor and critic of Dreamer V1 to V3, and the running statistics and slow copies around
+them.
+"""
 
+import abc
 import dataclasses
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from reverie.nn.dists import TwoHot
-from reverie.objectives.behavior import Distribution, Targets
-from reverie.types import sg
+from reverie.objectives.behavior import Distribution, PolicyDistribution, Targets
+from reverie.types import Metrics, sg
 
 T = TypeVar('T')
 Running = dict[str, Float[Array, '']]
 
 
-def critic_loss(
-    value: TwoHot, ret: Float[Array, 'B T'], weight: Float[Array, 'B T']
-) -> Float[Array, 'B T']:
-    """Cross entropy of the value with the two-hot of the lambda-return, weighted by the probability
-    of being in the state.
+class ActorObjective(abc.ABC):
+    """Loss -weight_t (objective_t + entropy H[pi_t]) for each learnt action t, with the objective
+    of a subclass.
+
+    entropy: rate of the bonus, in the unit of the objective; at 0 no entropy is computed.
+    through_model: the gradient passes from returns to actions, so rollouts must keep their backward
+    pass.
     """
-    return -sg(weight) * value.log_prob(sg(ret))
+
+    entropy: float
+    through_model: ClassVar[bool]
+
+    @abc.abstractmethod
+    def objective(
+        self,
+        policy: PolicyDistribution,
+        action: Array,
+        targets: Targets,
+        value: Array,
+        scale: Array | float,
+    ) -> tuple[Float[Array, 'M N'], Metrics]:
+        """Return the objective, to be maximised, and metrics. Arguments: see `__call__`."""
+
+    def __call__(
+        self,
+        policy: PolicyDistribution,
+        action: Float[Array, 'H N A'],
+        targets: Targets,
+        value: Float[Array, 'H+1 N'],
+        scale: Float[Array, ''] | float = 1.0,
+    ) -> tuple[Float[Array, 'M N'], Metrics]:
+        """Return (loss, metrics).
+
+        policy: distribution of the actions, in sg(states 0 .. H - 1). value: baseline, the value
+        that the returns bootstrap from. scale: divisor of returns.
+        """
+        objective, metrics = self.objective(policy, action, targets, value, scale)
+        if self.entropy:
+            entropy = policy.entropy()[: len(targets.acted)]
+            objective = objective + self.entropy * entropy
+            metrics = metrics | {'imag/entropy': entropy.mean()}
+        return -sg(targets.acted_weight) * objective, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Backprop(ActorObjective):
+    """R / scale, whose gradient passes through the model's states to the actions; V1 eq. 7, V2 for
+    control.
+
+    The caller stops it at the parameters of model, reward and value, not at the states.
+    """
+
+    entropy: float = 0.0
+    """Rate of the entropy bonus, in units of R / scale."""
+    through_model: ClassVar[bool] = True
+
+    def objective(
+        self,
+        policy: PolicyDistribution,
+        action: Array,
+        targets: Targets,
+        value: Array,
+        scale: Array | float,
+    ) -> tuple[Float[Array, 'M N'], Metrics]:
+        return targets.acted / sg(scale), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforce(ActorObjective):
+    """ln pi(sg a) sg((R - v) / scale); V2 for games, V3 for discrete and continuous actions."""
+
+    entropy: float = 3e-4
+    """Rate of the entropy bonus, in units of the advantage."""
+    through_model: ClassVar[bool] = False
+
+    def objective(
+        self,
+        policy: PolicyDistribution,
+        action: Array,
+        targets: Targets,
+        value: Array,
+        scale: Array | float,
+    ) -> tuple[Float[Array, 'M N'], Metrics]:
+        steps = len(targets.acted)
+        adv = sg((targets.acted - value[:steps]) / scale)
+        metrics: Metrics = {'imag/adv': adv.mean(), 'imag/adv_size': jnp.abs(adv).mean()}
+        return policy.log_prob(sg(action))[:steps] * adv, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(ActorObjective):
+    """rho of `Reinforce` and 1 - rho of `Backprop`; V2 eq. 6.
+
+    The released code lets ln pi(a) pass a gradient to the action as well, which biases it; not so
+    here.
+    """
+
+    rho: float = 0.9
+    """Share of `Reinforce`; the released `actor_grad_mix` 0.1 is rho 0.9."""
+    entropy: float = 1e-3
+    """Rate of the entropy bonus, in the unit of the objective."""
+    through_model: ClassVar[bool] = True
+
+    def objective(
+        self,
+        policy: PolicyDistribution,
+        action: Array,
+        targets: Targets,
+        value: Array,
+        scale: Array | float,
+    ) -> tuple[Float[Array, 'M N'], Metrics]:
+        score, metrics = Reinforce().objective(policy, action, targets, value, scale)
+        path, _ = Backprop().objective(policy, action, targets, value, scale)
+        return self.rho * score + (1 - self.rho) * path, metrics
 
 
 @dataclasses.dataclass(frozen=True)
