@@ -112,22 +112,27 @@ def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
     print(f'wrote {path.relative_to(FOLDER.parent) if inside else path}')
 
 
-def panels(records: list[dict], rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
-    """Make one panel of so many bars for each record, three side by side."""
-    columns = min(3, len(records))
-    down = -(-len(records) // columns)
-    size = (4.6 * columns, (0.36 * rows + 0.8) * down)
+def panels(titles: list[str], width: float, height: float) -> tuple[plt.Figure, list[plt.Axes]]:
+    """Make one panel of this size in inches for each title, three side by side."""
+    columns = min(3, len(titles))
+    down = -(-len(titles) // columns)
+    size = (width * columns, height * down)
     figure, axes = plt.subplots(down, columns, figsize=size, squeeze=False, layout='constrained')
-    for axis in axes.flat[len(records) :]:
+    for axis in axes.flat[len(titles) :]:
         axis.set_visible(False)
-    for axis, record in zip(axes.flat, records, strict=False):
-        axis.set_title(record['env'], loc='left')
-    return figure, list(axes.flat[: len(records)])
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title, loc='left')
+    return figure, list(axes.flat[: len(titles)])
+
+
+def bar_panels(records: list[dict], rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
+    """Make one panel of so many bars for each record."""
+    return panels([record['env'] for record in records], 4.6, 0.36 * rows + 0.8)
 
 
 def plot_scores(records: list[dict], path: pathlib.Path) -> None:
     """Plot the returns of every read-out, one panel per game."""
-    figure, axes = panels(records, max(len(measured(record)) for record in records))
+    figure, axes = bar_panels(records, max(len(measured(record)) for record in records))
     for axis, record in zip(axes, records, strict=True):
         rows = []
         for key, name, sampled, _ in tables.score_rows(record):
@@ -145,7 +150,7 @@ def plot_differences(records: list[dict], path: pathlib.Path) -> None:
     records = [record for record in records if record['differences']]
     if not records:
         return
-    figure, axes = panels(records, 2 * max(len(record['differences']) for record in records))
+    figure, axes = bar_panels(records, 2 * max(len(record['differences']) for record in records))
     for axis, record in zip(axes, records, strict=True):
         rows = []
         for _, name, *of in tables.difference_rows(record):
@@ -248,12 +253,10 @@ def plot_curves(records: list[dict], path: pathlib.Path) -> None:
     records = [r for r in records if r.get('curve', {}).get('env_frames')]
     if not records:
         return
-    n, size = len(records), (3.2 * len(records), 2.4)
-    figure, axes = plt.subplots(1, n, figsize=size, squeeze=False, layout='constrained')
-    for axis, record in zip(axes.flat, records, strict=True):
+    figure, axes = panels([record['env'] for record in records], 3.2, 2.4)
+    for axis, record in zip(axes, records, strict=True):
         curve(axis, record, ACCENT)
         draw_references(axis, record['env'], record['env_frames'])
-        axis.set_title(record['env'], loc='left')
         axis.set_xlabel('environment frames')
     save(figure, path, records)
 
@@ -266,9 +269,8 @@ def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
     shared = sorted(set.intersection(*map(set, games)))
     if not shared:
         return
-    n, size = len(shared), (3.2 * len(shared), 2.6)
-    figure, axes = plt.subplots(1, n, figsize=size, squeeze=False, layout='constrained')
-    for axis, game in zip(axes.flat, shared, strict=True):
+    figure, axes = panels(shared, 3.2, 2.6)
+    for axis, game in zip(axes, shared, strict=True):
         for i, (preset, of) in enumerate(zip(chosen, games, strict=True)):
             record, colour = of[game], f'C{i}'
             score = record['score'].get('agent') or record['score'].get('imagination')
@@ -280,7 +282,6 @@ def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
             label = f'{preset}: {score["mean"]:.2f}, {tables.interval_label(score)}'
             axis.plot(end, score['mean'], 'o', color=colour, markersize=4, label=label)
         draw_references(axis, game, max(of[game]['env_frames'] for of in games))
-        axis.set_title(game, loc='left')
         axis.set_xlabel('environment frames')
     save(figure, path, [record for of in games for record in of.values()])
 
