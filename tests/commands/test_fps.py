@@ -29,14 +29,15 @@ def clock(monkeypatch):
 
 
 def test_a_record_says_how_fast_and_of_what(monkeypatch, clock):
-    tiny = fps.MODELS['dreamer4-tiny']
-    short = lambda t: dataclasses.replace(t, layers=2, time_every=2)
-    tiny = tiny._replace(
-        dynamics=short(tiny.dynamics), tokenizer=short(tiny.tokenizer), resolution=(32, 32)
-    )
-    monkeypatch.setitem(fps.MODELS, 'dreamer4-tiny', tiny)
+    tiny = fps.MODELS['dreamer4_tiny']
+    change = dataclasses.replace
+    short = lambda t: change(t, transformer=change(t.transformer, layers=2, time_every=2))
+    config = tiny.config
+    config = change(config, dynamics=short(config.dynamics), tokenizer=short(config.tokenizer))
+    tiny = fps.Model(config, (32, 32))
+    monkeypatch.setitem(fps.MODELS, 'dreamer4_tiny', tiny)
     clock.frames = [0.9, 0.8, 0.7, 0.01, 0.02, 0.03, 0.04, 0.1]  # the first three are not timed
-    record = fps.measure('dreamer4-tiny', 'a command', players=2, frames=5, steps=2)
+    record = fps.measure('dreamer4_tiny', 'a command', players=2, frames=5, steps=2)
     assert not clock.frames and record['includes_decode']
     assert record['fps_each'] == pytest.approx(5 / 0.2) and record['fps'] == pytest.approx(10 / 0.2)
     assert record['ms'] == pytest.approx({'min': 10.0, 'p50': 30.0, 'p95': 88.0})
@@ -61,7 +62,7 @@ def test_a_record_says_how_fast_and_of_what(monkeypatch, clock):
 
 
 def test_an_unknown_model_is_refused_by_name():
-    with pytest.raises(UserError, match=r'dreamer4-9b.*dreamer4-2b'):
-        fps.measure('dreamer4-9b', '')
+    with pytest.raises(UserError, match=r'dreamer4_9b.*dreamer4_paper'):
+        fps.measure('dreamer4_9b', '')
     with pytest.raises(UserError, match='--players 0'):
-        fps.measure('dreamer4-tiny', '', players=0)
+        fps.measure('dreamer4_tiny', '', players=0)

@@ -19,8 +19,8 @@ class Bench(Compiling):
     fps: frames of play."""
     preset: str = 'dreamer4'
     """phases: which preset."""
-    model: str = 'dreamer4-2b'
-    """fps: dreamer4-2b, dreamer4-600m, dreamer4-200m or dreamer4-tiny, with random weights."""
+    model: str = 'dreamer4_paper'
+    """fps: dreamer4_paper, dreamer4_600m, dreamer4_200m or dreamer4_tiny, with random weights."""
     players: int = 1
     """fps: how many play at once."""
     frames: int = 200

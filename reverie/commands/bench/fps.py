@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from reverie.agents.dreamer4 import Dreamer4, Dreamer4Config
+from reverie.agents.dreamer4.presets import dreamer4_paper
 from reverie.evaluation.results import provenance
-from reverie.models.dynamics import DynamicsConfig
-from reverie.models.tokenizer import TokenizerConfig
 from reverie.nn.attention import Kernel, chosen
 from reverie.nn.core import count
 from reverie.nn.transformer import TransformerConfig
@@ -21,42 +20,53 @@ from reverie.types import ActionSpace, EnvSpec, Params, Step, UserError
 ACTIONS = 144  # Minecraft as the paper has it: 23 keys and 121 ways to move the mouse
 
 
-class Shape(NamedTuple):
-    """Shape of an agent."""
+class Model(NamedTuple):
+    """Configuration of an agent, and the pixels it sees."""
 
-    dynamics: TransformerConfig
-    tokenizer: TransformerConfig
-    resolution: tuple[int, int] = (384, 640)  # pixels
-    patch: tuple[int, int] = (16, 16)
-    latents: int = 512  # tokens of a frame, two of them one token of the dynamics
-    bottleneck: int = 16  # numbers of a latent token
-    registers: int = 30
+    config: Dreamer4Config
+    resolution: tuple[int, int] = (384, 640)
 
 
-def _transformer(
-    width: int, layers: int, heads: int, kv_heads: int, **more: Any
-) -> TransformerConfig:
-    return TransformerConfig(width, layers, heads, kv_heads, **{'context': 192, **more})
+def _smaller(
+    dynamics: TransformerConfig,
+    tokenizer: TransformerConfig,
+    latents: int = 512,
+    registers: int = 30,
+) -> Dreamer4Config:
+    """`dreamer4_paper` with other transformers, tokens of a frame and registers."""
+    paper, change = dreamer4_paper(), dataclasses.replace
+    return change(
+        paper,
+        tokenizer=change(paper.tokenizer, latents=latents, transformer=tokenizer),
+        dynamics=change(paper.dynamics, registers=registers, transformer=dynamics),
+    )
 
 
-# The paper gives 1.6B + 0.4B, 256 spatial tokens, a context of 192 frames and K = 4, but no widths
-# or depths; those, the registers (so that a frame has 288 tokens) and the smaller shapes are not
-# from the paper.
+# The smaller shapes are not from the paper.
 MODELS = {
-    'dreamer4-2b': Shape(_transformer(1920, 30, 30, 3), _transformer(1024, 12, 16, 16)),
-    'dreamer4-600m': Shape(_transformer(1280, 20, 20, 2), _transformer(768, 8, 12, 12)),
-    'dreamer4-200m': Shape(
-        _transformer(768, 16, 12, 2, context=96),
-        _transformer(512, 8, 8, 8, context=96),
-        (256, 256),
-        latents=256,
+    'dreamer4_paper': Model(dreamer4_paper()),
+    'dreamer4_600m': Model(
+        _smaller(
+            TransformerConfig(1280, 20, 20, 2, context=192),
+            TransformerConfig(768, 8, 12, 12, context=192),
+        )
     ),
-    'dreamer4-tiny': Shape(
-        _transformer(64, 4, 4, 2, context=16, head_dim=16, dtype='float32'),
-        _transformer(32, 4, 2, 2, context=16, head_dim=16, dtype='float32'),
+    'dreamer4_200m': Model(
+        _smaller(
+            TransformerConfig(768, 16, 12, 2, context=96),
+            TransformerConfig(512, 8, 8, 8, context=96),
+            latents=256,
+        ),
+        (256, 256),
+    ),
+    'dreamer4_tiny': Model(
+        _smaller(
+            TransformerConfig(64, 4, 4, 2, context=16, head_dim=16, dtype='float32'),
+            TransformerConfig(32, 4, 2, 2, context=16, head_dim=16, dtype='float32'),
+            latents=16,
+            registers=2,
+        ),
         (64, 64),
-        latents=16,
-        registers=2,
     ),
 }
 
@@ -64,25 +74,19 @@ MODELS = {
 def agent_of(
     name: str, steps: int = 4, softcap: float | None = None, kernel: Kernel = 'xla'
 ) -> Dreamer4:
-    """The agent of a shape, without weights. Raises UserError for an unknown one.
+    """The agent of a model, without weights. Raises UserError for an unknown one.
 
     softcap: of the attention's logits, the default's if None. kernel: of attention.
     """
     if name not in MODELS:
         raise UserError(f'--model {name}: expected one of {", ".join(MODELS)}')
-    shape = MODELS[name]
-    changes = {'kernel': kernel} | ({} if softcap is None else {'softcap': softcap})
-    changed = lambda t: dataclasses.replace(t, **changes)
-    spec = EnvSpec(name, (*shape.resolution, 3), ActionSpace('discrete', ACTIONS))
-    config = Dreamer4Config(
-        tokenizer=TokenizerConfig(
-            shape.patch, shape.latents, shape.bottleneck, transformer=changed(shape.tokenizer)
-        ),
-        dynamics=DynamicsConfig(
-            2, shape.registers, sampling_steps=steps, transformer=changed(shape.dynamics)
-        ),
-    )
-    return Dreamer4(config, spec)
+    config, resolution = MODELS[name]
+    change = dataclasses.replace
+    options = {'kernel': kernel} | ({} if softcap is None else {'softcap': softcap})
+    changed = lambda t: change(t, transformer=change(t.transformer, **options))
+    spec = EnvSpec(name, (*resolution, 3), ActionSpace('discrete', ACTIONS))
+    dynamics = change(changed(config.dynamics), sampling_steps=steps)
+    return Dreamer4(change(config, tokenizer=changed(config.tokenizer), dynamics=dynamics), spec)
 
 
 def random_weights(agent: Dreamer4) -> Params:
@@ -117,7 +121,7 @@ def measure(
     softcap: float | None = None,
     kernel: Kernel = 'xla',
 ) -> dict[str, Any]:
-    """Speed record of a shape: a person's frames for each of `players`, played and fetched as by a
+    """Speed record of a model: a person's frames for each of `players`, played and fetched as by a
     server.
 
     A frame is ordered before the one before it has been fetched; the time between two frames is
@@ -134,7 +138,7 @@ def measure(
     session.compile()
     compile_s = time.perf_counter() - started
     ms = intervals(session, frames)
-    params, shape = session.params, MODELS[name]
+    params, dynamics, tokenizer = session.params, agent.cfg.dynamics, agent.cfg.tokenizer
     memory = jax.devices()[0].memory_stats() or {}
     counts = {group: count(params[group]) for group in ('dynamics', 'encoder', 'decoder')}
     return {
@@ -143,14 +147,14 @@ def measure(
         **provenance(),
         'params': {'all': count(params)} | counts,
         'shape': {
-            'resolution': list(shape.resolution),
-            'tokens': 2 + shape.latents // 2 + shape.registers,
-            'context': shape.dynamics.context,
+            'resolution': list(MODELS[name].resolution),
+            'tokens': 2 + tokenizer.latents // dynamics.pack + dynamics.registers,
+            'context': dynamics.transformer.context,
             'K': steps,
             'batch': players,
-            'dtype': shape.dynamics.dtype,
-            'softcap': agent.cfg.dynamics.transformer.softcap,
-            'kernel': chosen(kernel, shape.dynamics.dtype),
+            'dtype': dynamics.transformer.dtype,
+            'softcap': dynamics.transformer.softcap,
+            'kernel': chosen(kernel, dynamics.transformer.dtype),
         },
         'ms': {
             'p50': float(np.median(ms)),
