@@ -18,11 +18,13 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
@@ -82,16 +84,50 @@ def key_name(entry: Any) -> str | int:
     return str(entry)
 
 
+@contextlib.contextmanager
+def _plain(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Lead to `path` by a name without special characters: Orbax takes [ ] * ? for patterns, and
+    merges nothing into a checkpoint whose path it does not find.
+    """
+    with tempfile.TemporaryDirectory(prefix='reverie-') as folder:
+        link = pathlib.Path(folder) / 'checkpoint'
+        link.symlink_to(path.absolute().parent)
+        yield link / path.name
+
+
 def _write_arrays(path: pathlib.Path, tree: PyTree) -> None:
-    ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(
-        path.absolute(), _numbered(jax.tree.leaves(tree))
-    )
+    """Write the arrays of a tree, and open them again; raise OSError if they are not there."""
+    arrays = _numbered(jax.tree.leaves(tree))
+    with _plain(path) as plain:
+        ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(plain, arrays)
+        _check_written(plain, arrays)
+
+
+def _check_written(path: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
+    """Raise OSError unless the names and shapes on the disk, and the smallest array, are right."""
+    handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    found = getattr(handler.metadata(path), 'item_metadata', None)
+    shapes = {name: tuple(x.shape) for name, x in dict(found or {}).items()}
+    expected = {name: tuple(x.shape) for name, x in arrays.items()}
+    if shapes != expected:
+        raise OSError(f'{len(shapes)} of {len(expected)} arrays can be read again')
+    if not arrays:
+        return
+    name = min(arrays, key=lambda name: arrays[name].size)
+    x = arrays[name]
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+    like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype)}
+    args = ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True)
+    read = handler.restore(path, args=args)[name]
+    if np.asarray(read).tobytes() != np.asarray(x).tobytes():
+        raise OSError(f'array {name} is not what was written')
 
 
 def _read_arrays(path: pathlib.Path, target: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(target)
     handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    arrays = handler.restore(path.absolute(), _numbered(leaves))
+    with _plain(path) as plain:
+        arrays = handler.restore(plain, _numbered(leaves))
     return jax.tree.unflatten(treedef, [arrays[name] for name in _numbered(leaves)])
 
 

@@ -292,3 +292,38 @@ def test_a_disk_that_takes_no_more_is_survived_twice_and_then_ends_the_run(tmp_p
 def test_meta_is_json_and_names_every_array(two_steps):
     meta = json.loads((two_steps / '000000002' / 'meta.json').read_text())
     assert [x['path'] for x in meta['arrays']['params']] == [['a.b', 'x/y'], ['head'], ['model', 0]]
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['v3[lr=3e-4]', 'a*b?', '{a,b}', 'sp ace\ttab', 'ü@2', '-o', '~', '%41', 'a:b#c', '$HOME'],
+)
+def test_a_path_of_any_characters_holds_its_arrays(tmp_path, name):
+    folder = tmp_path / name / 'checkpoints'
+    write(folder, 1, 1.0)
+    assert restored_value(folder) == 1.0
+    assert [p.name for p in folder.parent.iterdir()] == ['checkpoints']
+
+
+@pytest.mark.parametrize('fault', ['nothing', 'another', 'zeros'])
+def test_a_save_whose_arrays_cannot_be_read_again_does_not_replace_an_older_one(
+    tmp_path, monkeypatch, capsys, fault
+):
+    keeper = checkpoint.CheckpointManager(tmp_path / 'checkpoints', max_to_keep=1)
+    keeper.save(1, *tree(1.0), dict(complete=False))
+    real = checkpoint.ocp.Checkpointer.save
+
+    def broken(self, path, arrays, **options):
+        if fault == 'nothing':
+            arrays = {'other': jnp.ones(3)}
+        elif fault == 'another':
+            arrays = {name: x for name, x in arrays.items() if name != '00000'}
+        else:
+            arrays = jax.tree.map(jnp.zeros_like, arrays)
+        real(self, path, arrays, **options)
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, 'save', broken)
+    assert not keeper.save(2, *tree(2.0), dict(complete=False))
+    assert 'SAVING FAILED' in capsys.readouterr().err
+    assert [p.name for p in checkpoint.steps(keeper.folder)] == ['000000001']
+    assert checkpoint.fault_of(keeper.folder / '000000001') is None
