@@ -71,8 +71,11 @@ def agent_of(
     if name not in MODELS:
         raise UserError(f'--model {name}: expected one of {", ".join(MODELS)}')
     shape = MODELS[name]
-    changes = {'kernel': kernel} | ({} if softcap is None else {'softcap': softcap})
-    changed = lambda t: dataclasses.replace(t, **changes)
+    changes: dict[str, Any] = {'kernel': kernel} | ({} if softcap is None else {'softcap': softcap})
+
+    def changed(t: TransformerConfig) -> TransformerConfig:
+        return dataclasses.replace(t, **changes)
+
     spec = EnvSpec(name, (*shape.resolution, 3), ActionSpace('discrete', ACTIONS))
     config = Dreamer4Config(
         tokenizer=TokenizerConfig(
@@ -92,7 +95,8 @@ def random_weights(agent: Dreamer4) -> Params:
         lambda key, like: 0.02 * jax.random.normal(key, like, jnp.float32), static_argnums=1
     )
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(outline))))
-    return jax.tree.map(lambda x: draw(next(keys), x.shape).astype(x.dtype), outline)
+    params: Params = jax.tree.map(lambda x: draw(next(keys), x.shape).astype(x.dtype), outline)
+    return params
 
 
 def blank(agent: Dreamer4) -> Step:
