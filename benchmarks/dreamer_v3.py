@@ -22,16 +22,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
-from reverie.agents import registry
 from reverie.agents.dreamer import Dreamer, DreamerConfig
+from reverie.agents.dreamer.presets import (
+    dreamer_v3,
+    dreamer_v3_debug,
+    transdreamer_v3,
+    transdreamer_v3_small,
+)
 from reverie.commands.bench.phases import RandomBatches
 from reverie.data.source import Source
 from reverie.envs.device import make
 from reverie.evaluation.results import provenance, save
 from reverie.nn.core import count
 from reverie.training.online import CollectConfig, Online
-from reverie.training.state import create, own_buffers
+from reverie.training.state import TrainState, create, own_buffers
 from reverie.training.update import make_program
 from reverie.types import ActionSpace, EnvSpec
 
@@ -45,17 +51,19 @@ def call(agent: Dreamer, source: Source, seeds: int, updates: int) -> Callable[[
     (phase,) = agent.phases
     keys = jax.random.split(jax.random.key(0), seeds)
 
-    def begin(key):
+    def begin(key: PRNGKeyArray) -> TrainState:
         params = agent.init(key)
         live = source.begin(params, key, phase.batch, phase.length)
-        return own_buffers(create(params, phase)._replace(live=live))
+        own: TrainState = own_buffers(create(params, phase)._replace(live=live))
+        return own
 
     state, program = jax.jit(jax.vmap(begin))(keys), make_program(phase, source)
 
-    def more():
+    def more() -> jax.Array:
         nonlocal state
         state, *_ = program.call(state, source.data, None, keys, updates=updates)
-        return jax.block_until_ready(state.step)
+        step: jax.Array = jax.block_until_ready(state.step)
+        return step
 
     return more
 
@@ -83,8 +91,8 @@ def config(preset: str, size: str, quick: bool) -> DreamerConfig:
     dynamics of either.
     """
     if not quick:
-        return registry.get(preset, size)
-    tiny, small = registry.dreamer_v3_debug(), registry.transdreamer_v3_small()
+        return dreamer_v3(size) if preset == 'dreamer_v3' else transdreamer_v3(size)
+    tiny, small = dreamer_v3_debug(), transdreamer_v3_small()
     if preset == 'dreamer_v3':
         return tiny
     world = dataclasses.replace(tiny.world, dynamics=small.world.dynamics)
@@ -128,7 +136,7 @@ def play(
 ) -> Iterator[dict[str, Any]]:
     env = make('minatar/breakout')
     for ratio in (8,) if quick else RATIOS:
-        cfg = with_ratio(registry.dreamer_v3_debug() if quick else registry.dreamer_v3('1m'), ratio)
+        cfg = with_ratio(dreamer_v3_debug() if quick else dreamer_v3('1m'), ratio)
         agent, r = Dreamer(cfg, env.spec), cfg.replay
         collect = CollectConfig(r.envs, min(r.capacity, 100_000), ratio, r.prefill, False)
         alone = None

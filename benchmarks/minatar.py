@@ -12,17 +12,24 @@ import dataclasses
 import json
 import platform
 import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from reverie.envs.device import Vector, make, names
-from reverie.types import ActionSpace, EnvSpec, Step
+from reverie.types import ActionSpace, Env, EnvSpec, Step
 
 GYMNAX = dict(
     asterix='Asterix', breakout='Breakout', freeway='Freeway', seaquest='Seaquest',
     space_invaders='SpaceInvaders',
 )  # fmt: skip
+
+
+Arrived: TypeAlias = tuple[PyTree, Array, Array]  # observation, reward, the episode is over
+Move: TypeAlias = Callable[[PyTree, PRNGKeyArray], tuple[PyTree, Arrived]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +38,21 @@ class Still:
 
     spec: EnvSpec = EnvSpec('still', (10, 10, 4), ActionSpace('discrete', 6))
 
-    def reset(self, key):
+    def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Step]:
         no = jnp.asarray(False)
         return no, Step(jnp.zeros((10, 10, 4), bool), jnp.zeros(6), jnp.zeros(()), ~no, no, no)
 
-    def step(self, state, action, key):
+    def step(self, state: PyTree, action: Array, key: PRNGKeyArray) -> tuple[PyTree, Step]:
         no, board = jnp.asarray(False), jnp.zeros((10, 10, 4), bool)
         step = Step(board, jax.nn.one_hot(action, 6), jnp.zeros(()), no, no, no)
         return state, step
 
 
-def ours(env, n):
+def ours(env: Env, n: int) -> tuple[PyTree, Move]:
     """Return the initial state and the step of n copies that reset by themselves."""
     vector = Vector(env, n)
 
-    def step(state, key):
+    def step(state: PyTree, key: PRNGKeyArray) -> tuple[PyTree, Arrived]:
         act_key, key = jax.random.split(key)
         action = jax.random.randint(act_key, (n,), 0, vector.spec.actions.size)
         state, out = vector.step(state, action, key)
@@ -54,13 +61,13 @@ def ours(env, n):
     return vector.reset(jax.random.key(0))[0], step
 
 
-def theirs(game, n):
+def theirs(game: str, n: int) -> tuple[PyTree, Move]:
     """Return the initial state and the step of n copies with gymnax's own auto-reset."""
     import gymnax
 
     env, params = gymnax.make(f'{GYMNAX[game]}-MinAtar')
 
-    def step(state, key):
+    def step(state: PyTree, key: PRNGKeyArray) -> tuple[PyTree, Arrived]:
         act_key, key = jax.random.split(key)
         action = jax.random.randint(act_key, (n,), 0, env.num_actions)
         keys = jax.random.split(key, n)
@@ -72,7 +79,7 @@ def theirs(game, n):
     return jax.vmap(env.reset, (0, None))(keys, params)[1], step
 
 
-def measure(state, step, n, length, runs):
+def measure(state: PyTree, step: Move, n: int, length: int, runs: int) -> dict[str, float]:
     """Measure steps per second by the clock, and microseconds of processor time a step."""
     run = jax.jit(lambda state, key: jax.lax.scan(step, state, jax.random.split(key, length))[1])
     jax.block_until_ready(run(state, jax.random.key(0)))
@@ -88,7 +95,7 @@ def measure(state, step, n, length, runs):
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,7 +113,7 @@ def main():
     except ImportError:
         baseline = False
     device = jax.devices()[0]
-    report = dict(
+    report: dict[str, Any] = dict(
         device=f'{device.platform}: {device.device_kind}',
         machine=platform.machine(),
         jax=jax.__version__,
@@ -120,7 +127,7 @@ def main():
     )
     for name in (name for name in names() if name.startswith('minatar/')):
         game = name.split('/')[1]
-        row = dict(reverie=measure(*ours(make(name), args.envs), *size))
+        row: dict[str, Any] = dict(reverie=measure(*ours(make(name), args.envs), *size))
         row['ratio_to_loop'] = round(
             row['reverie']['steps_per_s'] / report['loop']['steps_per_s'], 3
         )

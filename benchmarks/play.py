@@ -23,10 +23,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from reverie.evaluation.results import provenance, save
 from reverie.serve.messages import unpack
@@ -35,12 +37,13 @@ from reverie.serve.messages import unpack
 class Server:
     """Process of `reverie play`, and measurements of it."""
 
-    def __init__(self, run, players, fps):
+    def __init__(self, run: str, players: int, fps: float) -> None:
         begin = time.monotonic()
         command = [sys.executable, '-u', '-m', 'reverie.cli', 'play', run]
         command += ['--port', '0', '--no-browser']
         command += ['--players', str(players), '--fps', str(fps)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             print(line, end='', flush=True)
             if found := re.search(r'http://(\S+)/\?token=(\S+)', line):
@@ -50,40 +53,44 @@ class Server:
             raise SystemExit('reverie play did not start')
         self.start_s = time.monotonic() - begin
 
-    def join(self):
+    def join(self) -> ClientConnection:
         return connect(f'ws://{self.at}/play?token={self.token}', max_size=None, close_timeout=0.2)
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         with urllib.request.urlopen(f'http://{self.at}/status?token={self.token}') as answer:
-            return json.load(answer)
+            status: dict[str, Any] = json.load(answer)
+            return status
 
-    def rss(self):
+    def rss(self) -> float:
         """Resident megabytes."""
         with open(f'/proc/{self.process.pid}/status') as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith('VmRSS')) / 1024
 
-    def files(self):
+    def files(self) -> int:
         return len(list(pathlib.Path(f'/proc/{self.process.pid}/fd').iterdir()))
 
-    def stop(self):
+    def stop(self) -> None:
         self.process.terminate()
         self.process.wait(20)
 
 
-def frames(ws):
+def frames(ws: ClientConnection) -> Iterator[tuple[dict[str, Any], float]]:
     """Yield the headers of frames as they come, with the time."""
     for message in ws:
         if isinstance(message, bytes):
             yield unpack(message)[0], time.monotonic()
 
 
-def play(server, seconds, key_every=0.25):
+def play(
+    server: Server, seconds: float, key_every: float = 0.25
+) -> tuple[int, list[float], int, float]:
     """Play for some seconds; return (frames, delays [s], keys left out, seconds)."""
     with server.join() as ws:
         source = frames(ws)
         header, begin = next(source)
         count = number = left_out = 0
-        sent, delays = {}, []
+        sent: dict[int, tuple[float, int]] = {}
+        delays = []
         pressed = begin
         for header, now in source:
             count += 1
@@ -105,11 +112,12 @@ def play(server, seconds, key_every=0.25):
         return count, delays, left_out, now - begin
 
 
-def memory(server, total, every=1000):
+def memory(server: Server, total: int, every: int = 1000) -> tuple[list[float], float]:
     """Let the agent play `total` frames at the highest pace; return resident MB after each `every`
     frames, and frames per second.
     """
-    seen, count = [], 0
+    seen: list[float] = []
+    count = 0
     with server.join() as ws:
         ws.send(json.dumps({'type': 'set', 'field': 'pace', 'value': 120.0}))
         ws.send(json.dumps({'type': 'set', 'field': 'by_agent', 'value': True}))
@@ -124,9 +132,10 @@ def memory(server, total, every=1000):
                 print(f'{count:6} frames  {seen[-1]:.1f} MB  {rate:.0f} frames/s', flush=True)
             if count >= total:
                 return seen, count / (now - begin)
+    raise SystemExit('reverie play closed the connection')
 
 
-def raw(server):
+def raw(server: Server) -> socket.socket:
     """Open a client that sends its request and never reads."""
     host, port = server.at.rsplit(':', 1)
     client = socket.create_connection((host, int(port)))
@@ -144,10 +153,11 @@ def raw(server):
     return client
 
 
-def soak(server, seconds):
+def soak(server: Server, seconds: float) -> dict[str, Any]:
     """Let clients connect, stall, talk nonsense and vanish; return what is left of them."""
     rng, begin = random.Random(0), time.monotonic()
-    open_, made, before = [], 0, None
+    open_: list[socket.socket] = []
+    made, before = 0, None
     while time.monotonic() - begin < seconds:
         # the cost of the first clients is not growth
         if before is None and time.monotonic() - begin > seconds / 6:
@@ -168,6 +178,7 @@ def soak(server, seconds):
         client.close()
     time.sleep(1.0)
     left = server.status()['players']
+    assert before is not None
     with server.join() as ws:  # it still plays
         next(frames(ws))
     time.sleep(1.0)
@@ -178,7 +189,7 @@ def soak(server, seconds):
     }  # fmt: skip
 
 
-def film(server, path, count, scale=16, gap=8):
+def film(server: Server, path: str, count: int, scale: int = 16, gap: int = 8) -> None:
     """Record `count` frames of the dream (left) beside the game (right), played by the agent, as a
     GIF.
     """
@@ -203,7 +214,7 @@ def film(server, path, count, scale=16, gap=8):
     print(f'wrote {path}', flush=True)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

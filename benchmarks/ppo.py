@@ -13,17 +13,20 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
 
 from reverie.agents import ppo
 from reverie.commands.arguments import options_of, slug, whole
 from reverie.envs.device import Vector, make
 from reverie.evaluation.results import provenance, record, save
 from reverie.evaluation.returns import RandomActor, evaluate_seeds
-from reverie.types import Env, Params
+from reverie.types import Env, Params, Step
+
+Loop: TypeAlias = Callable[[ppo.PPOState], ppo.PPOState]
 
 # 'rejax' has the settings of rejax 0.1.3 on gymnax' MinAtar, every difference named; see
 # docs/LOG.md.
@@ -44,7 +47,7 @@ SETTINGS = dict(
 )
 
 
-def fastest(f: Callable, state: ppo.PPOState, repeats: int = 3) -> tuple[float, float]:
+def fastest(f: Loop, state: ppo.PPOState, repeats: int = 3) -> tuple[float, float]:
     """Time a call; return seconds of the fastest warm one, and of the first with its compilation."""
     begin = time.perf_counter()
     state = jax.block_until_ready(f(state))
@@ -63,7 +66,9 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
     agent, vector = ppo.PPO(env.spec, config), Vector(env, config.envs)
 
     def chance(state: ppo.PPOState) -> ppo.PPOState:
-        def frame(carry, key):
+        def frame(
+            carry: tuple[PyTree, Step], key: PRNGKeyArray
+        ) -> tuple[tuple[PyTree, Step], None]:
             actions = jax.random.randint(key, (config.envs,), 0, env.spec.actions.size)
             return vector.step(carry[0], actions, key), None
 
@@ -72,7 +77,7 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
         (env_state, step), _ = jax.lax.scan(frame, (state.env_state, state.step), keys)
         return state._replace(env_state=env_state, step=step, key=key)
 
-    loops = dict(
+    loops: dict[str, Loop] = dict(
         random=chance,
         policy=lambda s: ppo.rollout(agent, vector, s)[0],
         learning=lambda s: ppo.update(agent, vector, s),
@@ -80,7 +85,7 @@ def measure(env: Env, config: ppo.PPOConfig, updates: int) -> dict[str, dict[str
     state, found = ppo.begin(agent, vector, jax.random.key(0)), {}
     for label, loop in loops.items():
 
-        def many(state: ppo.PPOState, loop: Callable = loop) -> ppo.PPOState:
+        def many(state: ppo.PPOState, loop: Loop = loop) -> ppo.PPOState:
             return jax.lax.scan(lambda s, _: (loop(s), None), state, length=updates)[0]
 
         seconds, first = fastest(jax.jit(many), state)

@@ -18,13 +18,15 @@ import hashlib
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 
 matplotlib.use('svg')
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from reverie.evaluation import results, tables
@@ -39,6 +41,8 @@ from reverie.evaluation.statistics import (
     stratified_interval,
 )
 from reverie.evaluation.tables import NAMES
+
+Record: TypeAlias = dict[str, Any]
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 ACCENT, SOFT, PLAIN, INK = '#0b6a8f', '#9cc6d8', '#b4b8be', '#1c1e21'
@@ -55,7 +59,7 @@ STYLE: Any = {
 }
 
 
-def read(preset: pathlib.Path, write: bool = False) -> list[dict]:
+def read(preset: pathlib.Path, write: bool = False) -> list[Record]:
     """Read the records of a preset, one per environment, by name, with figures recomputed from the
     returns.
     """
@@ -68,11 +72,11 @@ def read(preset: pathlib.Path, write: bool = False) -> list[dict]:
     return list(records.values())
 
 
-def measured(record: dict) -> list[str]:
+def measured(record: Record) -> list[str]:
     return [row.key for row in tables.score_rows(record) if row.key in NAMES]
 
 
-def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list[float]]]) -> None:
+def bars(axis: Axes, rows: list[tuple[str, str, float, Interval | None, list[float]]]) -> None:
     """Draw horizontal bars (colour, name, value, interval, dots), the first on top, labelled with
     name and kind of interval.
     """
@@ -90,7 +94,7 @@ def bars(axis: plt.Axes, rows: list[tuple[str, str, float, Interval | None, list
     axis.set_axisbelow(True)
 
 
-def digest(records: list[dict]) -> str:
+def digest(records: list[Record]) -> str:
     """Checksum of the inputs of a plot: its records to six digits, the files of others beside them,
     and this file.
     """
@@ -101,7 +105,7 @@ def digest(records: list[dict]) -> str:
     return f'sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}'
 
 
-def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
+def save(figure: Figure, path: pathlib.Path, records: list[Record]) -> None:
     """Write a figure with its sources below it."""
     sources = sorted({f'{r["device"]}, {r["date"]}' for r in records})
     note = '; '.join(['95% intervals', *sources])
@@ -112,7 +116,7 @@ def save(figure: plt.Figure, path: pathlib.Path, records: list[dict]) -> None:
     print(f'wrote {path.relative_to(FOLDER.parent) if inside else path}')
 
 
-def panels(titles: list[str], width: float, height: float) -> tuple[plt.Figure, list[plt.Axes]]:
+def panels(titles: list[str], width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make one panel of this size in inches for each title, three side by side."""
     columns = min(3, len(titles))
     down = -(-len(titles) // columns)
@@ -125,12 +129,12 @@ def panels(titles: list[str], width: float, height: float) -> tuple[plt.Figure, 
     return figure, list(axes.flat[: len(titles)])
 
 
-def bar_panels(records: list[dict], rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
+def bar_panels(records: list[Record], rows: int) -> tuple[Figure, list[Axes]]:
     """Make one panel of so many bars for each record."""
     return panels([record['env'] for record in records], 4.6, 0.36 * rows + 0.8)
 
 
-def plot_scores(records: list[dict], path: pathlib.Path) -> None:
+def plot_scores(records: list[Record], path: pathlib.Path) -> None:
     """Plot the returns of every read-out, one panel per game."""
     figure, axes = bar_panels(records, max(len(measured(record)) for record in records))
     for axis, record in zip(axes, records, strict=True):
@@ -145,7 +149,7 @@ def plot_scores(records: list[dict], path: pathlib.Path) -> None:
     save(figure, path, records)
 
 
-def plot_differences(records: list[dict], path: pathlib.Path) -> None:
+def plot_differences(records: list[Record], path: pathlib.Path) -> None:
     """Plot paired differences of read-outs that share world models, one panel per game."""
     records = [record for record in records if record['differences']]
     if not records:
@@ -170,12 +174,12 @@ def plot_differences(records: list[dict], path: pathlib.Path) -> None:
     save(figure, path, records)
 
 
-def comparable(records: list[dict]) -> list[dict]:
+def comparable(records: list[Record]) -> list[Record]:
     """Records of the games that have both ends of the normalised scale."""
     return [r for r in records if r.get('reference') is not None and 'random' in measured(r)]
 
 
-def aggregate(records: list[dict]) -> list[tuple[str, float, Interval | None]]:
+def aggregate(records: list[Record]) -> list[tuple[str, float, Interval | None]]:
     """Rows (read-out, IQM of normalised scores over games and seeds, its 95% interval)."""
     games = comparable(records)
     rows = []
@@ -191,7 +195,7 @@ def aggregate(records: list[dict]) -> list[tuple[str, float, Interval | None]]:
     return rows
 
 
-def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
+def plot_aggregate(records: list[Record], path: pathlib.Path) -> None:
     """Plot and print the aggregate over games and seeds."""
     rows = aggregate(records)
     if not rows:
@@ -210,20 +214,21 @@ def plot_aggregate(records: list[dict], path: pathlib.Path) -> None:
         print(f'  {NAMES[name]:16} {value:6.3f}  {bounds}')
 
 
-def curve(axis: plt.Axes, record: dict, colour: str) -> None:
+def curve(axis: Axes, record: Record, colour: str) -> None:
     """Draw the score while training: seeds thin, their mean thick, its 95% interval shaded."""
     x, y = record['curve']['env_frames'], np.array(record['curve']['return_per_seed'], float)
     axis.xaxis.set_major_formatter(EngFormatter(sep=''))  # 20k, 1M
     axis.plot(x, y.T, color=colour, linewidth=0.6, alpha=0.4)
     axis.plot(x, y.mean(0), color=colour, linewidth=1.6, label='one seed' if len(y) == 1 else None)
     if len(y) > 1:
-        bounds = [interval([[value] for value in column]) for column in y.T.tolist()]
+        columns = ([[value] for value in column] for column in y.T.tolist())
+        bounds = [ci for column in columns if (ci := interval(column))]
         low, high = [ci.low for ci in bounds], [ci.high for ci in bounds]
         label = f'95% interval, {bounds[0].label}'
         axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
-def draw_references(axis: plt.Axes, game: str, frames: float) -> None:
+def draw_references(axis: Axes, game: str, frames: float) -> None:
     """Draw published scores of a game within so many frames, and the curve of our PPO, whose end is
     in the legend.
     """
@@ -248,7 +253,7 @@ def draw_references(axis: plt.Axes, game: str, frames: float) -> None:
         axis.legend(fontsize=6.5, frameon=False)
 
 
-def plot_curves(records: list[dict], path: pathlib.Path) -> None:
+def plot_curves(records: list[Record], path: pathlib.Path) -> None:
     """Plot the score while training, where a run was scored along the way."""
     records = [r for r in records if r.get('curve', {}).get('env_frames')]
     if not records:
@@ -261,7 +266,7 @@ def plot_curves(records: list[dict], path: pathlib.Path) -> None:
     save(figure, path, records)
 
 
-def plot_together(chosen: dict[str, list[dict]], path: pathlib.Path) -> None:
+def plot_together(chosen: dict[str, list[Record]], path: pathlib.Path) -> None:
     """Plot presets beside each other in every game they share: seeds thin, mean thick, the final
     score at the right.
     """

@@ -122,7 +122,8 @@ def execute(command: str, e: Experiment, lock: int, stop: Stop) -> int:
     told = False
     while child.poll() is None:
         if stop and not told:
-            told = not os.killpg(child.pid, signal.SIGTERM)
+            os.killpg(child.pid, signal.SIGTERM)
+            told = True
         time.sleep(0.05)
     stopped = child.returncode and (told or child.returncode == STOPPED)
     return STOPPED if stopped else child.returncode
@@ -176,7 +177,8 @@ def hold() -> int:
 
 def seconds(text: str) -> float:
     """Read a time in s, m or h: '9m' is 540.0."""
-    return float(text[:-1]) * 60 ** 'smh'.index(text[-1:])
+    unit: int = 60 ** 'smh'.index(text[-1:])
+    return float(text[:-1]) * unit
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return '\n'.join([lines[0], '|---|' + '---:|' * (len(heads) - 1), *lines[1:]]) + '\n'
 
 
-def source(*records: dict) -> str:
+def source(*records: Mapping[str, Any]) -> str:
     """Command, seeds, date, device and commit of every file."""
     lines = []
     for r in records:
@@ -42,7 +42,7 @@ def source(*records: dict) -> str:
     return ''.join(lines)
 
 
-def scores(record: dict) -> str:
+def scores(record: Mapping[str, Any]) -> str:
     own = 'imagination' if 'imagination' in record['score'] else 'agent'
     names = {own: f'**{tables.NAMES[own]}**'}
     if record.get('ppo_frames'):
@@ -50,11 +50,11 @@ def scores(record: dict) -> str:
     return tables.markdown(tables.score_rows(record), names=names)
 
 
-def differences(record: dict) -> str:
+def differences(record: Mapping[str, Any]) -> str:
     return tables.markdown(tables.difference_rows(record), 'difference, paired per seed')
 
 
-def seeds(record: dict) -> str:
+def seeds(record: Mapping[str, Any]) -> str:
     """Mean return of every run."""
     rows = []
     for row in tables.score_rows(record):
@@ -65,7 +65,7 @@ def seeds(record: dict) -> str:
     return table(['mean return of', *(f'seed {seed}' for seed in record['seeds'])], rows)
 
 
-def imagination(*records: dict) -> str:
+def imagination(*records: Mapping[str, Any]) -> str:
     """Scores of Dreamer 4 in every file's game, read-outs as 'sampled / greedy', and the gain of
     imagination over its own clone.
     """
@@ -75,8 +75,8 @@ def imagination(*records: dict) -> str:
         figures = [figure for figure in (row.sampled, row.greedy) if figure]
         return ' / '.join(tables.number(figure['mean']) for figure in figures)
 
-    def bounded(figure: dict) -> str:
-        return f'{tables.number(figure["mean"])} ({tables.bounds(figure)})'
+    def bounded(figure: Mapping[str, Any] | None) -> str:
+        return f'{tables.number(figure["mean"])} ({tables.bounds(figure)})' if figure else ''
 
     rows = []
     for r in records:
@@ -88,12 +88,12 @@ def imagination(*records: dict) -> str:
     return table(['game', *names, f'{gain.name}, sampled', 'greedy', 'seeds'], rows)
 
 
-def trust(*records: dict) -> str:
+def trust(*records: Mapping[str, Any]) -> str:
     """Tables of the fidelity of every file's world models: cells of each channel, and the heads on
     recorded frames.
     """
 
-    def mean(figure: dict) -> str:
+    def mean(figure: Mapping[str, Any]) -> str:
         return '' if figure['mean'] is None else f'{figure["mean"]:.2f}'
 
     cells, heads = [], []
@@ -115,7 +115,7 @@ def trust(*records: dict) -> str:
     return f'{first}\n{table([*names, f"of dreams, {steps[-1]}"], heads)}'
 
 
-def agents(*records: dict) -> str:
+def agents(*records: Mapping[str, Any]) -> str:
     """Scores of the agent of every file, beside random play."""
     rows = []
     for record in records:
@@ -127,7 +127,7 @@ def agents(*records: dict) -> str:
     return tables.markdown(rows, 'agent')
 
 
-def phases(record: dict) -> str:
+def phases(record: Mapping[str, Any]) -> str:
     rows = [[name, f'{phase["frames_per_s"]:,.0f}'] for name, phase in record['phases'].items()]
     shape, ratio = record['imagination']['shape'], record['imagination']['ratio']
     against = f'imagining with the cache, against recomputing {shape["context"]} frames'
@@ -135,7 +135,7 @@ def phases(record: dict) -> str:
     return table(['phase', 'frames/s'], rows)
 
 
-def games(record: dict) -> str:
+def games(record: Mapping[str, Any]) -> str:
     rows = []
     for game, row in record['games'].items():
         measured = [row[who]['steps_per_s'] for who in ('reverie', 'gymnax') if who in row]
@@ -143,7 +143,7 @@ def games(record: dict) -> str:
     return table(['steps/s', 'reverie', 'gymnax'], rows)
 
 
-def play(record: dict) -> str:
+def play(record: Mapping[str, Any]) -> str:
     delay, memory = record['key_to_frame_ms'], record['memory']
     every, rss = memory['every_frames'], memory['rss_mb']
     over = f'frames/s over {record["seconds"]:.0f} s ({record["pace"]} asked for)'
@@ -171,7 +171,7 @@ def fill(text: str, folder: pathlib.Path) -> str:
     Raises ValueError for a marker that cannot be filled.
     """
 
-    def made(match: re.Match) -> str:
+    def made(match: re.Match[str]) -> str:
         name, kind, _ = match.groups()
         paths = sorted(folder.glob(f'{name}.json'))
         if kind not in KINDS or not paths:

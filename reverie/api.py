@@ -57,7 +57,7 @@ def make(preset: str | registry.Config, spec: EnvSpec, size: str | None = None) 
     Raises UserError for an unknown preset, or an environment that does not fit.
     """
     config = registry.get(preset, size) if isinstance(preset, str) else preset
-    return registry.make(config, spec)  # type: ignore[arg-type, return-value]
+    return registry.make(config, spec)
 
 
 def make_env(name: str, copies: int = 1, **options: Any) -> Env | HostVector:
@@ -120,7 +120,8 @@ def evaluate(
     """
     options = {'say': _silent, 'paths': [run.folder / 'scores.json'], **options}
     record = run.experiment.evaluate(run.folder, run.params, episodes, max_steps, **options)
-    return record['score']
+    scores: dict[str, Any] = record['score']
+    return scores
 
 
 def _silent(line: str) -> None:

@@ -45,7 +45,7 @@ def find(name: str) -> Callable[..., Any]:
     if not hasattr(module, attribute):
         known = ', '.join(x for x, y in vars(module).items() if _belongs(y, package)) or 'none'
         raise UserError(f'{name}: {module_name} has no {attribute}; its functions are {known}')
-    found = getattr(module, attribute)
+    found: Callable[..., Any] = getattr(module, attribute)
     if not _belongs(found, package):
         raise UserError(f'{name}: expected a function or class of {package}, got {found!r:.80}')
     return found

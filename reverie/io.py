@@ -57,7 +57,10 @@ def plain(value: Any, name: str | None = None) -> Any:
 
     name: of the value; if given, such a number raises ValueError with its path instead.
     """
-    at = lambda key: None if name is None else f'{name}{key}'
+
+    def at(key: str) -> str | None:
+        return None if name is None else f'{name}{key}'
+
     if isinstance(value, Mapping):
         dot = '.' if name else ''
         return {str(k): plain(v, at(f'{dot}{k}')) for k, v in value.items()}

@@ -87,7 +87,7 @@ class CEM:
         n = jax.tree.leaves(state)[0].shape[0]
         start = jax.tree.map(lambda x: jnp.repeat(x, self.candidates, 0), state)
 
-        def refit(belief, x):
+        def refit(belief: Belief, x: tuple[PRNGKeyArray, Array | None]) -> tuple[Belief, Belief]:
             key, noise = x
             key_draw, key_model = jax.random.split(key)
             if noise is None:
@@ -101,7 +101,9 @@ class CEM:
 
         shape = (n, self.horizon, action_size)
         xs = (jax.random.split(key, self.iterations), noise)
-        return jax.lax.scan(refit, Belief(jnp.zeros(shape), jnp.ones(shape)), xs)[1]
+        begin = Belief(jnp.zeros(shape), jnp.ones(shape))
+        beliefs: Belief = jax.lax.scan(refit, begin, xs)[1]
+        return beliefs
 
     def score(
         self,
@@ -112,13 +114,14 @@ class CEM:
     ) -> Float[Array, ' M']:
         """Sum of the rewards that the model predicts for each plan."""
 
-        def step(state, x):
+        def step(state: State, x: tuple[Array, PRNGKeyArray]) -> tuple[State, Array]:
             action, key = x
             state, pred = model.imagine(state, action, key)
             return state, pred.reward
 
         keys = jax.random.split(key, self.horizon)
-        return jax.lax.scan(step, state, (plans.swapaxes(0, 1), keys))[1].sum(0)
+        reward: Array = jax.lax.scan(step, state, (plans.swapaxes(0, 1), keys))[1]
+        return reward.sum(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +238,7 @@ class Planner:
 
     def act(
         self, params: Params, state: State, step: Step, key: PRNGKeyArray, greedy: Array | bool
-    ):
+    ) -> tuple[State, Array]:
         """-> (state, action [N, A]); plans are drawn anew whether `greedy` or not."""
         key_observe, key_plan, key_noise = jax.random.split(key, 3)
         model = self.agent.model(params)

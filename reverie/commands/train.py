@@ -107,7 +107,8 @@ def parse_train(preset: str, *rest: str) -> Train:
     typed.__doc__ = Train.__doc__
     default = typed(config=config, env=tyro.MISSING)
     prog, conf = f'reverie train {preset}', (tyro.conf.AvoidSubcommands,)
-    return parse(typed, rest, prog, default=default, config=conf)
+    options: Train = parse(typed, rest, prog, default=default, config=conf)
+    return options
 
 
 def main(args: list[str]) -> None:

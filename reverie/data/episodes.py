@@ -76,11 +76,13 @@ class Episodes:
 
     def __len__(self) -> int:
         """Return the number of episodes, lost ones included."""
-        return self.counts['episodes']
+        count: int = self.counts['episodes']
+        return count
 
     @property
     def frames(self) -> int:
-        return self.counts['frames']
+        frames: int = self.counts['frames']
+        return frames
 
     @property
     def bytes_per_frame(self) -> int:
@@ -98,12 +100,14 @@ class Episodes:
 
     @property
     def mean_return(self) -> float | None:
-        return self.counts['returns'].get('mean')
+        mean: float | None = self.counts['returns'].get('mean')
+        return mean
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Origin of the data, as the writer gave it."""
-        return self.manifest['provenance']
+        provenance: dict[str, Any] = self.manifest['provenance']
+        return provenance
 
     def returns(self) -> dict[str, list[float]]:
         """Return the undiscounted returns of each kind's complete episodes; reads every record."""
@@ -151,7 +155,8 @@ class Episodes:
         """Read records at once, or one by one if that fails, so that damage costs no others."""
         try:
             with open_shard(path) as reader:
-                return reader.read(indices)
+                records: list[bytes | UserError] = reader.read(indices)
+                return records
         except UserError as fault:
             if len(indices) == 1 or self.max_lost <= 0:
                 return [fault] * len(indices)

@@ -95,7 +95,8 @@ def unpack(stored: np.ndarray, schema: Schema) -> np.ndarray:
     """Inverse of `pack`."""
     if not schema.packed:
         return stored
-    return unpack_bits(stored, schema.obs_shape)
+    obs: np.ndarray = unpack_bits(stored, schema.obs_shape)
+    return obs
 
 
 def unpack_bits(stored: Any, shape: Sequence[int], xp: ModuleType = np) -> Any:
@@ -253,7 +254,8 @@ def encode(record: Record) -> bytes:
         'has_action': record.has_action,
         'has_reward': record.has_reward,
     }
-    return msgpack.packb(head | {'fields': fields})
+    packed: bytes = msgpack.packb(head | {'fields': fields})
+    return packed
 
 
 def _little(x: np.ndarray) -> np.ndarray:

@@ -168,13 +168,17 @@ class Ring(NamedTuple):
 
     @property
     def slots(self) -> int:
-        return self.data.flags.shape[1]
+        slots: int = self.data.flags.shape[1]
+        return slots
 
 
 def empty(like: Stored, slots: int, batch: int) -> Ring:
     """Return a ring of `slots` per stream for steps like `like`, [N, ...] arrays or shapes."""
     data = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), like)
-    zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.int32)
+
     return Ring(data, written=zeros(), seen=zeros(), env=zeros(batch), start=zeros(batch))
 
 

@@ -99,7 +99,8 @@ class Resident(Dataset):
 
         def window(start: Array) -> Stream:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length)
-            return jax.tree.map(cut, data['stream'])
+            stream: Stream = jax.tree.map(cut, data['stream'])
+            return stream
 
         windows = jax.vmap(window)(starts)
         return to_batch(windows, jnp.arange(batch) < count, self.schema)

@@ -23,12 +23,13 @@ def dream(
 ) -> Dream:
     """Imagine the frames [H, B] that the actions [H, B] lead to, with one key for each step."""
 
-    def imagine(state, x):
+    def imagine(state: State, x: tuple[Array, PRNGKeyArray]) -> tuple[State, Dream]:
         action, key = x
         state, pred = model.imagine(state, action, key)
         return state, Dream(model.decode(state), pred.feat, pred.reward, pred.cont)
 
-    return jax.lax.scan(imagine, state, (action, keys))[1]
+    dreamed: Dream = jax.lax.scan(imagine, state, (action, keys))[1]
+    return dreamed
 
 
 def open_loop(model: WorldModel, step: Step, context: int, key: PRNGKeyArray) -> Dream:
@@ -39,11 +40,12 @@ def open_loop(model: WorldModel, step: Step, context: int, key: PRNGKeyArray) ->
     time_major = jax.tree.map(lambda x: x.swapaxes(0, 1), step)
     keys = jax.random.split(key, t)
 
-    def observe(state, x):
+    def observe(state: State, x: tuple[Step, PRNGKeyArray]) -> tuple[State, Dream]:
         state, feat = model.observe(state, *x)
         return state, Dream(model.decode(state), feat, jnp.zeros(b), jnp.ones(b))
 
     given = jax.tree.map(lambda x: x[:context], (time_major, keys))
     state, seen = jax.lax.scan(observe, model.initial(b), given)
     dreamed = dream(model, state, time_major.prev_action[context:], keys[context:])
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]).swapaxes(0, 1), seen, dreamed)
+    joined: Dream = jax.tree.map(lambda x, y: jnp.concatenate([x, y]).swapaxes(0, 1), seen, dreamed)
+    return joined

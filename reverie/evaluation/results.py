@@ -24,7 +24,8 @@ def device_name() -> str:
     """The accelerator, or the processor's model with its number of cores."""
     device = jax.devices()[0]
     if device.platform != 'cpu':
-        return device.device_kind
+        kind: str = device.device_kind
+        return kind
     cpuinfo = pathlib.Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]

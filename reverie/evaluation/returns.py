@@ -27,12 +27,17 @@ class RandomActor:
 
     actions: ActionSpace
 
-    def initial(self, params: Params, batch: int) -> tuple:
+    def initial(self, params: Params, batch: int) -> tuple[()]:
         return ()
 
     def act(
-        self, params: Params, state: tuple, step: Step, key: PRNGKeyArray, greedy: bool | jax.Array
-    ) -> tuple[tuple, jax.Array]:
+        self,
+        params: Params,
+        state: tuple[()],
+        step: Step,
+        key: PRNGKeyArray,
+        greedy: bool | jax.Array,
+    ) -> tuple[tuple[()], jax.Array]:
         return state, self.actions.sample(key, step.reward.shape[0])
 
 

@@ -172,8 +172,7 @@ def stratified_interval(
         return None
     one = 'one' if max(counts) == 1 else 'each'
     over = f'episodes of {one} seed' if trained else 'episodes'
-    mean = lambda x: np.stack([y.mean(1) for y in x], 1)
-    value = lambda x: scipy.stats.trim_mean(mean(x), trim, axis=1)
+    value = lambda x: scipy.stats.trim_mean(np.stack([y.mean(1) for y in x], 1), trim, axis=1)
     return Interval(*_bootstrap(strata, value, resamples, seed), kind, over, fewest, len(tasks))
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from reverie.data.source import Dataset
 from reverie.evaluation.openloop import dream
 from reverie.text import number, percent
-from reverie.types import Batch, Params, Prediction, WorldModel
+from reverie.types import Batch, Params, Prediction, State, Step, WorldModel
 
 WINDOWS = 2048  # at most
 ROWS = 256  # windows of a chunk
@@ -49,11 +49,13 @@ class EventCounts(NamedTuple):
 
 def examine(model: Judge, batch: Batch, context: int, key: PRNGKeyArray) -> EventCounts:
     """Compare windows [N, context + H] of boolean grids with their dreams; traced."""
-    swap = lambda tree: jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
-    time_major = swap(batch.step)
+    swap: Callable[[Array], Array] = lambda x: x.swapaxes(0, 1)
+    time_major: Step = jax.tree.map(swap, batch.step)
     keys = jax.random.split(key, (2, len(time_major.reward)))
 
-    def observe(carry, x):
+    def observe(
+        carry: tuple[State, State], x: tuple[Step, PRNGKeyArray, Array]
+    ) -> tuple[tuple[State, State], tuple[Array, Array]]:
         state, given = carry
         step, key, is_given = x
         state, feat = model.observe(state, step, key)
@@ -65,7 +67,7 @@ def examine(model: Judge, batch: Batch, context: int, key: PRNGKeyArray) -> Even
     seen = (time_major, keys[0], jnp.arange(len(keys[0])) < context)
     (_, given), (image, feat) = jax.lax.scan(observe, (start, start), seen)
     dreamed = dream(model, given, time_major.prev_action[context:], keys[1, context:])
-    dreamed = swap(dreamed)
+    dreamed = jax.tree.map(swap, dreamed)
     step = jax.tree.map(lambda x: x[:, context:], batch.step)
     image, feat = image[context:].swapaxes(0, 1), feat[context:].swapaxes(0, 1)
     n, h = step.is_first.shape
@@ -117,7 +119,7 @@ def _head(true: np.ndarray, said: np.ndarray) -> dict[str, float | None]:
     """
     if not len(true):
         return {'said': None, 'true': None, 'ap': None}
-    mean = lambda x: float(x.mean(dtype=np.float64))
+    mean: Callable[[np.ndarray], float] = lambda x: float(x.mean(dtype=np.float64))
     return {'said': mean(said), 'true': mean(true), 'ap': average_precision(said, true > 0)}
 
 
@@ -203,12 +205,16 @@ def measure(
     names += [f'channel {i}' for i in range(len(names), found[0][0].cells.shape[-1])]
     each = [numbers(_join(parts), names) for parts in found]
     head = {'windows': chunks * rows, 'context': context, 'steps': [list(span) for span in STEPS]}
-    return head | over_seeds(each)
+    over: dict[str, Any] = over_seeds(each)
+    return head | over
 
 
 def _join(parts: Sequence[EventCounts]) -> EventCounts:
     """Counts of all chunks."""
-    rows = lambda name: np.concatenate([getattr(part, name) for part in parts], -2)
+
+    def rows(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts], -2)
+
     cells = np.sum([part.cells for part in parts], 0, dtype=np.int64)
     return EventCounts(rows('valid'), rows('paid'), cells, rows('reward'), rows('end'))
 
@@ -234,7 +240,10 @@ def warnings(trust: Mapping[str, Any]) -> list[str]:
     Each is about the worst seed.
     """
     found = []
-    whose = lambda bad, seeds: f' (worst of {len(bad)} such seeds of {seeds})' if seeds > 1 else ''
+
+    def whose(bad: Sequence[int], seeds: int) -> str:
+        return f' (worst of {len(bad)} such seeds of {seeds})' if seeds > 1 else ''
+
     for name in HEADS:
         said, true = (trust[name]['recorded'][which]['per_seed'] for which in ('said', 'true'))
         if bad := [i for i in range(len(said)) if off(said[i], true[i])]:

@@ -32,7 +32,9 @@ def psnr(
     At most `PSNR_CAP`.
     """
     square = (np.asarray(truth, np.float64) - np.clip(np.asarray(dream, np.float64), 0, 1)) ** 2
-    return -10 * np.log10(np.maximum(square.mean((-3, -2, -1)), 10 ** (-PSNR_CAP / 10)))
+    error: np.ndarray = np.maximum(square.mean((-3, -2, -1)), 10 ** (-PSNR_CAP / 10))
+    decibels: np.ndarray = -10 * np.log10(error)
+    return decibels
 
 
 def ssim(
@@ -57,14 +59,17 @@ def ssim(
 
     def local(z: np.ndarray) -> np.ndarray:
         along_rows = ndimage.correlate1d(z, window, -3)
-        return ndimage.correlate1d(along_rows, window, -2)[..., inside, inside, :]
+        smooth: np.ndarray = ndimage.correlate1d(along_rows, window, -2)
+        return smooth[..., inside, inside, :]
 
     mx, my = local(x), local(y)
     vx = local(x * x) - mx * mx
     vy = local(y * y) - my * my
     cov = local(x * y) - mx * my
     likeness = (2 * mx * my + 0.01**2) * (2 * cov + 0.03**2)
-    return (likeness / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2))).mean((-3, -2, -1))
+    likeness = likeness / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2))
+    mean: np.ndarray = likeness.mean((-3, -2, -1))
+    return mean
 
 
 def colourise(
@@ -83,7 +88,8 @@ def colourise(
         return np.round(255 * np.broadcast_to(obs, (*obs.shape[:-1], 3))).astype(np.uint8)
     colours = palette[np.arange(channels) % len(palette)].astype(np.float32)
     weight = np.maximum(obs.sum(-1, keepdims=True), 1.0)
-    return np.round(obs @ colours / weight).astype(np.uint8)
+    blended: np.ndarray = np.round(obs @ colours / weight)
+    return blended.astype(np.uint8)
 
 
 def hide(rgb: UInt8[np.ndarray, '*n h w 3'], mask: np.ndarray) -> UInt8[np.ndarray, '*n h w 3']:

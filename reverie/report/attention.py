@@ -23,13 +23,15 @@ def heat(weights: Float[np.ndarray, 'T T'], pixels: int) -> UInt8[np.ndarray, 'h
     share = np.sqrt(np.clip(weights, 0, 1))[..., None]
     colours = (GROUND + share * (FULL - GROUND)).round().astype(np.uint8)
     colours[np.triu_indices(t, 1)] = NOT_YET
-    return video.enlarge(colours[None], max(1, pixels // t))[0]
+    picture: np.ndarray = video.enlarge(colours[None], max(1, pixels // t))[0]
+    return picture
 
 
 def attended_steps(weights: Float[np.ndarray, 'T T'], near: int = 2) -> Float[np.ndarray, ' T']:
     """Share of each step's attention that goes further back than `near` steps."""
     t = np.arange(len(weights))
-    return (weights * (t[:, None] - t > near)).sum(1)
+    share: np.ndarray = (weights * (t[:, None] - t > near)).sum(1)
+    return share
 
 
 def _map(weights: np.ndarray, title: str, pixels: int) -> str:

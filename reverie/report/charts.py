@@ -178,7 +178,9 @@ def bar(
     def at(x: Number) -> float:
         return min(max(100 * (x - limits[0]) / (limits[1] - limits[0]), 0.0), 100.0)
 
-    percent = lambda x: f'{at(x):.2f}%'
+    def percent(x: Number) -> str:
+        return f'{at(x):.2f}%'
+
     left, right = sorted((at(0), at(mean)))
     out = [f'<svg class="bar {kind}" width="100%" height="26" aria-hidden="true">']
     out += [_line('grid', percent(x), percent(x), 0, 26) for x in ticks(*limits, 6)]

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from reverie.report.html import cell, escape, missing, row, table
@@ -50,7 +50,7 @@ def _origin_row(record: Mapping[str, Any], of: Mapping[str, Any]) -> list[str]:
     phases = [*record.get('phases', ())]
     phases += [f'{name}, trained on' for name in record.get('extended', ())]
     groups = ', '.join(record.get('groups', ()))
-    known = lambda name: str(of.get(name, '–'))
+    known: Callable[[str], str] = lambda name: str(of.get(name, '–'))
     return [
         pathlib.PurePath(str(record.get('run'))).name,
         f'{", ".join(phases)} ({groups})' if phases else groups,

@@ -1,6 +1,6 @@
 """The training section of a report: curves of every phase."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,10 @@ def _phase(name: str, rows: Rows) -> str:
     losses = [metric for metric in names if metric.startswith('loss/')]
     others = [metric for metric in names if metric not in losses]
     note = f'<span class="note">to update {max(rows):,}{took}</span>'
-    charts = lambda metrics: ''.join(_metric_figure(rows, metric) for metric in metrics)
+
+    def charts(metrics: Sequence[str]) -> str:
+        return ''.join(_metric_figure(rows, metric) for metric in metrics)
+
     out = f'<h3>{escape(name)} {note}</h3><div class="charts">{charts(losses)}</div>'
     if others:
         title = f'<summary>More curves of {escape(name)} ({len(others)})</summary>'

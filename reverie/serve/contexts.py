@@ -54,4 +54,5 @@ class Contexts:
         # not at the episode's own end, if it can be
         end = int(rng.integers(self.length - 1, max(last, self.length)))
         cut = lambda x: x[end - self.length + 1 : end + 1][None]
-        return self._step(Stream(*map(cut, stream)))
+        step: Step = self._step(Stream(*map(cut, stream)))
+        return step

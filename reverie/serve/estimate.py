@@ -19,13 +19,17 @@ def _of(eqn: Any, branch: Callable[..., float]) -> float:
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
         inner = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        return 2.0 * eqn.outvars[0].aval.size * inner
+        products: float = 2.0 * eqn.outvars[0].aval.size * inner
+        return products
     if name == 'conv_general_dilated':
         kernel = eqn.invars[1].aval
         outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
-        return 2.0 * eqn.outvars[0].aval.size * kernel.size / outputs
+        products = 2.0 * eqn.outvars[0].aval.size * kernel.size / outputs
+        return products
     if name == 'cond':
         return branch(flops(b, branch) for b in params['branches'])
     times = params['length'] if name == 'scan' else 1
-    has_eqns = lambda p: hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')
+    has_eqns: Callable[[Any], bool] = lambda p: (
+        hasattr(p, 'eqns') or hasattr(getattr(p, 'jaxpr', None), 'eqns')
+    )
     return times * sum((flops(p, branch) for p in params.values() if has_eqns(p)), 0.0)

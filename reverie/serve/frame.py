@@ -183,14 +183,15 @@ def framed(result: FrameResult, image: Array, view: View) -> Frame:
 
 def shown(obs: PyTree[Array]) -> Array:
     """Part of an observation [N, ...] for the screen: its first image, else all numbers [N, n]."""
-    flat = lambda x: x.reshape(len(x), -1).astype(jnp.float32)
+    flat: Callable[[Array], Array] = lambda x: x.reshape(len(x), -1).astype(jnp.float32)
     if isinstance(obs, Mapping):
         images = [key for key in sorted(obs) if obs[key].ndim == 4]
         if images:
             return shown(obs[images[0]])
         return jnp.concatenate([flat(obs[key]) for key in sorted(obs)], -1)
-    if obs.ndim != 4:
-        return flat(obs)
-    if obs.dtype == jnp.uint8:
-        return obs
-    return jnp.round(255 * jnp.clip(obs.astype(jnp.float32), 0, 1)).astype(jnp.uint8)
+    image: Array = obs
+    if image.ndim != 4:
+        return flat(image)
+    if image.dtype == jnp.uint8:
+        return image
+    return jnp.round(255 * jnp.clip(image.astype(jnp.float32), 0, 1)).astype(jnp.uint8)

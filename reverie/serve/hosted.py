@@ -66,14 +66,20 @@ class HostSession(Session):
 
         def see(state: PyTree, key: PRNGKeyArray) -> tuple[PyTree, jax.Array, Frame]:
             step = self._arrived[slot]
-            return self._call('see', self._observe, self.params, state, step, key)
+            seen: tuple[PyTree, jax.Array, Frame] = self._call(
+                'see', self._observe, self.params, state, step, key
+            )
+            return seen
 
         self._take(slot, self.vectors[slot].reset(number))
         state, action, frame = see(self._call('initial', self._initial, self.params), keys[0])
         for key in keys[1:]:
             self._take(slot, self.vectors[slot].step(env_action(self.agent.spec, action)))
             state, action, frame = see(state, key)
-        return self._call('end', self._end, self.params, state, action, frame, keys[-1])
+        beginning: Beginning = self._call(
+            'end', self._end, self.params, state, action, frame, keys[-1]
+        )
+        return beginning
 
     def _end_start(
         self,
@@ -104,11 +110,13 @@ class HostSession(Session):
             self.vectors[slot].send(env_action(self.agent.spec, action[slot : slot + 1]))
         for slot in moving:
             self._take(slot, self.vectors[slot].receive())
-        return jax.tree.map(lambda *x: np.concatenate(x), *self._arrived)
+        steps: Step = jax.tree.map(lambda *x: np.concatenate(x), *self._arrived)
+        return steps
 
     def _arrives(self) -> Step:
         like = lambda x: jax.ShapeDtypeStruct((self.slots, *x.shape[1:]), x.dtype)
-        return jax.tree.map(like, self._arrived[0])
+        steps: Step = jax.tree.map(like, self._arrived[0])
+        return steps
 
     def _take(self, slot: int, step: Step) -> None:
         """Keep a step [1] that arrived, and note a worker that was replaced."""

@@ -42,7 +42,7 @@ class ShownFrame(NamedTuple):
 class Recording:
     """Frames and score of the running episode, up to a bound; the oldest frames go first."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.frames: collections.deque[RecordedFrame] = collections.deque()
         self.score = 0.0
         self._fresh = True  # the next reward belongs to a new episode
@@ -127,7 +127,7 @@ class Client:
     due: float = dataclasses.field(default_factory=time.monotonic)
     recording: Recording = dataclasses.field(default_factory=Recording)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._waiting = collections.deque[tuple[tuple[float, ...], int]](maxlen=4)
 
     def act(self, action: tuple[float, ...], number: int) -> None:

@@ -58,7 +58,9 @@ def episode(
     """Write the frames as one episode of a native dataset; pictures as float32 in [0, 1]."""
     from reverie.data.writing import Writer
 
-    stack = lambda name: np.stack([np.asarray(getattr(frame, name)) for frame in frames])
+    def stack(name: str) -> np.ndarray:
+        return np.stack([np.asarray(getattr(frame, name)) for frame in frames])
+
     image = stack('image')
     obs = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
     number = np.arange(len(frames))

@@ -42,10 +42,13 @@ def page() -> str:
 
 def policy(html: str) -> str:
     """Content-Security-Policy of the page: its own script and style, known by their hashes."""
-    hashed = lambda tag: ' '.join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in re.findall(rf'<{tag}>(.*?)</{tag}>', html, re.DOTALL)
-    )
+
+    def hashed(tag: str) -> str:
+        return ' '.join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            for text in re.findall(rf'<{tag}>(.*?)</{tag}>', html, re.DOTALL)
+        )
+
     return (
         f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; connect-src 'self'; "
         "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

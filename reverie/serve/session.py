@@ -163,7 +163,8 @@ class Session:
 
     def _begin_game(self, slot: int, number: int) -> Beginning:
         key = jax.random.fold_in(self._key, number)
-        return self._call('game', self._from_game, self.params, key)
+        beginning: Beginning = self._call('game', self._from_game, self.params, key)
+        return beginning
 
     def heads_lag(self, view: View) -> bool:
         """True where reward, cont and is_last of a `frame` are of the frame before it.
@@ -195,6 +196,7 @@ class Session:
         numbers = np.asarray(action, np.float32), np.asarray(by_agent, bool), np.asarray(rows, bool)
         program = self.compile(view, steps, bool((numbers[1] & numbers[2]).any()))
         arrived = None if view == 'dream' else self._arrive(*numbers)
+        frame: Frame
         self.carry, frame = program(
             self.params, self.carry, *numbers, np.uint32(self.frames % 2**32), arrived
         )
@@ -301,6 +303,6 @@ class Session:
 def _put_row(carry: Carry, row: Carry, slot: Array) -> Carry:
     """Write a row [1] into the carry; without an environment in the row, the carry's stays."""
     put = lambda a, b: a.at[slot].set(b[0].astype(a.dtype))
-    placed = jax.tree.map(put, carry._replace(env=None), row._replace(env=None))
+    placed: Carry = jax.tree.map(put, carry._replace(env=None), row._replace(env=None))
     env = carry.env if row.env is None else jax.tree.map(put, carry.env, row.env)
     return placed._replace(env=env)

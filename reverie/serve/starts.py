@@ -37,7 +37,9 @@ class Starts:
         key_reset, key_play = jax.random.split(key)
         begin = vector.reset(key_reset)
 
-        def play(carry, x):
+        def play(
+            carry: tuple[Carry, Step, Frame], x: tuple[Array, PRNGKeyArray]
+        ) -> tuple[tuple[Carry, Step, Frame], None]:
             number, key = x
             (state, env, action), first, _ = carry
             key_env, key_see = jax.random.split(key)
@@ -62,7 +64,9 @@ class Starts:
         keys = jax.random.split(self.key, steps.is_first.shape[1])
         major = jax.tree.map(lambda x: x.swapaxes(0, 1), steps)
 
-        def see(carry, x):
+        def see(
+            carry: tuple[PyTree, Array, Frame], x: tuple[Step, PRNGKeyArray]
+        ) -> tuple[tuple[PyTree, Array, Frame], None]:
             return self.observe(params, carry[0], *x), None
 
         action = jnp.zeros((1, self.agent.spec.actions.size))
@@ -103,4 +107,5 @@ class Starts:
         """A frame of zeros, of the shapes that `observe` gives."""
         state = self.agent.model(params).initial(1)
         outline = jax.eval_shape(self.observe, params, state, step, self.key)[2]
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outline)
+        blank: Frame = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outline)
+        return blank

@@ -303,7 +303,8 @@ def read(step: pathlib.Path, meta: Meta, device: jax.Device | None = None) -> Pa
     Raises UserError if its meta is not true.
     """
     try:
-        return _read_arrays(step / 'params', _described(meta, device or jax.devices()[0]))
+        params: Params = _read_arrays(step / 'params', _described(meta, device or jax.devices()[0]))
+        return params
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         what = f'{type(error).__name__}: {str(error).splitlines()[0][:120]}'
         raise UserError(

@@ -14,7 +14,7 @@ import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from reverie.io import atomic, plain
@@ -84,7 +84,8 @@ class Jsonl:
 
 def _at_most(line: str, gradient_steps: int) -> bool:
     try:
-        return json.loads(line)['gradient_steps'] <= gradient_steps
+        step: int = json.loads(line)['gradient_steps']
+        return step <= gradient_steps
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -203,7 +204,7 @@ class TensorBoard:
             raise UserError(
                 "TensorBoard was asked for; install it with: pip install 'reverie[tensorboard]'"
             ) from error
-        self.open = lambda step: SummaryWriter(str(folder), purge_step=step)
+        self.open: Callable[[int], Any] = lambda step: SummaryWriter(str(folder), purge_step=step)
         self.writer: Any = None
 
     def write(self, record: Record) -> None:

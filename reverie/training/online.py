@@ -125,7 +125,10 @@ def score(scores: EpisodeTally, step: Step, xp: Any = jnp) -> tuple[EpisodeTally
     ret = xp.where(step.is_first, 0, scores.ret + step.reward).astype(np.float32)
     length = xp.where(step.is_first, 0, scores.length + 1).astype(np.int32)
     ended = step.is_last.sum().astype(np.float32)
-    total = lambda x: xp.where(step.is_last, x, 0).sum().astype(np.float32)
+
+    def total(x: Any) -> Any:  # arrays of xp
+        return xp.where(step.is_last, x, 0).sum().astype(np.float32)
+
     return EpisodeTally(ret, length), {
         'env/return': Mean(total(ret), ended),
         'env/length': Mean(total(length), ended),
@@ -187,7 +190,9 @@ class Online(Source):
         return OnlineState(env, step, actor, scores, replay.empty(stored, slots, batch))
 
     def _first_stored(self, params: Params, key: PRNGKeyArray) -> Stored:
-        return jax.tree.map(lambda x: x[:, 0], self._start(params, key, 1, 1).ring.data)
+        data = self._start(params, key, 1, 1).ring.data
+        first: Stored = jax.tree.map(lambda x: x[:, 0], data)
+        return first
 
     def begin(self, params: Params, key: PRNGKeyArray, batch: int, length: int) -> OnlineState:
         """Traced: play the prefill; every leaf has its own buffer."""

@@ -305,7 +305,8 @@ class OnlineHost(Source):
     def metrics(self) -> dict[str, Mean]:
         """Return sums over the episodes that ended since the last call, fields [seeds]."""
         ended = [player.take_ended() for player in self.players]
-        return jax.tree.map(lambda *x: np.stack(x), *ended)
+        metrics: dict[str, Mean] = jax.tree.map(lambda *x: np.stack(x), *ended)
+        return metrics
 
     def env_frames(self, updates: int, batch: int, length: int) -> int:
         """Return the frames that one seed has played after `updates`, the prefill included."""

@@ -47,7 +47,8 @@ def fingerprint(
     }
     value = {'seed': seed, 'seeds': seeds, 'phases': outline, **dict(config or {})}
     value |= {'from': record} if record else {}
-    return json.loads(json.dumps(value, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return plain
 
 
 def check_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequence[str]) -> None:

@@ -40,7 +40,8 @@ class TrainSetup:
         alone; not jitted, because it runs once.
         """
         each = [self.agent.init(key) for key in self.keys[:, 0]]
-        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+        params: Params = jax.tree.map(lambda *x: jnp.stack(x), *each)
+        return params
 
     def begin(self, index: int, params: Params) -> TrainState:
         """Return the state at the start of a phase, every leaf in its own buffer, laid out over the
@@ -49,12 +50,14 @@ class TrainSetup:
         phase = self.phases[index]
 
         def created(params: Params) -> TrainState:
-            return state.own_buffers(_created(phase, params))
+            own: TrainState = state.own_buffers(_created(phase, params))
+            return own
 
-        train = jax.jit(jax.vmap(created))(params)
+        train: TrainState = jax.jit(jax.vmap(created))(params)
         begin_source = jax.jit(jax.vmap(functools.partial(self._begin_source, phase)))
         train = train._replace(live=begin_source(train.params, self.phase_keys(index)))
-        return jax.device_put(train, self._layout(train))
+        placed: TrainState = jax.device_put(train, self._layout(train))
+        return placed
 
     def expected(self, index: int) -> TrainState:
         """Return the shapes [seeds, ...] and shardings of `begin`."""
@@ -62,10 +65,11 @@ class TrainSetup:
         begin_source = functools.partial(self._begin_source, self.phases[index])
         train = train._replace(live=jax.eval_shape(begin_source, train.params, self.keys[0, 0]))
         train = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.seeds, *x.shape), x.dtype), train)
-        return jax.tree.map(
+        placed: TrainState = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             train, self._layout(train),
         )  # fmt: skip
+        return placed
 
     def phase_keys(self, index: int) -> Key[Array, ' seeds']:
         """Return the keys that the updates of a phase are folded from."""
@@ -76,7 +80,10 @@ class TrainSetup:
         loaded = self.source.load(updates, phase.batch, phase.length, self.seeds, phase.relevant)
         if self.mesh is None:
             return self.source.data, loaded
-        return jax.device_put((self.source.data, loaded), state.replicated(self.mesh))
+        fetched: tuple[PyTree, PyTree] = jax.device_put(
+            (self.source.data, loaded), state.replicated(self.mesh)
+        )
+        return fetched
 
     def gradient_steps(self, index: int, step: int) -> int:
         """Return the gradient steps of this phase and those before it."""
@@ -108,7 +115,7 @@ class TrainSetup:
         """Return the shapes of one seed's train state in a phase, without `live`."""
         params = jax.eval_shape(self.agent.init, self.keys[0, 0])
         for phase in self.phases[: index + 1]:
-            train = jax.eval_shape(functools.partial(_created, phase), params)
+            train: TrainState = jax.eval_shape(functools.partial(_created, phase), params)
             params = train.params
         return train
 

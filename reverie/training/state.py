@@ -107,7 +107,7 @@ def param_sharding(mesh: Mesh, tree: PyTree, leading: int = 1) -> PyTree:
 
 def train_sharding(mesh: Mesh, train: TrainState) -> TrainState:
     """Return `param_sharding` of a train state, with `live` the same on every device."""
-    rest = param_sharding(mesh, train._replace(live=()))
+    rest: TrainState = param_sharding(mesh, train._replace(live=()))
     return rest._replace(live=jax.tree.map(lambda x: replicated(mesh), train.live))
 
 

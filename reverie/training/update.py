@@ -31,7 +31,8 @@ def finite(tree: PyTree) -> Bool[Array, '']:
 
 def global_norm(tree: PyTree) -> Float[Array, '']:
     """Return the root of the sum of squares of every leaf, in float32."""
-    return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+    norm: Array = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+    return norm
 
 
 def check_losses(phase: Phase, losses: Losses) -> None:
@@ -236,8 +237,8 @@ def make_program(
             loaded = jax.tree.map(lambda x: x[:, 0], loaded)
             results = one_seed(alone, data, loaded, keys[0], updates)
             return jax.tree.map(lambda x: x[None], results)
-        over_seeds = jax.vmap(lambda s, l, k: one_seed(s, data, l, k, updates), in_axes=(0, 1, 0))
-        return over_seeds(state, loaded, keys)
+        each = lambda s, l, k: one_seed(s, data, l, k, updates)
+        return jax.vmap(each, in_axes=(0, 1, 0))(state, loaded, keys)
 
     out = None if shardings is None else (shardings, None, None, None, None, None)
     return Program(

@@ -83,7 +83,8 @@ class Dreamer:
 
     def expected_return(self, params: Params, feat: Float[Array, '*B F']) -> Float[Array, '*B']:
         """The critic's mean."""
-        return self.networks(params).value(feat).mean()
+        mean: Array = self.networks(params).value(feat).mean()
+        return mean
 
     def model(self, params: Params) -> LatentModel:
         """The four-method world model."""

@@ -41,7 +41,10 @@ def dreamer_v3(size: str = '1m') -> DreamerConfig:
     Differs from the paper: size; 16 environments at once; small grids go through an MLP.
     """
     s, style = rssm.size(size), Style(dtype='bfloat16')
-    head = lambda layers: HeadConfig(layers, s.units, style)
+
+    def head(layers: int) -> HeadConfig:
+        return HeadConfig(layers, s.units, style)
+
     world = WorldModelConfig(
         dynamics=RSSMConfig(
             s.deter, s.hidden, CategoricalLatent(32, s.classes, 0.01), BlockGRU(8), style=style
@@ -105,7 +108,10 @@ def dreamer_v3_small() -> DreamerConfig:
               steps, train ratio 16.
     """
     cfg, style = dreamer_v3(), Style()
-    head = lambda layers: HeadConfig(layers, 96, style)
+
+    def head(layers: int) -> HeadConfig:
+        return HeadConfig(layers, 96, style)
+
     world = dataclasses.replace(
         cfg.world,
         dynamics=RSSMConfig(192, 96, CategoricalLatent(16, 8, 0.01), BlockGRU(8), style=style),

@@ -138,7 +138,10 @@ def dreamer_v1() -> DreamerConfig:
               do not fade; vectors and small grids go through an MLP.
     """
     style = Style(act='elu', norm='none', init='glorot_uniform')
-    head = lambda layers: HeadConfig(layers, 400, style)
+
+    def head(layers: int) -> HeadConfig:
+        return HeadConfig(layers, 400, style)
+
     world = WorldModelConfig(
         dynamics=RSSMConfig(
             200,
@@ -186,7 +189,10 @@ def dreamer_v1_small() -> DreamerConfig:
               carry less than an image.
     """
     cfg = dreamer_v1()
-    narrow = lambda head: dataclasses.replace(head, units=128)
+
+    def narrow(head: HeadConfig) -> HeadConfig:
+        return dataclasses.replace(head, units=128)
+
     world = dataclasses.replace(
         cfg.world,
         obs=dataclasses.replace(cfg.world.obs, units=128),

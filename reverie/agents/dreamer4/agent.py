@@ -53,7 +53,7 @@ class Dreamer4:
         self.networks = networks(cfg, spec)
         self.phases = self._phases()
         actor = ShortcutActor(self.networks)
-        acting = lambda params: {name: params[name] for name in ACTING}
+        acting: Callable[[Params], Params] = lambda params: {name: params[name] for name in ACTING}
         self.readouts: Mapping[str, ReadOut] = {
             'imagination': ReadOut(actor, acting),
             'wm_bc': ReadOut(actor, lambda params: acting(params) | {'policy': params['prior']}),
@@ -127,7 +127,8 @@ class Dreamer4:
 
     def expected_return(self, params: Params, feat: Float[Array, '*B D']) -> Float[Array, '*B']:
         """The critic's mean."""
-        return self.networks(params).value(feat).mean()
+        mean: Array = self.networks(params).value(feat).mean()
+        return mean
 
     def choose(
         self, params: Params, state: State, feat: Float[Array, 'N D'], key: PRNGKeyArray

@@ -20,7 +20,7 @@ from reverie.objectives.flow import (
     shortcut_loss,
 )
 from reverie.objectives.pmpo import critic_loss
-from reverie.types import Batch, Losses, Metrics, Step, UserError, sg
+from reverie.types import Batch, Losses, Metrics, State, Step, UserError, sg
 
 Terms = tuple[Losses, Metrics]
 
@@ -112,7 +112,7 @@ def imagination_loss(
     b = len(start)
     compared = max(1, b // 8)
 
-    def act(_, feat: Array, key: PRNGKeyArray) -> Array:
+    def act(_: State, feat: Array, key: PRNGKeyArray) -> Array:
         policy, prior = net.policy(feat[:b]), net.prior(feat[b:])
         return Categorical(jnp.concatenate([policy.logits, prior.logits])).sample(key)
 
@@ -198,7 +198,7 @@ def shortcut_forcing(
     if rows:
         z_rows, noise_rows, context_rows = jax.tree.map(lambda a: a[:rows], (z, noise, context))
 
-        def teacher(z, signal_level, step_exponent):
+        def teacher(z: Array, signal_level: Array, step_exponent: Array) -> Array:
             return net.dynamics(z, signal_level, step_exponent, *context_rows, agent=False)[0]
 
         coarse = bootstrap_target(teacher, z_rows, noise_rows, k_max)

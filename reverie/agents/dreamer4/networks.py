@@ -1,7 +1,8 @@
 """The networks of a Dreamer 4, its world model made of them, and how it acts."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,9 @@ def networks(cfg: Dreamer4Config, spec: EnvSpec) -> Networks[Net]:
         width = cfg.dynamics.transformer.width
         dtype = jnp.dtype(cfg.dynamics.transformer.dtype)
 
-        def head(dist, outputs: int, ahead: int, out_scale: float) -> MultiTokenHead:
+        def head(
+            dist: Callable[[Array], Any], outputs: int, ahead: int, out_scale: float
+        ) -> MultiTokenHead:
             return MultiTokenHead(
                 dist,
                 width,

@@ -175,7 +175,10 @@ def dreamer4_debug() -> Dreamer4Config:
         context=4,
         dtype='float32',
     )
-    phase = lambda relevant=0.0: PhaseConfig(4, 4, 6, relevant=relevant, warmup_steps=2)
+
+    def phase(relevant: float = 0.0) -> PhaseConfig:
+        return PhaseConfig(4, 4, 6, relevant=relevant, warmup_steps=2)
+
     return Dreamer4Config(
         tokenizer=TokenizerConfig(
             patch=(5, 5), latents=2, bottleneck=4, max_mask_rate=0.5, transformer=tiny

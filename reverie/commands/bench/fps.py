@@ -82,11 +82,13 @@ def agent_of(
         raise UserError(f'--model {name}: expected one of {", ".join(MODELS)}')
     config, resolution = MODELS[name]
     change = dataclasses.replace
-    options = {'kernel': kernel} | ({} if softcap is None else {'softcap': softcap})
-    changed = lambda t: change(t, transformer=change(t.transformer, **options))
+    options: dict[str, Any] = {'kernel': kernel} | ({} if softcap is None else {'softcap': softcap})
     spec = EnvSpec(name, (*resolution, 3), ActionSpace('discrete', ACTIONS))
-    dynamics = change(changed(config.dynamics), sampling_steps=steps)
-    return Dreamer4(change(config, tokenizer=changed(config.tokenizer), dynamics=dynamics), spec)
+    seen, dreamt = config.tokenizer, config.dynamics
+    tokenizer = change(seen, transformer=change(seen.transformer, **options))
+    transformer = change(dreamt.transformer, **options)
+    dynamics = change(dreamt, sampling_steps=steps, transformer=transformer)
+    return Dreamer4(change(config, tokenizer=tokenizer, dynamics=dynamics), spec)
 
 
 def random_weights(agent: Dreamer4) -> Params:
@@ -96,7 +98,8 @@ def random_weights(agent: Dreamer4) -> Params:
         lambda key, like: 0.02 * jax.random.normal(key, like, jnp.float32), static_argnums=1
     )
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(outline))))
-    return jax.tree.map(lambda x: draw(next(keys), x.shape).astype(x.dtype), outline)
+    params: Params = jax.tree.map(lambda x: draw(next(keys), x.shape).astype(x.dtype), outline)
+    return params
 
 
 def blank(agent: Dreamer4) -> Step:

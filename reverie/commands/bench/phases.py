@@ -125,7 +125,7 @@ def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray)
         [jnp.full((n, c), cfg.finest), jnp.full((n, 1), steps.bit_length() - 1)], 1
     )
 
-    def step(new, i):
+    def step(new: Array, i: Array) -> tuple[Array, None]:
         levels = jnp.concatenate([signal_level, jnp.full((n, 1), i * (cfg.k_max // steps))], 1)
         x, _, _ = dynamics(
             jnp.concatenate([noisy, new[:, None]], 1),
@@ -138,7 +138,9 @@ def recomputed(model: ShortcutModel, z: Array, action: Array, key: PRNGKeyArray)
         )
         return new + (x[:, -1] - new) / (steps - i), None
 
-    return jax.lax.scan(step, jax.random.normal(key_new, z[:, 0].shape), jnp.arange(steps))[0]
+    noise = jax.random.normal(key_new, z[:, 0].shape)
+    new: Array = jax.lax.scan(step, noise, jnp.arange(steps))[0]
+    return new
 
 
 def imagination(
@@ -154,7 +156,7 @@ def imagination(
     keys = jax.random.split(jax.random.key(1), frames)
 
     @jax.jit
-    def cached(params, z):
+    def cached(params: Params, z: Array) -> Array:
         model = agent.model(params, images=False)
         state, _ = model.prefill(z, step, jnp.ones(rows, bool), keys[0])
         return jax.lax.scan(
@@ -162,10 +164,10 @@ def imagination(
         )[0].z
 
     @jax.jit
-    def window(params, z):
+    def window(params: Params, z: Array) -> Array:
         model = agent.model(params, images=False)
 
-        def one(z, key):
+        def one(z: Array, key: PRNGKeyArray) -> tuple[Array, None]:
             new = recomputed(model, z, action, key)
             return jnp.concatenate([z[:, 1:], new[:, None]], 1), None
 
@@ -173,7 +175,10 @@ def imagination(
 
     ours = milliseconds(lambda: cached(params, z), repeats)
     theirs = milliseconds(lambda: window(params, z), repeats)
-    per_frame = lambda ms: {k: v / frames for k, v in ms.items()}
+
+    def per_frame(ms: dict[str, float]) -> dict[str, float]:
+        return {k: v / frames for k, v in ms.items()}
+
     return dict(
         name='imagination',
         ms=per_frame(ours),

@@ -34,7 +34,7 @@ def frames_of_training(env: str, frames: int) -> int:
 
 
 def write_dataset(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     name: str,
     kind: str,
     frames: int,

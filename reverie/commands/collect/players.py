@@ -6,11 +6,11 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from reverie.agents.ppo import PPO, PPOConfig, PPOResult
 from reverie.data.episodes import Splitter
@@ -19,7 +19,7 @@ from reverie.envs.device import Vector
 from reverie.evaluation.returns import RandomActor
 from reverie.io import file_hash
 from reverie.training.update import finite
-from reverie.types import Actor, Env, Params, Step, UserError
+from reverie.types import Actor, Env, Params, State, Step, UserError
 
 # Parts of a dataset as fractions of PPO's final return; None is the random player.
 PARTS: dict[str, tuple[float | None, ...]] = {
@@ -96,18 +96,22 @@ def _snapshot(agent: PPO, result: PPOResult, fraction: float) -> DataPlayer:
     return DataPlayer(f'ppo{100 * fraction:.0f}', agent, params, frames, float(returns[i]))
 
 
+Playing: TypeAlias = tuple[PyTree, State, Step, PRNGKeyArray]  # of environments and the actor
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def _chunk(
-    vector: Vector, actor: Actor, params: Params, carry: tuple, length: int
-) -> tuple[tuple, Step]:
-    def frame(carry, _):
+    vector: Vector, actor: Actor, params: Params, carry: Playing, length: int
+) -> tuple[Playing, Step]:
+    def frame(carry: Playing, _: None) -> tuple[Playing, Step]:
         env_state, memory, step, key = carry
         key, k_act, k_env = jax.random.split(key, 3)
         memory, action = actor.act(params, memory, step, k_act, False)
         env_state, then = vector.step(env_state, action, k_env)
         return (env_state, memory, then, key), step
 
-    return jax.lax.scan(frame, carry, length=length)
+    played: tuple[Playing, Step] = jax.lax.scan(frame, carry, length=length)
+    return played
 
 
 def play(env: Env, player: DataPlayer, frames: int, envs: int, key: PRNGKeyArray) -> Iterator[Step]:
@@ -169,7 +173,7 @@ def snapshot_arrays(result: PPOResult) -> dict[str, np.ndarray]:
     return named | {f'curve/{name}': values for name, values in result.curve.items()}
 
 
-def snapshots(path: str | os.PathLike) -> tuple[DataPlayer, ...]:
+def snapshots(path: str | os.PathLike[str]) -> tuple[DataPlayer, ...]:
     """PPO's snapshots kept beside the dataset at `path`, from weak to final: players of all
     strengths.
 

@@ -20,7 +20,7 @@ from reverie.training.legacy import read_config
 from reverie.training.loop import Scoring
 from reverie.training.run import run
 from reverie.training.run_folder import CADENCE
-from reverie.types import Actor, Env, EnvSpec, Params, UserError
+from reverie.types import Actor, Agent, Env, EnvSpec, Params, UserError
 
 Say = Callable[[str], None]
 
@@ -42,7 +42,7 @@ class Experiment(abc.ABC):
     seeds: int = 1
     command: str = ''
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.seeds < 1:
             raise UserError(f'--seeds {self.seeds}: expected at least 1')
 
@@ -71,8 +71,9 @@ class Experiment(abc.ABC):
         """Environment frames that one seed learns from."""
 
     @functools.cached_property
-    def agent(self) -> Any:
-        return registry.make(self.config, self.spec)
+    def agent(self) -> Agent:
+        agent: Agent = registry.make(self.config, self.spec)
+        return agent
 
     def describe(self) -> dict[str, Any]:
         """The run's config.json, without what the runner adds."""

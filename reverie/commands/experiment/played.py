@@ -78,7 +78,9 @@ class Played(Experiment):
             raise UserError(
                 f'--frames {self.env_frames}: expected at least {first}, the prefill and one update'
             )
-        return registry.make(dataclasses.replace(self.config, steps=updates), self.spec)
+        config = dataclasses.replace(self.config, steps=updates)
+        agent: Dreamer | Planet = registry.make(config, self.spec)
+        return agent
 
     @property
     def source(self) -> Source:

@@ -28,7 +28,7 @@ class Recorded(Experiment):
     label_fraction: float = 1.0  # share of the episodes whose actions are used
     max_lost: float = MAX_LOST
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.episodes.check(self.env.spec)
 

@@ -1,12 +1,12 @@
 """Samples of what a trained agent sees and dreams, as arrays for the report."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
@@ -20,10 +20,14 @@ from reverie.models.rssm import LatentModel
 from reverie.models.shortcut import ShortcutModel
 from reverie.types import Env, Params, Step
 
+Arrays: TypeAlias = dict[str, Array]
+
 MASK_RATES = (0.0, 0.3, 0.6, 0.9)
 
 
-def discounted_sum(reward: Float[np.ndarray, 'B T'], is_last, discount: float) -> np.ndarray:
+def discounted_sum(
+    reward: Float[np.ndarray, 'B T'], is_last: Bool[np.ndarray, 'B T'], discount: float
+) -> np.ndarray:
     """Discounted sum [B, T] of the rewards after each frame, to the window's or episode's end."""
     out = np.zeros(reward.shape)
     running = np.zeros(len(reward))
@@ -62,7 +66,8 @@ def _whole(step: Step, count: int) -> Step:
     """The `count` windows [B, T] that an episode's end interrupts least."""
     ends = np.asarray(step.is_first[:, 1:]).sum(1)
     order = np.argsort(ends, kind='stable')[:count]
-    return jax.tree.map(lambda x: x[order], step)
+    whole: Step = jax.tree.map(lambda x: x[order], step)
+    return whole
 
 
 def of_dataset(
@@ -87,16 +92,16 @@ def of_dataset(
     images = batch.step.obs[::8, 0].astype(jnp.float32)
 
     @jax.jit
-    def run(params: Params, step: Step, images: Array):
+    def run(params: Params, step: Step, images: Array) -> tuple[Arrays, Dream, Array, Arrays]:
         recon = _reconstructions(agent, params, images, key_mask)
         dream = open_loop(agent.model(params, images=True), step, context, key_dream)
         value = agent.expected_return(params, dream.feat)
         return recon, dream, value, _attention(agent.model(params, images=True), step, key_dream)
 
     recon, dream, value, attention = jax.device_get(run(params, step, images))
-    return (
-        recon | _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount) | attention
-    )
+    dreams = _dreams(jax.device_get(step), dream, value, context, agent.cfg.discount)
+    found: dict[str, np.ndarray] = recon | dreams | attention
+    return found
 
 
 def trust_of(
@@ -182,13 +187,15 @@ def _of_steps(
     step = _whole(jax.tree.map(cut, steps), 4)
 
     @jax.jit
-    def run(params: Params, step: Step):
+    def run(params: Params, step: Step) -> tuple[Dream, Array | None, Arrays]:
         model = agent.model(params)
         dream = open_loop(model, step, context, key)
         return dream, agent.expected_return(params, dream.feat), _attention(model, step, key)
 
     dream, value, attention = jax.device_get(run(params, step))
-    return _dreams(jax.device_get(step), dream, value, context, agent.discount) | attention
+    dreams = _dreams(jax.device_get(step), dream, value, context, agent.discount)
+    found: dict[str, np.ndarray] = dreams | attention
+    return found
 
 
 def _attention(
@@ -218,6 +225,8 @@ def _dreams(
     if value is not None:
         found |= {'dream/value_pred': value}
         found |= {
-            'dream/return_true': discounted_sum(np.asarray(step.reward), step.is_last, discount)
+            'dream/return_true': discounted_sum(
+                np.asarray(step.reward), np.asarray(step.is_last), discount
+            )
         }
     return found

@@ -67,7 +67,10 @@ def play(
         sock = left.enter_context(contextlib.closing(bind(host, port)))
         keep_programs(cache)
         begin = time.perf_counter()
-        stage = lambda i, text: say(f'[{i}/5 {time.perf_counter() - begin:5.1f} s] {text}')
+
+        def stage(i: int, text: str) -> None:
+            say(f'[{i}/5 {time.perf_counter() - begin:5.1f} s] {text}')
+
         stage(1, f'device: {device_name()}')
         setup = resolve_play(name, env_name, options or {}, seed)
         if steps is not None:
@@ -129,7 +132,10 @@ def warm(session: Session, frames: int = 20) -> float:
         for slot in range(n):
             session.start(slot, 0, source)
     yes = np.ones(n, bool)
-    step = lambda: jax.block_until_ready(session.frame(np.zeros((n, size)), ~yes, yes))
+
+    def step() -> None:
+        jax.block_until_ready(session.frame(np.zeros((n, size)), ~yes, yes))
+
     step()
     begin = time.perf_counter()
     for _ in range(frames):

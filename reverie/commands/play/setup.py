@@ -53,7 +53,7 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
     agent = playable(experiment.agent, name)
 
     def params() -> Params:
-        found = jax.tree.map(lambda x: x[seed], load(folder)[1])
+        found: Params = jax.tree.map(lambda x: x[seed], load(folder)[1])
         check_params(agent, found, str(folder))
         return found
 

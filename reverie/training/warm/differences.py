@@ -61,7 +61,10 @@ def told(
     """
     own = tuple(f'{name}_phase.' for name in left)
     found = compare(there.get('config', {}), config.get('config', {}))
-    some = lambda entries: {name: entries[name] for name in TOLD if name in entries}
+
+    def some(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: entries[name] for name in TOLD if name in entries}
+
     found = {key: values for key, values in found.items() if not key.startswith(own)}
     return compare(some(there), some(config)) | found
 

@@ -59,7 +59,8 @@ class Start:
             rest['ema'] = {group: params[group] for group in phase.trains}
             params = {**params, **weights}
         where = jax.tree.map(lambda x: x.sharding, expected)
-        return jax.device_put(TrainState(params, **rest), where)
+        train: TrainState = jax.device_put(TrainState(params, **rest), where)
+        return train
 
     def _of_seeds(self, tree: PyTree) -> PyTree:
         """[seeds there, ...] -> [seeds, ...]."""
