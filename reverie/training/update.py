@@ -237,7 +237,10 @@ def make_program(
             loaded = jax.tree.map(lambda x: x[:, 0], loaded)
             results = one_seed(alone, data, loaded, keys[0], updates)
             return jax.tree.map(lambda x: x[None], results)
-        each = lambda s, l, k: one_seed(s, data, l, k, updates)
+
+        def each(state: TrainState, loaded: PyTree, key: PRNGKeyArray) -> Any:
+            return one_seed(state, data, loaded, key, updates)
+
         return jax.vmap(each, in_axes=(0, 1, 0))(state, loaded, keys)
 
     out = None if shardings is None else (shardings, None, None, None, None, None)
