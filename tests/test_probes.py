@@ -14,7 +14,7 @@ from reverie.evaluation.returns import evaluate
 from reverie.training.run import run
 from tests.probes import Counter, RandomPlay
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.probe]
 
 
 def config():
