@@ -10,6 +10,12 @@ class UserError(ValueError):
     code = 2
 
 
+class BusyError(UserError):
+    """A run folder in which another process trains; later the same command may do (75)."""
+
+    code = 75
+
+
 class OutOfMemoryError(UserError):
     """Memory that does not suffice; the line says what would (71 in sysexits: system error)."""
 

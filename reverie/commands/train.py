@@ -59,6 +59,8 @@ class Train(Compiling):
     """Log to RUN/tensorboard as well."""
     wandb: str | None = None
     """W&B project to log to as well; WANDB_MODE=offline needs no account."""
+    wait_lock: float | None = None
+    """Seconds to wait for another process that trains in this folder (exit code 75 after them)."""
     results: pathlib.Path | None = None
     """Also write the scores as a results file, e.g. results/dreamer4/minatar_breakout.json."""
     add_to: tuple[pathlib.Path, ...] = ()
@@ -144,6 +146,7 @@ def run(args: Train, preset: str) -> None:
         wandb=args.wandb,
         init=init,
         keep_phase_ends=args.keep_phase_ends,
+        wait_lock_s=args.wait_lock,
     )
     paths = score_paths(args.results, folder)
     record = experiment.evaluate(

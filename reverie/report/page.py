@@ -7,12 +7,14 @@ data URIs. Sections say in their place what a run does not have yet.
 
 import os
 import pathlib
+from collections.abc import Callable
 
 import reverie
 from reverie.io import atomic
 from reverie.report import attention, dreams, provenance, scores, tokenizer, training, trust
 from reverie.report.html import escape
-from reverie.report.run import RunFiles, read
+from reverie.report.run import DAMAGE, RunFiles, read
+from reverie.training.checkpoint import warn
 
 SECTIONS = (
     scores.head,
@@ -39,9 +41,23 @@ def render(run: RunFiles) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<style>{style}</style></head>\n<body>'
-        + '\n'.join(section(run) for section in SECTIONS)
+        + '\n'.join(shown(section, run) for section in SECTIONS)
         + f'\n<footer>{footer}</footer></body></html>\n'
     )
+
+
+def shown(section: Callable[[RunFiles], str], run: RunFiles) -> str:
+    """A section, or in its place what in the files of the run stands in its way."""
+    try:
+        return section(run)
+    except DAMAGE as error:
+        part = section.__module__.rpartition('.')[2]
+        what = f'{type(error).__name__}: {error}'[:200]
+        warn(f'{run.folder}: the report goes without its part {part} ({what})')
+        return (
+            f'<section><p class="missing">The part {escape(part)} cannot be shown: the files of this '
+            f'run hold something else than expected ({escape(what)}).</p></section>'
+        )
 
 
 def write(folder: str | os.PathLike[str]) -> pathlib.Path:

@@ -5,13 +5,21 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 
 from reverie.envs import device
 from reverie.evaluation.statistics import recompute
+from reverie.training import metrics
 from reverie.training.legacy import read_config
+
+# What files of other contents than a run writes raise when they are read or drawn.
+DAMAGE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RecursionError, TypeError, ValueError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +51,10 @@ def read(folder: str | os.PathLike[str]) -> RunFiles:
             found[name] = reader(folder / name, notes)
         except FileNotFoundError:
             notes[name] = f'This run has no {name} yet.'
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        except DAMAGE:
             notes[name] = f'{name} of this run is damaged and could not be read.'
-    metrics, scores, samples = (found.get(name, {}) for name in readers)
-    return RunFiles(folder, config, metrics, scores, samples, notes)
+    lines, scores, samples = (found.get(name, {}) for name in readers)
+    return RunFiles(folder, config, lines, scores, samples, notes)
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -56,13 +64,9 @@ def _json(path: pathlib.Path) -> Any:
 def _metrics(path: pathlib.Path, notes: dict[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
     """Lines by phase and step; of a repeated step the last one counts."""
     phases: dict[str, dict[int, dict[str, Any]]] = {}
-    bad = 0
-    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
-        try:
-            row = json.loads(line)
-            phases.setdefault(str(row['phase']), {})[int(row['step'])] = row
-        except (ValueError, KeyError, TypeError):
-            bad += 1  # e.g. the half-written last line of a killed run
+    rows, bad = metrics.parse(path.read_bytes())  # bad: e.g. the torn last line of a killed run
+    for row in rows:
+        phases.setdefault(row['phase'], {})[int(row['step'])] = row
     if bad:
         lines, are = ('lines', 'are') if bad > 1 else ('line', 'is')
         notes['metrics.jsonl'] = (

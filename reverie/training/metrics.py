@@ -73,26 +73,56 @@ class Jsonl:
         """Remove lines later than a resumed step, and a torn last line, so that a curve has no
         point twice.
         """
-        if not self.path.exists():
+        try:
+            found = self.path.read_bytes()
+            records, damaged = parse(found)
+            kept = [json.dumps(r) for r in records if r['gradient_steps'] <= gradient_steps]
+            with atomic(self.path) as file:
+                file.write(''.join(f'{line}\n' for line in kept))
+        except FileNotFoundError:
             return
-        kept = [
-            line for line in self.path.read_text().splitlines() if _at_most(line, gradient_steps)
-        ]
-        with atomic(self.path) as file:
-            file.write(''.join(f'{line}\n' for line in kept))
+        except OSError as error:
+            warn(f'{self.path} cannot be continued: {error}')
+            return
+        # A kill tears the last line, which is no news.
+        if damaged - (not found.endswith(b'\n')) > 0:
+            warn(f'{self.path}: {damaged} damaged lines were left out')
 
 
-def _at_most(line: str, gradient_steps: int) -> bool:
+def parse(text: bytes) -> tuple[list[Record], int]:
+    """Read the lines of a metrics.jsonl; return the sound records and how many lines are none."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    records = [record for line in lines if (record := _record(line)) is not None]
+    return records, len(lines) - len(records)
+
+
+def _record(line: bytes) -> Record | None:
+    """A line as a record; None if it is not JSON, or lacks a coordinate."""
     try:
-        step: int = json.loads(line)['gradient_steps']
-        return step <= gradient_steps
-    except (ValueError, KeyError, TypeError):
-        return False
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get('phase'), str):
+        return None
+    numbers: list[Any] = [record.get(name) for name in COORDINATES if name != 'phase']
+    sound = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+    return record if sound else None
 
 
 def read(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the records of a metrics.jsonl."""
-    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+    """Return the sound records of a metrics.jsonl, none where there is no file; say on standard
+    error what cannot be read.
+    """
+    try:
+        records, damaged = parse(pathlib.Path(path).read_bytes())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        warn(f'{path} cannot be read: {error}')
+        return []
+    if damaged:
+        warn(f'{path}: {damaged} damaged lines were left out')
+    return records
 
 
 class Terminal:

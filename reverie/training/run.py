@@ -17,7 +17,7 @@ from reverie.training.compilation import Compiler
 from reverie.training.loop import Loop, Position, Scoring, begun, restored
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.progress import Clock
-from reverie.training.run_folder import CADENCE, Saver, check_run_config, fingerprint
+from reverie.training.run_folder import CADENCE, Saver, check_run_config, fingerprint, lock
 from reverie.training.setup import TrainSetup
 from reverie.training.signals import caught_signals
 from reverie.types import Agent, Params, UserError
@@ -42,6 +42,7 @@ def run(
     max_to_keep: int = 2,
     keep_phase_ends: bool = False,
     mesh: Mesh | None = None,
+    wait_lock_s: float | None = None,
 ) -> Params:
     """Train every phase of `agent` for `seeds` seeds at once; return params, each leaf [seeds, ...].
 
@@ -60,11 +61,12 @@ def run(
     max_streak: non-finite updates in a row, of any seed, after which training stops.
     keep_phase_ends: keep the checkpoint at the end of every phase, with the optimiser's state where
         the source is a dataset, so that other runs can take the phase from here and train it on.
+    wait_lock_s: seconds to wait for another process that trains in the folder, see `lock`.
 
-    Raises UserError for another config, damaged checkpoints, or losses that stay non-finite
-    (nothing is saved then); the batch of a skipped update is left in faults/. Raises
-    OutOfMemoryError if an update does not fit. SIGTERM and Ctrl-C save first, then raise
-    SystemExit(75) and SystemExit(130).
+    Raises UserError for another config, a folder that another process holds, damaged checkpoints,
+    or losses that stay non-finite (nothing is saved then); the batch of a skipped update is left in
+    faults/. Raises OutOfMemoryError if an update does not fit. SIGTERM and Ctrl-C save first, then
+    raise SystemExit(75) and SystemExit(130).
     """
     folder = pathlib.Path(folder)
     _check_arguments(agent, seeds, updates_per_call)
@@ -85,11 +87,12 @@ def run(
     checkpoints = checkpoint.CheckpointManager(folder / 'checkpoints', max_to_keep, keep_phase_ends)
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     config = fingerprint(setup.phases, config, seed, seeds, record)
-    check_run_config(folder, config, safe)
-    checkpoint.clean(checkpoints.folder)
     log = Jsonl(folder / 'metrics.jsonl')
     clock = Clock(time.monotonic())
     with contextlib.ExitStack() as stack:
+        stack.enter_context(lock(folder, wait_lock_s))
+        check_run_config(folder, config, safe)
+        checkpoint.clean(checkpoints.folder)
         for sink in (log, *sinks):
             stack.callback(sink.close)
         signals = stack.enter_context(caught_signals())

@@ -5,16 +5,22 @@ runs/dreamer4-breakout/
   metrics.jsonl   a record every few seconds
   checkpoints/    see `checkpoint`
   faults/         batches of skipped updates, see `faults`
+  lock            the process that trains here, see `lock`
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import signal
+import socket
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
+from reverie.errors import BusyError
 from reverie.io import write_json
 from reverie.training import checkpoint
 from reverie.training.checkpoint import flatten
@@ -72,6 +78,47 @@ def check_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequenc
                 f'{folder} was made with another config; {"; ".join(differing)}; use another folder'
             )
     write_json(path, config)
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path, wait_s: float | None = None) -> Iterator[None]:
+    """Hold a run folder against other processes; its file `lock` says who does.
+
+    wait_s: seconds to wait for another process. The kernel lets go of the lock when a process ends,
+    however it ends, so a dead one never blocks.
+
+    Raises UserError if another process holds the folder; BusyError, which asks a scheduler to try
+    again, if the caller waits or SLURM restarted this job.
+    """
+    path = folder / 'lock'
+    requeue = wait_s is not None or 'SLURM_RESTART_COUNT' in os.environ
+    limit = time.monotonic() + (wait_s or 0.0)
+    with open(path, 'a+', encoding='utf-8', errors='replace') as file:
+        while not _locked(file):
+            if time.monotonic() >= limit:
+                file.seek(0)
+                holder = ' '.join(file.read(200).split()) or 'another process'
+                error = BusyError if requeue else UserError
+                raise error(f'{folder} is in use by {holder}; wait for it, or use another folder')
+            time.sleep(min(1.0, max(0.05, limit - time.monotonic())))
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of an open file, if nobody has it; a file system without locks is said."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        checkpoint.warn(f'{file.name}: {error}; nothing keeps a second process out of this folder')
+    return True
 
 
 @dataclasses.dataclass

@@ -319,3 +319,49 @@ def test_attention_is_shown_per_head_on_average_and_by_the_frames_looked_at(tmp_
     )
     brightness = picture.sum(-1, dtype=int)
     assert brightness[55, 5] < brightness[55, 15] < brightness[55, 25]  # more is darker
+
+
+def changed(value, rng):
+    """A JSON value with one entry, somewhere within, replaced by something else."""
+    others = [None, 'text', -1, [], {}, [[]], True, 1e400]
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = list(value)[rng.integers(len(value))]
+        return {**value, key: changed(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        at = rng.integers(len(value))
+        return [*value[:at], changed(value[at], rng), *value[at + 1 :]]
+    return others[rng.integers(len(others))]
+
+
+@pytest.mark.parametrize('name', ['scores.json', 'config.json', 'samples.npz'])
+def test_files_of_other_contents_make_a_page_all_the_same(tmp_path, name):
+    """What cannot be shown says so in its place; never a traceback."""
+    rng = np.random.default_rng(0)
+    folder = write_run(tmp_path / 'run')
+    before = (folder / name).read_bytes()
+    for _ in range(40):
+        if name == 'samples.npz':
+            arrays = samples(channels=4)
+            key = list(arrays)[rng.integers(len(arrays))]
+            others = [
+                np.zeros(0),
+                np.array('text'),
+                np.zeros((2, 3)),
+                np.full(arrays[key].shape, np.nan),
+            ]
+            np.savez(folder / name, **{**arrays, key: others[rng.integers(len(others))]})
+        else:
+            (folder / name).write_text(json.dumps(changed(json.loads(before), rng)))
+        try:
+            Tags(report.write(folder).read_text())
+        except UserError as error:
+            assert name == 'config.json' and '\n' not in str(error)
+
+
+def test_a_part_that_cannot_be_shown_says_why_and_the_others_are_there(tmp_path, capfd):
+    folder = write_run(tmp_path)
+    arrays = samples(channels=4)
+    np.savez(folder / 'samples.npz', **{**arrays, 'dream/dream': np.zeros(3)})
+    page = report.write(folder).read_text()
+    assert 'The part dreams cannot be shown' in page and 'Imagination RL' in page
+    assert 'without its part dreams' in capfd.readouterr().err

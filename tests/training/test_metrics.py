@@ -191,3 +191,45 @@ def test_a_missing_back_end_names_the_command_that_installs_it(
 )
 def test_durations_are_short(seconds, text):
     assert metrics.duration(seconds) == text
+
+
+DAMAGES = {
+    'torn': lambda lines: [*lines, lines[0][:30]],
+    'not utf-8': lambda lines: [*lines, b'\xff\xfe{"phase": "model"}'],
+    'blank': lambda lines: [b'', lines[0], b'  \t', *lines[1:]],
+    'nuls': lambda lines: [b'\x00' * 4096, *lines],
+    'a list': lambda lines: [b'[1, 2]', *lines, b'7', b'null'],
+    'no step': lambda lines: [b'{"phase": "model", "gradient_steps": 1}', *lines],
+    'words for numbers': lambda lines: [lines[0].replace(b'1.5', b'"soon"'), *lines],
+    'not a number': lambda lines: [lines[0].replace(b'1.5', b'NaN'), *lines],
+    'deep': lambda lines: [b'[' * 100_000, *lines],
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damaged_lines_are_left_out_and_said_once(tmp_path, capfd, damage):
+    sink = metrics.Jsonl(tmp_path / 'm.jsonl')
+    for step in (1, 2, 3):
+        sink.write(record(step))
+    lines = sink.path.read_bytes().splitlines()
+    sink.path.write_bytes(b'\n'.join(DAMAGES[damage](lines)) + b'\n')
+    assert [r['step'] for r in metrics.read(sink.path)] == [1, 2, 3]
+    assert capfd.readouterr().err.count('left out') == (damage != 'blank')
+    sink.drop_after(2)
+    sink.write(record(3))
+    assert [r['step'] for r in metrics.read(sink.path)] == [1, 2, 3]
+    assert capfd.readouterr().err.count('left out') == (damage != 'blank')
+
+
+@pytest.mark.parametrize('kind', ['missing', 'a folder', 'unreadable'])
+def test_a_log_that_is_none_stops_nothing(tmp_path, capfd, kind):
+    path = tmp_path / 'm.jsonl'
+    if kind == 'a folder':
+        path.mkdir()
+    elif kind == 'unreadable':
+        path.symlink_to(path)
+    sink = metrics.Jsonl(path)
+    sink.drop_after(1)
+    sink.write(record(1))
+    assert [r['step'] for r in metrics.read(path)] == ([1] if kind == 'missing' else [])
+    assert (str(path) in capfd.readouterr().err) == (kind != 'missing')

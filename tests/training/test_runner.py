@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -318,3 +319,54 @@ def test_four_devices_give_the_losses_of_one_and_checkpoints_move_between_them(t
     (one, both), refusal = json.loads(output.splitlines()[-1])
     np.testing.assert_allclose(both, one, rtol=1e-5)
     assert "batch of 4 rows does not divide over the mesh {'data': 8, 'fsdp': 1}" in refusal
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], 'a')
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write('process 7 on elsewhere'); file.flush()
+print('held', flush=True); sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A run folder that another process holds: (folder, the process)."""
+    command = [sys.executable, '-c', HOLD, str(tmp_path / 'lock')]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'held\n'
+        yield tmp_path, process
+        process.kill()
+
+
+@pytest.mark.parametrize('waits, code', [(None, 2), (0.0, 75), (0.2, 75)])
+def test_a_folder_in_which_another_process_trains_is_refused_by_its_name(held, waits, code):
+    folder, _ = held
+    with pytest.raises(UserError, match='in use by process 7 on elsewhere') as error:
+        train(folder, wait_lock_s=waits)
+    assert error.value.code == code
+    assert not (folder / 'config.json').exists() and not checkpoint.steps(folder / 'checkpoints')
+
+
+def test_a_restarted_job_asks_to_be_tried_again(held, monkeypatch):
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
+    with pytest.raises(UserError, match='process 7') as error:
+        train(held[0])
+    assert error.value.code == 75
+
+
+def test_a_holder_that_dies_blocks_nobody_and_a_run_leaves_the_folder_free(held, whole):
+    folder, process = held
+    process.kill()
+    process.wait()
+    assert (folder / 'lock').read_text() == 'process 7 on elsewhere'
+    assert same(train(folder, source=Stream(), seeds=2), whole[1])
+    assert (folder / 'lock').read_text() == ''
+    train(folder, source=Stream(), seeds=2)
+
+
+def test_a_waiting_process_goes_on_when_the_folder_is_free(held, whole):
+    folder, process = held
+    threading.Timer(0.5, process.kill).start()
+    assert same(train(folder, source=Stream(), seeds=2, wait_lock_s=60.0), whole[1])

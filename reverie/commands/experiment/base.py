@@ -111,6 +111,7 @@ class Experiment(abc.ABC):
         wandb: str | None = None,
         init: warm.Init | None = None,
         keep_phase_ends: bool = True,
+        wait_lock_s: float | None = None,
     ) -> Params:
         """Run all phases, from where a run in `folder` was left; return params [seeds, ...].
 
@@ -137,6 +138,7 @@ class Experiment(abc.ABC):
             config=self.describe(),
             safe=SAFE,
             keep_phase_ends=keep_phase_ends,
+            wait_lock_s=wait_lock_s,
         )
 
     @property
