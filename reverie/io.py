@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and values as JSON takes them."""
+"""Files that are whole or absent, values as JSON takes them, and lines on standard error."""
 
 import contextlib
 import hashlib
@@ -6,8 +6,15 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
+
+
+def warn(line: str) -> None:
+    """Print one line on standard error; a full disk or a closed pipe must not end a run."""
+    with contextlib.suppress(OSError):
+        print(f'reverie: {line}', file=sys.stderr, flush=True)
 
 
 def file_hash(path: pathlib.Path) -> str:

@@ -188,6 +188,13 @@ def fails(capsys, monkeypatch, *args: object) -> str:
         ),
         (['collect', '--env', 'minatar/breakout', '--env-options', 'glue=1'], ['glue', 'sticky']),
         (['train', 'dreamer4', '--env', 'minatar/asterix'], ['no dataset', 'reverie collect']),
+        (['eval', 'nowhere', '--episodes', '0'], ['--episodes 0', 'positive whole']),
+        (['eval', 'nowhere', '--results', '/'], ['--results /', 'a folder']),
+        (['eval', 'nowhere', '--results', '/dev/null/x.json'], ['/dev/null', 'no file']),
+        (
+            ['train', 'dreamer4', '--env', 'minatar/asterix', '--max-steps', '0'],
+            ['--max-steps 0', 'positive whole'],
+        ),
         (['data', 'verify', 'nowhere'], ['nowhere']),
         (['report', 'nowhere'], ['nowhere', 'config.json']),
         (['eval', 'nowhere'], ['nowhere', 'config.json']),

@@ -28,7 +28,7 @@ ALLOWED = {
     'envs': set(),
     'training': {'data', 'envs'},
     'evaluation': {'envs', 'data'},
-    'report': {'evaluation', 'data', 'envs', 'training.legacy'},
+    'report': {'evaluation', 'data', 'envs', 'training.legacy', 'training.metrics'},
     'commands': EVERYTHING - {'cli'},
     'serve': {'data', 'envs', 'evaluation'},
     'cli': EVERYTHING,

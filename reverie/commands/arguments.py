@@ -1,6 +1,8 @@
 """Parsing of the command line's arguments, shared by all commands."""
 
 import ast
+import math
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -38,9 +40,20 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 def whole(name: str, value: float | int) -> int:
     """1e6 -> 1000000; raises UserError unless it is a positive whole number."""
-    if value < 1 or value != int(value):
+    if not 1 <= value < math.inf or value != int(value):
         raise UserError(f'--{name} {value:g}: expected a positive whole number')
     return int(value)
+
+
+def check_file(name: str, path: pathlib.Path | None) -> None:
+    """Raise UserError unless a file can be written at `path`, whose folders may be missing."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f'--{name} {path}: is a folder, expected a file')
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f'--{name} {path}: no file can be written in {above}')
 
 
 def slug(env: str) -> str:

@@ -5,7 +5,7 @@ import pathlib
 
 import tyro
 
-from reverie.commands.arguments import options_of, score_paths
+from reverie.commands.arguments import check_file, options_of, score_paths, whole
 from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import say
 
@@ -32,6 +32,8 @@ def run(args: Eval) -> None:
     """Score every read-out; write the run's scores.json unless the environment's options differ."""
     from reverie.commands.experiment import load
 
+    whole('episodes', args.episodes), whole('max-steps', args.max_steps)
+    check_file('results', args.results)
     keep_programs(args.cache)
     experiment, params = load(args.run)
     if args.env_options:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from reverie.commands.arguments import options_of, parse, score_paths, slug, whole
+from reverie.commands.arguments import check_file, options_of, parse, score_paths, slug, whole
 from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import command_line, say
-from reverie.errors import UserError
+from reverie.errors import ExportError, UserError
 
 if TYPE_CHECKING:
     from reverie.commands.experiment import Experiment
@@ -132,22 +132,28 @@ def run(args: Train, preset: str) -> None:
         raise UserError(
             f'--from-groups {" ".join(args.from_groups)}: expected --from RUN beside it'
         )
+    whole('episodes', args.episodes), whole('max-steps', args.max_steps)
+    check_file('results', args.results)
     check_add_to(args.add_to)
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     keep_programs(args.cache)
     folder = args.out or pathlib.Path('runs') / f'{slug(preset)}-{slug(args.env)}'
     experiment = experiment_of(args, preset)
-    params = experiment.train(
-        folder,
-        updates_per_call=args.updates_per_call,
-        checkpoint_every_s=args.checkpoint_every_s,
-        log_every_s=args.log_every_s,
-        tensorboard=args.tensorboard,
-        wandb=args.wandb,
-        init=init,
-        keep_phase_ends=args.keep_phase_ends,
-        wait_lock_s=args.wait_lock,
-    )
+    failure = None
+    try:
+        params = experiment.train(
+            folder,
+            updates_per_call=args.updates_per_call,
+            checkpoint_every_s=args.checkpoint_every_s,
+            log_every_s=args.log_every_s,
+            tensorboard=args.tensorboard,
+            wandb=args.wandb,
+            init=init,
+            keep_phase_ends=args.keep_phase_ends,
+            wait_lock_s=args.wait_lock,
+        )
+    except ExportError as error:
+        params, failure = error.params, error
     paths = score_paths(args.results, folder)
     record = experiment.evaluate(
         folder, params, args.episodes, args.max_steps, say=say, paths=paths
@@ -155,6 +161,8 @@ def run(args: Train, preset: str) -> None:
     say(f'report: {experiment.report(folder, params)}')
     for other in args.add_to:
         add_scores(other, record)
+    if failure is not None:
+        raise failure
 
 
 def check_add_to(paths: Sequence[pathlib.Path]) -> None:

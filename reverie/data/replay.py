@@ -337,24 +337,31 @@ def episodes(data: Stored, count: int, layout: Layout) -> Iterator[tuple[Step, b
             yield from split_stream(to_step(stream, layout, np))
 
 
+def check_export(path: str | os.PathLike[str], layout: Layout, spec: EnvSpec) -> None:
+    """Raise UserError for a path in use by anything but a dataset, or observations that are not one
+    array.
+    """
+    if not isinstance(layout.obs, jax.ShapeDtypeStruct):
+        raise UserError(
+            f'{path}: a dataset holds one array per observation, the replay has a tree of them'
+        )
+    Writer(path, spec, overwrite=True)
+
+
 def export(
     path: str | os.PathLike[str],
     rings: Sequence[tuple[Stored, int]],
     layout: Layout,
     spec: EnvSpec,
     provenance: dict[str, Any] | None = None,
-    overwrite: bool = False,
 ) -> None:
-    """Write the rings (data [N, L, ...], count) of all seeds as one dataset; episodes of seed i
-    have kind 'seed<i>'.
+    """Write the rings (data [N, L, ...], count) of all seeds as one dataset, in the place of an
+    older one; episodes of seed i have kind 'seed<i>'.
 
-    Raises UserError for a path in use, or observations that are not one array.
+    Raises UserError as `check_export` does, and if no ring holds the beginning of an episode.
     """
-    if not isinstance(layout.obs, jax.ShapeDtypeStruct):
-        raise UserError(
-            f'{path}: a dataset holds one array per observation, the replay has a tree of them'
-        )
-    with Writer(path, spec, provenance, overwrite=overwrite) as writer:
+    check_export(path, layout, spec)
+    with Writer(path, spec, provenance, overwrite=True) as writer:
         for seed, (data, count) in enumerate(rings):
             for episode, complete in episodes(data, count, layout):
                 writer.add(f'seed{seed}', episode, complete)

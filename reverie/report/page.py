@@ -10,11 +10,10 @@ import pathlib
 from collections.abc import Callable
 
 import reverie
-from reverie.io import atomic
+from reverie.io import atomic, warn
 from reverie.report import attention, dreams, provenance, scores, tokenizer, training, trust
 from reverie.report.html import escape
 from reverie.report.run import DAMAGE, RunFiles, read
-from reverie.training.checkpoint import warn
 
 SECTIONS = (
     scores.head,

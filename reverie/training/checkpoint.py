@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from reverie.io import file_hash, sync, write_json
+from reverie.io import file_hash, sync, warn, write_json
 from reverie.training import legacy
 from reverie.types import Params, UserError
 
@@ -38,12 +37,6 @@ MANIFEST = 'manifest.json'
 Meta = dict[str, Any]
 # meta -> (shapes, dtypes and shardings of params, of the train state or None)
 Target = Callable[[Meta], tuple[PyTree, PyTree]]
-
-
-def warn(line: str) -> None:
-    """Print one line on standard error; a full disk or a closed pipe must not end a run."""
-    with contextlib.suppress(OSError):
-        print(f'reverie: {line}', file=sys.stderr, flush=True)
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
@@ -103,7 +96,7 @@ def _write_arrays(path: pathlib.Path, tree: PyTree) -> None:
         _check_written(plain, arrays)
 
 
-def _check_written(path: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
+def _check_written(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Raise OSError unless the names and shapes on the disk, and the smallest array, are right."""
     handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     found = getattr(handler.metadata(path), 'item_metadata', None)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from reverie.io import atomic
-from reverie.training.checkpoint import key_name, warn
+from reverie.io import atomic, warn
+from reverie.training.checkpoint import key_name
 from reverie.training.update import SkippedUpdate
 from reverie.types import OutOfMemoryError, Phase
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reverie.errors import ExportError
+from reverie.io import warn
 from reverie.training import checkpoint, faults, warm
 from reverie.training.compilation import Compiler
 from reverie.training.metrics import Sink
@@ -15,7 +17,7 @@ from reverie.training.run_folder import Saver
 from reverie.training.setup import TrainSetup
 from reverie.training.state import TrainState
 from reverie.training.update import Program, call_size
-from reverie.types import Params
+from reverie.types import Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def restored(setup: TrainSetup, folder: pathlib.Path) -> Position | None:
         setup.source.set_arrays(rest.pop('host'))
         train = TrainState(params, **rest)
     index, done = meta['phase_index'] + meta['complete'], meta['gradient_steps']
-    checkpoint.warn(
+    warn(
         f'every phase is complete ({done} gradient steps)'
         if index == len(setup.phases)
         else f'resuming after {meta["phase"]}/{meta["step"]} ({done} gradient steps in all)'
@@ -67,7 +69,7 @@ def begun(setup: TrainSetup, start: warm.Start | None) -> Position:
     params = setup.init()
     if start is None:
         return Position(0, params)
-    checkpoint.warn(start.line)
+    warn(start.line)
     index, train = start.first, None
     params = start.weights(params)
     if start.extends is not None:
@@ -138,7 +140,11 @@ class Loop:
     def _finish(self, index: int, train: TrainState) -> Params:
         """Save the end of a phase; return its parameters, the mean of the weights if it keeps one."""
         setup, phase = self.setup, self.setup.phases[index]
-        setup.source.finish(train.live)
+        failure = None
+        try:
+            setup.source.finish(train.live)
+        except (UserError, OSError) as error:
+            failure = error
         params = train.params
         if train.ema is not None:
             # The weights lie where the mean was, so that the phase could go on with them.
@@ -146,6 +152,8 @@ class Loop:
             train = train._replace(ema=phase.trained(train.params))
         kept = self.saver.checkpoints.keep_phase_ends and not setup.source.plays
         self.saver.save(index, params, train if kept else None, phase.steps)
+        if failure is not None:
+            raise ExportError(failure, params) from failure
         return params
 
     def _score_due(self, index: int, before: int, after: int) -> bool:

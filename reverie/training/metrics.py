@@ -17,9 +17,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from reverie.io import atomic, plain
+from reverie.io import atomic, plain, warn
 from reverie.text import duration
-from reverie.training.checkpoint import warn
 from reverie.types import Phase, UserError
 
 if TYPE_CHECKING:

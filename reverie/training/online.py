@@ -172,8 +172,12 @@ class Online(Source):
         return Layout.of(step, self.actions)
 
     def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
-        """Raise UserError if ratio, capacity or memory do not fit; `params` may be shapes."""
+        """Raise UserError if ratio, capacity, memory or the export's target do not fit; `params`
+        may be shapes.
+        """
         self.play.check(batch, length)
+        if self.dataset is not None:
+            replay.check_export(self.dataset, self.layout, self.env.spec)
         like = jax.eval_shape(self._first_stored, params, jax.random.key(0))
         each = replay.bytes_per_step(like)
         needed = each * self.play.envs * self.play.slots * seeds
@@ -269,9 +273,7 @@ class Online(Source):
         rings = [
             (jax.tree.map(lambda x, i=i: x[i], data), int(count)) for i, count in enumerate(counts)
         ]
-        replay.export(
-            self.dataset, rings, self.layout, self.env.spec, dict(self.facts), overwrite=True
-        )
+        replay.export(self.dataset, rings, self.layout, self.env.spec, dict(self.facts))
 
     def get_state(self) -> dict[str, Any]:
         """Return what must be the same when a run continues; all that changes is in `live`."""

@@ -210,7 +210,9 @@ class OnlineHost(Source):
         return actor, action, self.explorer.memory(actor)
 
     def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
-        """Raise UserError if ratio, capacity, memory or seeds do not fit; `params` may be shapes."""
+        """Raise UserError if ratio, capacity, memory, seeds or the export's target do not fit;
+        `params` may be shapes.
+        """
         self.play.check(batch, length)
         if seeds != len(self.vectors):
             raise UserError(
@@ -225,6 +227,8 @@ class OnlineHost(Source):
                 HostCollector(v, self.explorer, self._act, self.play, memory, self.seed + i)
                 for i, v in enumerate(self.vectors)
             ]
+        if self.dataset is not None:
+            replay.check_export(self.dataset, self.players[0].layout, self.vectors[0].spec)
         each = replay.bytes_per_step(self.players[0].like)
         what = f'replay of {self.play.capacity} steps of {each} bytes for {seeds} seeds'
         check_memory(what, each * self.play.envs * self.play.slots * seeds, available_bytes())
@@ -328,12 +332,7 @@ class OnlineHost(Source):
         if self.dataset is not None:
             rings = [(player.ring.data, player.ring.written) for player in self.players]
             replay.export(
-                self.dataset,
-                rings,
-                self.players[0].layout,
-                self.vectors[0].spec,
-                self.facts,
-                overwrite=True,
+                self.dataset, rings, self.players[0].layout, self.vectors[0].spec, self.facts
             )
         self.over = True
 

@@ -64,7 +64,8 @@ def run(
     wait_lock_s: seconds to wait for another process that trains in the folder, see `lock`.
 
     Raises UserError for another config, a folder that another process holds, damaged checkpoints,
-    or losses that stay non-finite (nothing is saved then); the batch of a skipped update is left in
+    or losses that stay non-finite (nothing is saved then), ExportError for a replay that could not
+    be exported after everything was saved; the batch of a skipped update is left in
     faults/. Raises OutOfMemoryError if an update does not fit. SIGTERM and Ctrl-C save first, then
     raise SystemExit(75) and SystemExit(130).
     """

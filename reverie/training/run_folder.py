@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from reverie.errors import BusyError
-from reverie.io import write_json
+from reverie.io import warn, write_json
 from reverie.training import checkpoint
 from reverie.training.checkpoint import flatten
 from reverie.training.legacy import read_config
@@ -117,7 +117,7 @@ def _locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        checkpoint.warn(f'{file.name}: {error}; nothing keeps a second process out of this folder')
+        warn(f'{file.name}: {error}; nothing keeps a second process out of this folder')
     return True
 
 
@@ -168,7 +168,7 @@ class Saver:
         self.checkpoints.save(meta['gradient_steps'], params, rest, meta, last=last)
         self.saved_at = time.monotonic()
         if self.signals:
-            checkpoint.warn(
+            warn(
                 f'{self.signals[0].name}: saved at {phase.name}/{step}; run the same command to continue'
             )
             raise SystemExit(EXIT[self.signals[0]])

@@ -261,6 +261,21 @@ def test_a_ring_leaves_a_dataset_that_sources_read(tmp_path):
     assert record.flags[-1] == 6 and record.reward.tolist() == [0, 7, 8]
 
 
+@pytest.mark.parametrize('what', ['file', 'folder', 'link to nowhere'])
+def test_a_target_that_is_no_dataset_is_refused_and_left_as_it_is(tmp_path, what):
+    layout, spec = Layout.of(play(0), DISCRETE), EnvSpec('probe', (2, 3, 2), DISCRETE)
+    target = tmp_path / 'set'
+    if what == 'file':
+        target.write_text('mine')
+    elif what == 'folder':
+        (target / 'mine').mkdir(parents=True)
+    else:
+        target.symlink_to(tmp_path / 'nowhere')
+    with pytest.raises(UserError, match='is not a dataset'):
+        replay.check_export(target, layout, spec)
+    assert [p.name for p in tmp_path.iterdir()] == ['set']
+
+
 def test_a_dataset_holds_no_trees_of_observations(tmp_path):
     layout = Layout(
         {'a': jax.ShapeDtypeStruct((), bool), 'b': jax.ShapeDtypeStruct((), bool)}, DISCRETE

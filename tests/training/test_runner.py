@@ -1,5 +1,6 @@
 """Whole runs of the toy: resume, seeds, faults, signals, devices."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from toy_agent import Stream, Table, main, model_loss, poisoned, toy
 
+from reverie.errors import ExportError
 from reverie.training import checkpoint, metrics
 from reverie.training.checkpoint import flatten
 from reverie.training.run import run
@@ -370,3 +372,18 @@ def test_a_waiting_process_goes_on_when_the_folder_is_free(held, whole):
     folder, process = held
     threading.Timer(0.5, process.kill).start()
     assert same(train(folder, source=Stream(), seeds=2, wait_lock_s=60.0), whole[1])
+
+
+@pytest.mark.parametrize('cause, code', [(OSError(28, 'No space left'), 74), (UserError('x'), 2)])
+def test_a_replay_that_cannot_be_exported_costs_nothing_else(whole, tmp_path, cause, code):
+    class Full(Stream):
+        def finish(self, live):
+            raise cause
+
+    alone = dataclasses.replace(toy(), phases=toy().phases[:1])
+    with pytest.raises(ExportError, match='the run is saved') as error:
+        train(tmp_path, agent=alone, source=Full(), seeds=2)
+    assert error.value.code == code
+    params, meta = checkpoint.load(tmp_path)
+    assert meta['complete'] and same(params, error.value.params)
+    assert same(train(tmp_path, agent=alone, source=Stream(), seeds=2), params)
