@@ -12,7 +12,7 @@ from reverie.agents import registry
 from reverie.commands.arguments import slug
 from reverie.commands.experiment import Experiment, Recorded, played
 from reverie.commands.experiment import load as load_run
-from reverie.envs import device
+from reverie.envs import device, host
 from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
 from reverie.training.warm import Init
@@ -67,7 +67,7 @@ def make_env(name: str, copies: int = 1, **options: Any) -> Env | HostVector:
     name: e.g. 'minatar/breakout'. options: e.g. sticky=0.0. Raises UserError for either unknown.
     """
     if name.partition('/')[0] in FAMILIES:
-        return HostVector(name, copies, **options)
+        return host.make(name, copies, **options)
     return device.make(name, **options)
 
 

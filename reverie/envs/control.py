@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from reverie.envs.options import typed
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 GRAVITY = 9.81  # m / s^2
@@ -226,20 +227,17 @@ class Control:
 SYSTEMS = {'pendulum': Pendulum, 'cartpole_swingup': CartPole}
 
 
-def build(
-    name: str, action_repeat: int = 1, time_limit: int | None = None, **options: Any
-) -> tuple[Control, int]:
+def build(name: str, **options: Any) -> tuple[Control, int]:
     """Build the task called `name`; return it with its time limit in steps of `action_repeat`
     control steps each, 1,000 of the latter by default.
 
-    options: fields of the system, e.g. damping=0.2. Raises UserError for an unknown option, or a
-    value out of range.
+    options: action_repeat, time_limit and fields of the system, e.g. damping=0.2. Raises UserError
+    for an unknown option, or a value out of range.
     """
-    known = [field.name for field in dataclasses.fields(SYSTEMS[name])]
-    for option in options:
-        if option not in known:
-            expected = ', '.join(('action_repeat', 'time_limit', *known))
-            raise UserError(f'control/{name} has no option {option!r}; expected {expected}')
+    declared: dict[str, Any] = dict(action_repeat=int, time_limit=int | None)
+    declared |= {field.name: field.type for field in dataclasses.fields(SYSTEMS[name])}
+    options = typed(f'control/{name}', options, declared)
+    action_repeat, time_limit = options.pop('action_repeat', 1), options.pop('time_limit', None)
     if action_repeat < 1:
         raise UserError(f'action_repeat={action_repeat} repeats nothing; expected at least 1')
     limit = max(1, CONTROL_STEPS // action_repeat) if time_limit is None else time_limit

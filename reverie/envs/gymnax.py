@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from reverie.envs.options import typed
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 
@@ -64,13 +65,9 @@ def build(name: str, **options: Any) -> Gymnax:
             f'gymnax has no environment {name!r}; expected one of {", ".join(gymnax.registered_envs)}'
         )
     env, params = gymnax.make(name)
-    known = [field.name for field in dataclasses.fields(params)]
-    for option in options:
-        if option not in known:
-            raise UserError(
-                f'gymnax/{name} has no option {option!r}; expected one of {", ".join(known)}'
-            )
-    params = params.replace(**options)
+    values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    kinds = {k: type(x) if isinstance(x, bool | int | float) else Any for k, x in values.items()}
+    params = params.replace(**typed(f'gymnax/{name}', options, kinds))
     actions = env.action_space(params)
     if not hasattr(actions, 'n'):
         raise UserError(f'gymnax/{name} has actions {actions}; expected discrete ones')

@@ -16,11 +16,12 @@ import struct
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from reverie.envs import worker
+from reverie.envs.options import typed
 from reverie.envs.process import (
     START_S,
     Process,
@@ -283,6 +284,25 @@ class HostVector:
 def drawn(*numbers: int) -> int:
     """Derive the seed of one environment from numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
+
+
+OPTIONS = dict(
+    action_repeat=int | None,
+    size=tuple[int, int] | None,
+    time_limit=int | None,
+    obs=Literal['image', 'state'] | None,
+)
+
+
+def make(name: str, n: int = 1, *, seed: int = 0, **options: Any) -> HostVector:
+    """Make copies of the environment called `name`, with options as people write them.
+
+    Raises UserError for an unknown option, or a value that is not of its type.
+    """
+    size = options.get('size')
+    if size is not None and not isinstance(size, list | tuple) and ',' not in str(size):
+        options['size'] = (size, size)
+    return HostVector(name, n, seed=seed, **typed(name, options, OPTIONS))
 
 
 def _check(obs: str | None, size: tuple[int, ...] | None, timeout_s: float | int, max_restarts: int,

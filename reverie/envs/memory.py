@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from reverie.envs.options import typed
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 SIZE = 8
@@ -178,16 +179,8 @@ def build(family: str, game: str, **options: Any) -> tuple[HiddenOrder | Cue, in
     Raises UserError for anything else.
     """
     cls: type[HiddenOrder | Cue] = HiddenOrder if family == 'hidden_order' else Cue
-    known = {'obs': ('grid', 'image'), 'pays': ('balls', 'success')} if cls is HiddenOrder else {}
-    for name, value in options.items():
-        if name not in known:
-            raise UserError(
-                f'{family}/{game} has no option {name!r}; expected {", ".join(known) or "none"}'
-            )
-        if value not in known[name]:
-            raise UserError(
-                f'{family}/{game}: {name}={value!r}; expected one of {", ".join(known[name])}'
-            )
+    declared = dict(obs=Literal['grid', 'image'], pays=Literal['balls', 'success'])
+    options = typed(f'{family}/{game}', options, declared if cls is HiddenOrder else {})
     if cls is HiddenOrder:
         if game not in map(str, BALLS):
             raise UserError(f'hidden_order/{game}: expected {", ".join(map(str, BALLS))} balls')

@@ -156,7 +156,7 @@ def test_dice_are_fair():
         ),
         (
             lambda: make('minatar/breakout', protocol='atari'),
-            "'atari' is unknown; expected one of minatar, gymnax",
+            "protocol='atari'; expected one of minatar, gymnax",
         ),
         (lambda: make('minatar/breakout', sticky=1.5), 'sticky=1.5 is not a probability'),
         (lambda: make('minatar/breakout', time_limit=0), 'time_limit=0'),

@@ -16,7 +16,7 @@ from reverie.agents.planet import Planet
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment
 from reverie.data.source import Source
-from reverie.envs import device
+from reverie.envs import device, host
 from reverie.envs.host import HostVector
 from reverie.envs.suites import FAMILIES
 from reverie.evaluation import returns
@@ -136,7 +136,7 @@ class Hosted(Played):
 
     def vector(self, copies: int, seed: int = 0) -> HostVector:
         """Copies of the environment in processes; close it."""
-        return HostVector(self.env_name, copies, seed=seed, **self.options)
+        return host.make(self.env_name, copies, seed=seed, **self.options)
 
     @functools.cached_property
     def spec(self) -> EnvSpec:

@@ -3,7 +3,7 @@ literature.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from reverie.envs.minatar.breakout import Breakout
 from reverie.envs.minatar.freeway import Freeway
 from reverie.envs.minatar.seaquest import Seaquest
 from reverie.envs.minatar.space_invaders import SpaceInvaders
+from reverie.envs.options import typed
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 
@@ -117,23 +118,27 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, protocol: str = 'minatar', **options: Any) -> tuple[MinAtar, int | None]:
-    """Build the game called `name`; return it with its time limit in steps or None. `options`
-    overrule the protocol's settings.
+OPTIONS = dict(
+    protocol=Literal['minatar', 'gymnax'],
+    sticky=float,
+    ramping=bool,
+    minimal_actions=bool,
+    time_limit=int | None,
+)
 
-    Raises UserError for an unknown protocol or option, or a value out of range.
+
+def build(name: str, **options: Any) -> tuple[MinAtar, int | None]:
+    """Build the game called `name`; return it with its time limit in steps or None. `protocol` is
+    one of PROTOCOLS, 'minatar' if not given; other options overrule its settings.
+
+    Raises UserError for an unknown option, or a value out of range.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(f'protocol {protocol!r} is unknown; expected one of {", ".join(PROTOCOLS)}')
+    given = typed(f'minatar/{name}', options, OPTIONS)
+    protocol = given.pop('protocol', 'minatar')
     settings = dict(PROTOCOLS[protocol])
     if protocol == 'gymnax' and name == 'freeway':
         settings['time_limit'] = 2500
-    for option, value in options.items():
-        if option not in settings:
-            raise UserError(
-                f'minatar/{name} has no option {option!r}; expected protocol, {", ".join(settings)}'
-            )
-        settings[option] = value
+    settings |= given
     if not 0.0 <= settings['sticky'] <= 1.0:
         raise UserError(
             f'sticky={settings["sticky"]} is not a probability; expected a number from 0 to 1'
