@@ -358,9 +358,9 @@ def test_keys_that_say_where_and_how_may_change_when_a_run_continues(run, tmp_pa
     saved = json.loads((run / 'config.json').read_text())
     for key in SAFE:
         (tmp_path / 'config.json').write_text(json.dumps(saved))
-        run_folder.check_run_config(tmp_path, {**saved, key: 'other'}, SAFE)
+        run_folder.save_run_config(tmp_path, {**saved, key: 'other'}, SAFE)
     with pytest.raises(UserError, match='label_fraction: saved'):
-        run_folder.check_run_config(tmp_path, {**saved, 'label_fraction': 0.5}, SAFE)
+        run_folder.save_run_config(tmp_path, {**saved, 'label_fraction': 0.5}, SAFE)
 
 
 def test_help_names_every_command(capsys, monkeypatch):
@@ -376,3 +376,28 @@ def test_inspect_and_verify_say_what_is_inside(data):
         word in seen.stdout for word in ('random', 'ppo25', 'ppo50', 'ppo100')
     )
     assert 'all sound' in reverie('data', 'verify', data).stdout
+
+
+@pytest.mark.parametrize('command', ['eval', 'report', 'play'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        ('config', 'discount'),
+        ('config', 'dynamics', 'sampling_steps'),
+        ('label_fraction',),
+        ('seed',),
+    ],
+)
+def test_a_config_that_was_edited_is_refused_by_its_keys(
+    capsys, monkeypatch, run, tmp_path, command, key
+):
+    """The checkpoint, which is under a checksum, says what the agent was trained with."""
+    copy = shutil.copytree(run, tmp_path / 'run')
+    value = json.loads((copy / 'config.json').read_text())
+    inner = value
+    for name in key[:-1]:
+        inner = inner[name]
+    before, inner[key[-1]] = inner[key[-1]], 0.5
+    (copy / 'config.json').write_text(json.dumps(value | {'command': 'another'}))
+    error = fails(capsys, monkeypatch, command, copy)
+    assert f'{".".join(key)}: saved {before!r}, config.json 0.5' in error

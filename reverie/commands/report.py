@@ -18,6 +18,9 @@ class Report:
 
 def run(args: Report) -> None:
     """Write the page from the files of the run folder."""
+    from reverie.commands.experiment import SAFE
     from reverie.report import write
+    from reverie.training.run_folder import check_unedited
 
+    check_unedited(args.run, SAFE)
     say(f'report: {write(args.run)}')

@@ -17,7 +17,14 @@ from reverie.training.compilation import Compiler
 from reverie.training.loop import Loop, Position, Scoring, begun, restored
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.progress import Clock
-from reverie.training.run_folder import CADENCE, Saver, check_run_config, fingerprint, lock
+from reverie.training.run_folder import (
+    CADENCE,
+    Saver,
+    check_run_config,
+    fingerprint,
+    lock,
+    save_run_config,
+)
 from reverie.training.setup import TrainSetup
 from reverie.training.signals import caught_signals
 from reverie.types import Agent, Params, UserError
@@ -88,11 +95,12 @@ def run(
     checkpoints = checkpoint.CheckpointManager(folder / 'checkpoints', max_to_keep, keep_phase_ends)
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     config = fingerprint(setup.phases, config, seed, seeds, record)
+    check_run_config(folder, config, safe)  # a folder that is refused is left as it is
     log = Jsonl(folder / 'metrics.jsonl')
     clock = Clock(time.monotonic())
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(folder, wait_lock_s))
-        check_run_config(folder, config, safe)
+        save_run_config(folder, config, safe)
         checkpoint.clean(checkpoints.folder)
         for sink in (log, *sinks):
             stack.callback(sink.close)

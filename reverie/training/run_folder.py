@@ -24,7 +24,7 @@ from reverie.errors import BusyError
 from reverie.io import warn, write_json
 from reverie.training import checkpoint
 from reverie.training.checkpoint import flatten
-from reverie.training.legacy import read_config
+from reverie.training.legacy import modernise, read_config
 from reverie.training.progress import Clock
 from reverie.training.setup import TrainSetup
 from reverie.training.signals import EXIT
@@ -58,26 +58,55 @@ def fingerprint(
 
 
 def check_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequence[str]) -> None:
-    """Save `config` in a run folder.
-
-    Raises UserError naming each differing key if the folder was made with another; keys in `safe`
-    (dotted paths) may differ.
+    """Raise UserError naming each differing key if the folder was made with another config; keys in
+    `safe` (dotted paths) may differ.
     """
-    path = folder / 'config.json'
-    if path.exists():
-        saved, given = flatten(read_config(folder)), flatten(config)
-        missing = '(absent)'
-        differing = [
-            f'{key}: saved {saved.get(key, missing)!r}, given {given.get(key, missing)!r}'
-            for key in sorted(set(saved) | set(given))
-            if saved.get(key, missing) != given.get(key, missing)
-            and not any(key == s or key.startswith(f'{s}.') for s in safe)
-        ]
+    if not (folder / 'config.json').exists():
+        return
+    if differing := differences(read_config(folder), config, safe, 'given'):
+        raise UserError(
+            f'{folder} was made with another config; {"; ".join(differing)}; use another folder'
+        )
+
+
+def save_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequence[str]) -> None:
+    """Save `config` in a run folder; raises UserError as `check_run_config` does."""
+    check_run_config(folder, config, safe)
+    write_json(folder / 'config.json', config)
+
+
+def differences(
+    saved: Mapping[str, Any], other: Mapping[str, Any], safe: Sequence[str], name: str
+) -> list[str]:
+    """Lines about the keys in which two configs differ, but for those in `safe`; `name` says what
+    the other is.
+    """
+    first, second, missing = flatten(saved), flatten(other), '(absent)'
+    return [
+        f'{key}: saved {first.get(key, missing)!r}, {name} {second.get(key, missing)!r}'
+        for key in sorted(set(first) | set(second))
+        if first.get(key, missing) != second.get(key, missing)
+        and not any(key == s or key.startswith(f'{s}.') for s in safe)
+    ]
+
+
+def check_unedited(folder: pathlib.Path, safe: Sequence[str]) -> None:
+    """Raise UserError naming the keys of config.json that are not as the newest checkpoint has
+    them, which is under a checksum; keys in `safe` may differ.
+    """
+    newest = checkpoint.steps(folder / 'checkpoints')[-1:]
+    for step in newest:
+        try:
+            meta = json.loads((step / 'meta.json').read_text())
+            trained = modernise(meta['config'])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # a damaged checkpoint is told from its checksums where its arrays are read
+        differing = differences(trained, read_config(folder), safe, 'config.json')
         if differing:
             raise UserError(
-                f'{folder} was made with another config; {"; ".join(differing)}; use another folder'
+                f'{folder / "config.json"} is not what the run was trained with; '
+                f'{"; ".join(differing)}; put the saved values back'
             )
-    write_json(path, config)
 
 
 @contextlib.contextmanager

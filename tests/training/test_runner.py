@@ -19,7 +19,7 @@ from reverie.errors import ExportError
 from reverie.training import checkpoint, metrics
 from reverie.training.checkpoint import flatten
 from reverie.training.run import run
-from reverie.training.run_folder import check_run_config
+from reverie.training.run_folder import save_run_config
 from reverie.types import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -213,7 +213,7 @@ def test_a_folder_of_another_config_is_refused_key_by_key(tmp_path):
 
 def test_each_key_of_a_config_is_compared(tmp_path):
     config = dict(a=1, b=dict(c=[1, 2], d=None), log_every_s=3)
-    check_run_config(tmp_path, config, ('log_every_s',))
+    save_run_config(tmp_path, config, ('log_every_s',))
     for key in flatten(config):
         changed = json.loads(json.dumps(config))
         node = changed
@@ -221,11 +221,11 @@ def test_each_key_of_a_config_is_compared(tmp_path):
             node = node[name]
         node[key.split('.')[-1]] = 'other'
         if key == 'log_every_s':
-            check_run_config(tmp_path, changed, ('log_every_s',))
-            check_run_config(tmp_path, config, ('log_every_s',))
+            save_run_config(tmp_path, changed, ('log_every_s',))
+            save_run_config(tmp_path, config, ('log_every_s',))
         else:
             with pytest.raises(UserError, match=f"{key}: saved .*given 'other'"):
-                check_run_config(tmp_path, changed, ('log_every_s',))
+                save_run_config(tmp_path, changed, ('log_every_s',))
 
 
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(

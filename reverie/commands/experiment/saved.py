@@ -7,17 +7,20 @@ from typing import Any
 import jax
 
 from reverie.agents import registry
-from reverie.commands.experiment.base import Experiment
+from reverie.commands.experiment.base import SAFE, Experiment
 from reverie.commands.experiment.played import played
 from reverie.commands.experiment.recorded import MAX_LOST, Recorded
 from reverie.training import checkpoint, legacy
 from reverie.training.legacy import read_config
+from reverie.training.run_folder import check_unedited
 from reverie.types import Params, UserError
 
 
 def describe(folder: pathlib.Path) -> Experiment:
-    """The experiment of a run folder; weights are not read. Raises UserError if it is no run."""
+    """The experiment of a run folder; weights are not read. Raises UserError if it is no run, or its
+    config.json was edited."""
     saved = read_config(folder)
+    check_unedited(folder, SAFE)
     try:
         config = restore(registry.get(saved['preset']), saved['config'])
         seeds = (saved['seed'], saved['seeds'])
