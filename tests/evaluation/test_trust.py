@@ -387,7 +387,9 @@ def imagination(kl, ret, prior=None, seeds=False):
         )
         row = {name: float(np.mean(x)) for name, x in names.items()}
         row |= {f'{name}/seeds': list(x) for name, x in names.items()} if seeds else {}
-        rows[50 * (i + 1)] = {'phase': 'imagine', 'step': 50 * (i + 1), 'loss/policy': 1.0, **row}
+        step = 50 * (i + 1)
+        at = {'phase': 'imagine', 'step': step, 'gradient_steps': step, 'env_frames': 0}
+        rows[step] = at | {'seconds': 1.0 * step, 'loss/policy': 1.0, **row}
     return rows
 
 

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 
 import pytest
-from test_runner import Crash, Failing, Stream, same, train
-from toy_agent import Toy, toy
+from test_runner import same, train
+from toy_agent import Crash, FailingStream, Stream, Toy, toy
 
 from reverie.training import legacy
 from reverie.types import UserError
@@ -33,7 +33,7 @@ def older():
 
 def stopped(folder, calls):
     """A run of the older toy that fails at a call for batches, if it is not finished before."""
-    source = Failing()
+    source = FailingStream()
     source.calls = calls
     config = dict(config=dict(bc_phase=dict(steps=10)))
     with contextlib.suppress(Crash):

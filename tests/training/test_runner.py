@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from toy_agent import Stream, Table, main, model_loss, poisoned, toy
+from toy_agent import Crash, FailingStream, Stream, Table, main, model_loss, poisoned, toy
 
 from reverie.errors import ExportError
 from reverie.training import checkpoint, metrics
@@ -45,26 +45,10 @@ def whole(tmp_path_factory):
     return folder, train(folder, source=source, seeds=2, checkpoint_every_s=0.0), source
 
 
-class Crash(RuntimeError):
-    pass
-
-
-class Failing(Stream):
-    """Fails when asked for batches for the `calls`-th time."""
-
-    calls = 0
-
-    def load(self, *args):
-        self.calls -= 1
-        if self.calls == 0:
-            raise Crash
-        return super().load(*args)
-
-
 @pytest.mark.parametrize('calls', [1, 4, 6, 8])
 def test_an_interrupted_run_continues_bit_for_bit(whole, tmp_path, calls):
     """5 calls of each phase: before the first save, inside each phase, and between them."""
-    source = Failing()
+    source = FailingStream()
     source.calls = calls
     with pytest.raises(Crash):
         train(tmp_path, source=source, seeds=2, checkpoint_every_s=0.0)
@@ -92,7 +76,7 @@ def test_every_record_carries_its_coordinates_and_every_seed(whole):
 
 
 def test_a_finished_run_returns_its_parameters_without_training(whole):
-    source = Failing()
+    source = FailingStream()
     source.calls = 1
     before = (whole[0] / 'metrics.jsonl').read_text()
     assert same(train(whole[0], source=source, seeds=2), whole[1])
@@ -231,7 +215,7 @@ def test_each_key_of_a_config_is_compared(tmp_path):
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
     whole, tmp_path, capfd
 ):
-    source = Failing()
+    source = FailingStream()
     source.calls = 4
     with pytest.raises(Crash):
         train(tmp_path, source=source, seeds=2, checkpoint_every_s=0.0)

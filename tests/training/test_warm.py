@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from toy_agent import Stream, Table, head_loss, toy
+from toy_agent import Crash, FailingTable, Stream, Table, head_loss, toy
 
 from reverie.training import checkpoint, metrics, warm
 from reverie.training.run import run
@@ -172,20 +172,6 @@ def test_groups_are_taken_alone_and_every_phase_is_trained(source, tmp_path, cap
     assert same(early['head'], halved)  # the phase `head` begins from half
 
 
-class Crash(RuntimeError):
-    pass
-
-
-class Failing(Table):
-    calls = 0
-
-    def load(self, *args):
-        self.calls -= 1
-        if self.calls == 0:
-            raise Crash
-        return super().load(*args)
-
-
 @pytest.mark.parametrize('calls', [1, 2, 4])
 def test_an_interrupted_warm_start_continues_bit_for_bit(source, tmp_path, calls):
     """Before the first save, when the other run is read again; later it is not, it may be gone."""
@@ -193,7 +179,7 @@ def test_an_interrupted_warm_start_continues_bit_for_bit(source, tmp_path, calls
     shutil.copytree(source[0], folder)
     init = Init(folder, ('model',), extend=True)
     straight = train(tmp_path / 'straight', three((20, 10, 5)), init=init)
-    failing = Failing()
+    failing = FailingTable()
     failing.calls = calls
     with pytest.raises(Crash):
         train(tmp_path / 'a', three((20, 10, 5)), failing, init=init, checkpoint_every_s=0.0)
@@ -337,7 +323,7 @@ def test_weights_that_were_trained_on_are_refused_where_the_phase_end_was_not_ke
 
 
 def test_a_run_left_in_the_middle_gives_the_phases_it_finished(source, tmp_path):
-    failing = Failing()
+    failing = FailingTable()
     failing.calls = 4
     with pytest.raises(Crash):
         train(tmp_path / 'a', source=failing, checkpoint_every_s=0.0)

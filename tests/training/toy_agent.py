@@ -75,6 +75,30 @@ def head_loss(params, batch, key, step):
     return dict(head=(pred - batch.step.reward) ** 2), {}
 
 
+class Crash(RuntimeError):
+    pass
+
+
+class Fails:
+    """Part of a source that fails when asked for batches for the `calls`-th time."""
+
+    calls = 0
+
+    def load(self, *args):
+        self.calls -= 1
+        if self.calls == 0:
+            raise Crash
+        return super().load(*args)
+
+
+class FailingTable(Fails, Table):
+    pass
+
+
+class FailingStream(Fails, Stream):
+    pass
+
+
 @dataclasses.dataclass(frozen=True)
 class Toy:
     phases: tuple[Phase, ...]
