@@ -81,7 +81,8 @@ def differences(
     """Lines about the keys in which two configs differ, but for those in `safe`; `name` says what
     the other is.
     """
-    first, second, missing = flatten(saved), flatten(other), '(absent)'
+    first, second = flatten(saved), flatten(other)
+    missing = '(absent)'
     return [
         f'{key}: saved {first.get(key, missing)!r}, {name} {second.get(key, missing)!r}'
         for key in sorted(set(first) | set(second))

@@ -141,7 +141,8 @@ def measure(
     session.compile()
     compile_s = time.perf_counter() - started
     ms = intervals(session, frames)
-    params, dynamics, tokenizer = session.params, agent.cfg.dynamics, agent.cfg.tokenizer
+    params = session.params
+    dynamics, tokenizer = agent.cfg.dynamics, agent.cfg.tokenizer
     memory = jax.devices()[0].memory_stats() or {}
     counts = {group: count(params[group]) for group in ('dynamics', 'encoder', 'decoder')}
     return {
