@@ -64,7 +64,7 @@ UNSAFE = {'pickle', 'dill', 'joblib', 'shelve', 'marshal', 'torch', 'cloudpickle
 
 
 def executes(tree: ast.AST) -> list[str]:
-    """What in a module could run code that a file holds: pickles by any name, `eval` and `exec`."""
+    """Names in a module that could run code from a file: pickles by any name, `eval`, `exec`."""
     found = []
     for node in ast.walk(tree):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

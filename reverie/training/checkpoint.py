@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -79,9 +80,12 @@ def key_name(entry: Any) -> str | int:
 
 @contextlib.contextmanager
 def _plain(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Lead to `path` by a name without special characters: Orbax takes [ ] * ? for patterns, and
-    merges nothing into a checkpoint whose path it does not find.
+    """A name of `path` without special characters, by a link where it has some: Orbax takes
+    [ ] * ? for patterns, finds none of the parts it wrote, and leaves a checkpoint without arrays.
     """
+    if re.fullmatch(r'[\w./+=-]+', str(path.absolute()), re.ASCII):
+        yield path.absolute()
+        return
     with tempfile.TemporaryDirectory(prefix='reverie-') as folder:
         link = pathlib.Path(folder) / 'checkpoint'
         link.symlink_to(path.absolute().parent)

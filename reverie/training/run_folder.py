@@ -95,19 +95,18 @@ def check_unedited(folder: pathlib.Path, safe: Sequence[str]) -> None:
     """Raise UserError naming the keys of config.json that are not as the newest checkpoint has
     them, which is under a checksum; keys in `safe` may differ.
     """
-    newest = checkpoint.steps(folder / 'checkpoints')[-1:]
-    for step in newest:
-        try:
-            meta = json.loads((step / 'meta.json').read_text())
-            trained = modernise(meta['config'])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # a damaged checkpoint is told from its checksums where its arrays are read
-        differing = differences(trained, read_config(folder), safe, 'config.json')
-        if differing:
-            raise UserError(
-                f'{folder / "config.json"} is not what the run was trained with; '
-                f'{"; ".join(differing)}; put the saved values back'
-            )
+    steps = checkpoint.steps(folder / 'checkpoints')
+    if not steps:
+        return
+    try:
+        trained = modernise(json.loads((steps[-1] / 'meta.json').read_text())['config'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # a damaged checkpoint is told from its checksums where its arrays are read
+    if differing := differences(trained, read_config(folder), safe, 'config.json'):
+        raise UserError(
+            f'{folder / "config.json"} is not what the run was trained with; '
+            f'{"; ".join(differing)}; put the saved values back'
+        )
 
 
 @contextlib.contextmanager

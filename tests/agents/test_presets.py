@@ -1,4 +1,4 @@
-"""What presets are made of: they survive JSON, and the objects that only some of them use are wired
+"""Objects that presets are made of: they survive JSON, and the objects that only some of them use are wired
 in.
 """
 

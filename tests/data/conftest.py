@@ -20,7 +20,7 @@ BITS = 2 ** np.arange(12)
 
 
 def reward_of(action, count):
-    """What an action earns when it brings the sum to `count`; rarely positive."""
+    """Reward of an action that brings the sum to `count`; rarely positive."""
     return np.where(
         (action == 3) & (count % 5 == 0), 1.0, np.where(action == 0, -0.25, 0.0)
     ).astype(np.float32)

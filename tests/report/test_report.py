@@ -335,7 +335,7 @@ def changed(value, rng):
 
 @pytest.mark.parametrize('name', ['scores.json', 'config.json', 'samples.npz'])
 def test_files_of_other_contents_make_a_page_all_the_same(tmp_path, name):
-    """What cannot be shown says so in its place; never a traceback."""
+    """A part that cannot be shown says so in its place; never a traceback."""
     rng = np.random.default_rng(0)
     folder = write_run(tmp_path / 'run')
     before = (folder / name).read_bytes()

@@ -46,7 +46,7 @@ def played(run_folder, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def address(played, tmp_path_factory):
-    """Of a server that was started by the command line; ended by Ctrl-C."""
+    """Address of a server that the command line started; ended by Ctrl-C."""
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
     command = [
         sys.executable,

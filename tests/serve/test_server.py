@@ -287,7 +287,7 @@ def test_every_answer_forbids_scripts_and_frames_of_others(running):
 
 
 def closing_code(running, message) -> int | None:
-    """What the server closes a socket with after this message; None if it stays open."""
+    """Return the code the server closes a socket with after this message; None if it stays open."""
     with connect(
         f'ws://127.0.0.1:{running.port}/play?token={TOKEN}', max_size=None, close_timeout=0.1
     ) as ws:

@@ -1,4 +1,4 @@
-"""What a run survives, and what it leaves behind: numbers that are not finite, full disks, short
+"""Faults that a run survives, and the files it leaves of them: numbers that are not finite, full disks, short
 memory, signals.
 """
 

@@ -180,7 +180,7 @@ class DreamerConfig:
     continuous: PolicyConfig
     """Policy for continuous actions."""
     explore: Sampling | ActionNoise
-    """What play adds to the policy."""
+    """Exploration while playing: samples of the policy, or noise added to its actions."""
     returns: InclusiveReturn | ExclusiveReturn
     critic: Critic
     optimiser: LaProp | Adams
