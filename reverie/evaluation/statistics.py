@@ -266,6 +266,19 @@ def recompute(record: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def keep_scores(record: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """A results record with the read-outs that stood beside those of the agent before it was scored
+    again, e.g. a baseline's; none of another environment, seeds or dataset.
+    """
+    same = all(record.get(key) == old.get(key) for key in ('env', 'seeds', 'dataset'))
+    rest = {name: x for name, x in old['score'].items() if name not in record['score']}
+    kept = {name: x for name, x in rest.items() if name in PAIRED and same}
+    if not kept:
+        return dict(record)
+    by = {name: old.get('added_by', {}).get(name, old['command']) for name in kept}
+    return recompute({**record, 'score': {**record['score'], **kept}, 'added_by': by})
+
+
 def add_scores(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """A results record with the read-outs of another one beside its own, differences derived again.
 

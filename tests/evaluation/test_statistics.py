@@ -14,6 +14,7 @@ from reverie.evaluation.statistics import (
     figure_interval,
     interval,
     iqm,
+    keep_scores,
     normalised,
     recompute,
     stratified_interval,
@@ -22,6 +23,30 @@ from reverie.evaluation.statistics import (
 from reverie.types import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize('key', [None, 'env', 'seeds', 'dataset'])
+def test_scoring_again_keeps_a_row_that_another_run_has_added(key):
+    def scored(*names):
+        each = {name: {'per_seed': [[1.0, 2.0], [3.0, 5.0]]} for name in ('random', *names)}
+        return dict(
+            env='e',
+            seeds=[0, 1],
+            dataset={},
+            command=names[-1],
+            score=recompute(dict(score=each))['score'],
+        )
+
+    before = {**scored('imagination', 'bc'), 'added_by': {'bc': 'reverie train bc'}}
+    again = keep_scores(scored('imagination'), before | ({key: 'other'} if key else {}))
+    assert (
+        ('bc' in again['score'])
+        == ('imagination - bc' in again.get('differences', {}))
+        == (not key)
+    )
+    if not key:
+        assert again['added_by'] == {'bc': 'reverie train bc'}
+        assert keep_scores(scored('imagination', 'bc'), before).get('added_by') is None
 
 
 def runs(n, episodes=8, seed=0):

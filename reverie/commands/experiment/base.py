@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from reverie.agents import registry
 from reverie.data.source import Source
 from reverie.evaluation import results, returns, statistics, tables, trust
+from reverie.io import warn
 from reverie.report import write
 from reverie.training import metrics, warm
 from reverie.training.legacy import read_config
@@ -215,6 +217,8 @@ class Experiment(abc.ABC):
             **warm.summary(saved),
             **extra,
         )
+        if folder / 'scores.json' in paths:
+            record = self._beside(record, folder / 'scores.json')
         for row in tables.difference_rows(record):
             for mode, figure in (('sampled', row.sampled), ('greedy', row.greedy)):
                 if figure:
@@ -222,6 +226,16 @@ class Experiment(abc.ABC):
         for path in paths:
             results.save(path, record)
         return record
+
+    def _beside(self, record: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+        """The record with what others have added to the run's scores before; see `keep_scores`."""
+        try:
+            return statistics.keep_scores(record, json.loads(path.read_text(encoding='utf-8')))
+        except FileNotFoundError:
+            return record
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            warn(f'{path} cannot be read ({type(error).__name__}); rows added to it are gone')
+            return record
 
     def _scores(
         self, params: Params, key: PRNGKeyArray, episodes: int, max_steps: int, say: Say
