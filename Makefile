@@ -1,7 +1,8 @@
 # make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: lint, types, tests.
 # make test-extras: external packages, and what another Python or JAX could break, on Python 3.12 with the newest JAX
 #   in .venv-extras; whatever cannot be installed is said and skipped.
-# make probes: every agent that plays learns a world whose best policy is known.
+# make probes: every agent that plays learns a world whose best policy is known; the code of README.md and
+#   docs/EXTENDING.md runs as it stands.
 # make page: the page of reverie play, in headless Chromium, on the run that make demo left.
 # make docs: the plots and tables of the documentation, from results/*.json.
 # make results [BUDGET=9m] [ONLY='dreamer_v3_small/*'] [DEVICE=cpu]: run the experiments that are not recorded yet.
@@ -30,7 +31,7 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python $(PYTEST) -m 'not probe'
+	$(BIN)/python $(PYTEST) -m 'not (probe or docs or page)'
 
 test-extras:
 	@test -n "$(PYTHON312)" || echo 'test-extras: skipped, no Python 3.12 found; set PYTHON312=/path/to/python3.12' >&2
@@ -38,7 +39,7 @@ test-extras:
 	@test -z "$(PYTHON312)" || WANDB_MODE=offline .venv-extras/bin/python $(PYTEST) -rs -m 'external or compat'
 
 probes: .venv/ready-dev
-	$(BIN)/python -m pytest -n 2 --durations=15 -m probe
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 -m 'probe or docs'
 
 page: .venv/ready-dev
 	@test -e $(RUN)/config.json || { echo 'error: no run in $(RUN); make it with: make demo' >&2; exit 2; }

@@ -12,9 +12,8 @@ from reverie.agents import registry
 from reverie.commands.arguments import slug
 from reverie.commands.experiment import Experiment, Recorded, played
 from reverie.commands.experiment import load as load_run
-from reverie.envs import device, host
+from reverie.envs import registry as environments
 from reverie.envs.host import HostVector
-from reverie.envs.suites import FAMILIES
 from reverie.training.warm import Init
 from reverie.types import Agent, Env, EnvSpec, Params
 
@@ -60,15 +59,13 @@ def make(preset: str | registry.Config, spec: EnvSpec, size: str | None = None) 
     return registry.make(config, spec)
 
 
-def make_env(name: str, copies: int = 1, **options: Any) -> Env | HostVector:
+def make_env(name: str, copies: int | None = None, **options: Any) -> Env | HostVector:
     """A pure-JAX environment (minatar, control, memory, gymnax), or `copies` of one on the host in
     processes of their own (atari, dmc, crafter, gym).
 
     name: e.g. 'minatar/breakout'. options: e.g. sticky=0.0. Raises UserError for either unknown.
     """
-    if name.partition('/')[0] in FAMILIES:
-        return host.make(name, copies, **options)
-    return device.make(name, **options)
+    return environments.make(name, copies, **options)
 
 
 def train(

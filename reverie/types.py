@@ -68,6 +68,8 @@ class EnvSpec:
     actions: ActionSpace
     max_return: float | None = None
     channels: tuple[str, ...] = ()
+    # Lines that say how observations are made of what the environment gives.
+    seen: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
 
 class Step(NamedTuple):

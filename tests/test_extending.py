@@ -12,7 +12,7 @@ import pytest
 from reverie.commands.play.setup import resolve_play
 from tests.test_cli import ENV
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.docs, pytest.mark.xdist_group('extending')]
 
 PAGE = pathlib.Path(__file__).parent.parent / 'docs' / 'EXTENDING.md'
 # As on the page, but that the agents are tiny, play little and are scored briefly.

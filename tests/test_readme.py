@@ -13,6 +13,7 @@ import reverie
 README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 
 
+@pytest.mark.docs
 def test_the_quick_start_trains_scores_dreams_and_plays(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r'```python\n(.*?)```', README, flags=re.S)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from reverie import imports
-from reverie.envs import control, memory
+from reverie.envs import control, memory, registry
 from reverie.envs.minatar import env as minatar
 from reverie.types import Env, EnvSpec, Step, UserError
 
@@ -139,9 +139,6 @@ def make(name: str, **options: Any) -> Env:
         remembered, limit = memory.build(family, game, **options)
         return remembered if limit is None else TimeLimit(remembered, limit)
     if family != 'minatar' or game not in minatar.GAMES:
-        raise UserError(
-            f'environment {name!r} is unknown; expected one of {", ".join(names())}, gymnax/<Id> '
-            'or <module>:<name>'
-        )
+        raise registry.unknown(name)
     env, time_limit = minatar.build(game, **options)
     return env if time_limit is None else TimeLimit(env, time_limit)

@@ -12,15 +12,19 @@ import logging
 import mmap
 import multiprocessing.connection
 import os
+import re
 import struct
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
+import jax
 import numpy as np
 
-from reverie.envs import worker
+from reverie.envs import registry, worker
+from reverie.envs.observations import Wishes, hint
 from reverie.envs.options import typed
 from reverie.envs.process import (
     START_S,
@@ -30,10 +34,13 @@ from reverie.envs.process import (
     memory_file,
     stop_all,
 )
+from reverie.envs.suites import OPTIONS
+from reverie.io import warn
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 log = logging.getLogger(__name__)
 Factory = Callable[[], Any]  # makes a gymnasium.Env
+LOOKS = 64  # observations looked at before a hint is given
 
 
 class HostVector:
@@ -55,22 +62,30 @@ class HostVector:
         size: (height, width) of images, resized by area; None keeps theirs.
         time_limit: environment steps (before action repeat) after which an episode is truncated;
             the suite's if None.
-        obs: 'image' (rendered if need be), 'state' (one float32 vector), or None for the
-            environment's own.
+        obs: 'image' (rendered if need be), 'state' (one float32 vector), 'codes:<n>' (the numbers 0
+            to n - 1 in a grid as one-hots), or None for the table of `observations`.
+        keys: parts of an observation of several that are kept, with commas between them.
+        arguments: of the environment's own class, with a name of a suite.
         seed: seed of the first episodes; copies and replacements draw differently.
 
-    `spec`, `action_repeat` and `obs_dtype` describe the environment; `restarts` counts replaced
-    workers, `fault` is the cause of the last replacement. Close it, or use it in a `with`
-    statement. Raises UserError if the environment cannot be built.
+    `spec` and `action_repeat` describe the environment; `restarts` counts replaced workers, `fault`
+    is the cause of the last replacement. Close it, or use it in a `with` statement. Raises
+    UserError if the environment cannot be built, or is not what it declares.
     """
 
     def __init__(self, env: str | Factory | Sequence[Factory], n: int | None = None, *,
                  action_repeat: int | None = None, size: tuple[int, ...] | int | None = (64, 64),
-                 time_limit: int | None = None, obs: str | None = None, seed: int = 0,
+                 time_limit: int | None = None, obs: str | None = None, keys: str | None = None,
+                 arguments: Mapping[str, Any] = MappingProxyType({}), seed: int = 0,
                  timeout_s: float | int = 60.0, max_restarts: int = 5):  # fmt: skip
         size = (size, size) if isinstance(size, int) else size
         counts = dict(n=n, action_repeat=action_repeat, time_limit=time_limit)
-        _check(obs, size, timeout_s, max_restarts, **counts)
+        _check(size, timeout_s, max_restarts, **counts)
+        wishes = _wishes(obs, keys, size)
+        if isinstance(env, str):
+            registry.check(env)
+        elif arguments:
+            raise UserError(f'{dict(arguments)} given with a function that makes environments')
         factories = _factories(env, n)
         name = env if isinstance(env, str) else None
         self.n = len(factories)
@@ -78,9 +93,10 @@ class HostVector:
         self.max_restarts, self.timeout_s = max_restarts, timeout_s
         self.restarts, self.fault = 0, ''
         self._setups = [
-            worker.Setup(name, f, obs, size, action_repeat, time_limit, 0) for f in factories
+            worker.Setup(name, f, wishes, dict(arguments), action_repeat, time_limit, 0)
+            for f in factories
         ]
-        self._seed = seed
+        self._seed, self._looks, self._highest = seed, LOOKS, 0
         self._strikes, self._births = [0] * self.n, [0] * self.n
         self._memory = memory_file()
         self._processes: list[Process] = []
@@ -112,12 +128,14 @@ class HostVector:
             process.send(self._attach(i))
         kind, width = self._layout['kind'], self._layout['actions']
         actions = ActionSpace(kind, width, tuple(self._layout['meanings']))
-        self.spec = EnvSpec(self.name, tuple(self._layout['shape']), actions)
+        self._parts = worker.parts(self._layout)
+        shapes = {part.name: tuple(part.shape) for part in self._parts}
+        seen = tuple(part.said for part in self._parts)
+        self.spec = EnvSpec(self.name, shapes.get('', shapes), actions, seen=seen)
         self.action_repeat = int(self._layout['repeat'])
-        self.obs_dtype = np.dtype(self._layout['dtype'])
         self._done, self._broken = np.ones(self.n, bool), np.zeros(self.n, bool)
         self._asked, self._waiting = False, set[int]()
-        self._obs = np.zeros((self.n, *self.spec.obs_shape), self.obs_dtype)
+        self._obs = jax.tree.map(np.zeros_like, self._arrived())
         self._action = np.zeros((self.n, width), np.float32)
 
     def reset(self, seed: int | None = None) -> Step:
@@ -173,13 +191,15 @@ class HostVector:
         records = self._records
         first, broken = self._done, self._broken
         last, terminal = records['last'] | broken, records['terminal'] & ~broken
-        obs = records['obs'].copy()
-        obs[broken] = self._obs[broken]  # a failed worker may have written half of its own
+        obs = self._arrived()
+        for x, before in zip(jax.tree.leaves(obs), jax.tree.leaves(self._obs), strict=True):
+            x[broken] = before[broken]  # a failed worker may have written half of its own
         self._obs, self._done = obs, last
+        self._look(obs)
         for i in np.flatnonzero(last & ~broken):
             self._strikes[i] = 0
         fields: dict[str, Any] = dict(
-            obs=obs.copy(),
+            obs=jax.tree.map(np.copy, obs),
             prev_action=np.where(first[:, None], np.float32(0), self._action),
             reward=np.where(first | broken, np.float32(0), records['reward']),
             is_first=first,
@@ -187,6 +207,23 @@ class HostVector:
             is_terminal=terminal,
         )
         return Step(**fields)
+
+    def _arrived(self) -> Any:
+        """Copies of the observations in shared memory: an array [n, ...], or a mapping of them."""
+        obs = self._records['obs']
+        names = [part.name for part in self._parts]
+        return obs.copy() if names == [''] else {name: obs[name].copy() for name in names}
+
+    def _look(self, obs: Any) -> None:
+        """Say once, of the first observations, where a grid seems to hold codes."""
+        if self._looks == 0:
+            return
+        self._looks -= 1
+        for part in self._parts:
+            x = obs[part.name] if part.name else obs
+            self._highest = max(self._highest, int(x.max())) if part.kind == 'grid' else 0
+            if self._looks == 0 and (line := hint(part.kind, part.dtype, self._highest)):
+                warn(f'{self.name}: {line}')
 
     def _gather(self) -> None:
         """Wait until every copy has answered or has been replaced; may be interrupted and called
@@ -206,6 +243,9 @@ class HostVector:
                     elif process.due <= now:
                         limit = self.timeout_s if process.ready else START_S
                         raise WorkerError(f'no answer within {limit:g} s')
+                except WorkerRefusedError as refusal:
+                    self.close()
+                    raise UserError(str(refusal)) from None
                 except WorkerError as failure:
                     self._replace(i, str(failure))
 
@@ -286,32 +326,40 @@ def drawn(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
 
 
-OPTIONS = dict(
-    action_repeat=int | None,
-    size=tuple[int, int] | None,
-    time_limit=int | None,
-    obs=Literal['image', 'state'] | None,
-)
-
-
 def make(name: str, n: int = 1, *, seed: int = 0, **options: Any) -> HostVector:
-    """Make copies of the environment called `name`, with options as people write them.
+    """Make copies of the environment called `name`, with options as people write them: those of
+    `suites.OPTIONS`, others are arguments of the environment's own class; make.<argument> is one
+    even if it is called like an option.
 
     Raises UserError for an unknown option, or a value that is not of its type.
     """
-    size = options.get('size')
+    given = {key: value for key, value in options.items() if key in OPTIONS}
+    arguments = {k.removeprefix('make.'): x for k, x in options.items() if k not in OPTIONS}
+    size = given.get('size')
     if size is not None and not isinstance(size, list | tuple) and ',' not in str(size):
-        options['size'] = (size, size)
-    return HostVector(name, n, seed=seed, **typed(name, options, OPTIONS))
+        given['size'] = (size, size)
+    return HostVector(name, n, seed=seed, arguments=arguments, **typed(name, given, OPTIONS))
 
 
-def _check(obs: str | None, size: tuple[int, ...] | None, timeout_s: float | int, max_restarts: int,
-           **counts: int | None) -> None:  # fmt: skip
+def _wishes(obs: str | None, keys: str | None, size: tuple[int, ...] | None) -> Wishes:
+    """Choices about observations. Raises UserError for an `obs` that is none."""
+    kept = tuple(filter(None, (keys or '').split(',')))
+    codes = re.fullmatch(r'codes:(\d{1,3})', obs or '')
+    if codes and int(codes[1]) > 1:
+        return Wishes(None, kept, int(codes[1]), size)
+    if obs not in (None, 'image', 'state'):
+        raise UserError(
+            f"obs={obs!r} given for host environments; expected 'image', 'state' or codes:<n>"
+        )
+    return Wishes('image' if obs == 'image' else 'state' if obs else None, kept, None, size)
+
+
+def _check(
+    size: tuple[int, ...] | None, timeout_s: float | int, max_restarts: int, **counts: int | None
+) -> None:
     for what, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f'{what}={value} given for host environments; expected at least 1')
-    if obs not in (None, 'image', 'state'):
-        raise UserError(f"obs={obs!r} given for host environments; expected 'image' or 'state'")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise UserError(f'size={size} given for host environments; expected (height, width)')
     if timeout_s <= 0:

@@ -33,7 +33,8 @@ class Process:
     def __init__(self, setup: bytes, memory: int):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self.pipe, theirs = multiprocessing.connection.Pipe()
-        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        # The reader's own modules may stand in the current folder, which a console script leaves out.
+        path = os.pathsep.join(dict.fromkeys([*(p or os.getcwd() for p in sys.path), os.getcwd()]))
         env = os.environ | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'}
         env |= {name: os.environ.get(name, '1') for name in ONE_THREAD}
         arguments = map(str, (theirs.fileno(), memory, os.getpid()))

@@ -9,20 +9,31 @@
 """
 
 import difflib
+import importlib
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-FAMILIES = ('atari', 'dmc', 'crafter', 'gym')
+from reverie.envs import registry, spaces
+from reverie.envs.observations import EnvRefusedError, Wishes
+from reverie.envs.options import typed
+from reverie.errors import UserError
+
+# Options of every environment on the host. obs also takes codes:<n>, keys parts with commas.
+OPTIONS = dict(
+    action_repeat=int | None,
+    size=tuple[int, int] | None,
+    time_limit=int | None,
+    obs=str | None,
+    keys=str | None,
+)
+
 IMAGE_SIZE = (64, 64)
-SMALLEST_IMAGE = 32  # a Box [h, w, c] below it is a grid of symbols, never resized
-LONGEST_STATE = 1 << 16  # numbers in a vector
-
-
-class EnvRefusedError(ValueError):
-    """Mistake of the user's, found in a worker process; the parent raises it as UserError."""
+CUSTOMARY = Wishes(size=IMAGE_SIZE)
 
 
 class Built(NamedTuple):
@@ -35,28 +46,17 @@ class Built(NamedTuple):
     meanings: tuple[str, ...] = ()
 
 
-class ObsView(NamedTuple):
-    """Conversion of an observation into one array."""
+def build(
+    name: str, wishes: Wishes = CUSTOMARY, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> Built:
+    """Build the environment called `name`; `wishes` matter to suites that render themselves,
+    `arguments` are those of the environment's own class.
 
-    shape: tuple[int, ...]
-    dtype: type
-    see: Callable[[Any], np.ndarray]
-
-
-def build(name: str, obs: str | None = None, size: tuple[int, ...] | None = IMAGE_SIZE) -> Built:
-    """Build the environment called `name`; `obs` and `size` matter to suites that render
-    themselves.
-
-    Raises EnvRefusedError for an unknown name, and for a missing package with the command that
-    installs it.
+    Raises EnvRefusedError for an unknown name or argument, and for a missing package with the
+    command that installs it.
     """
     family, _, task = name.partition('/')
-    builders = dict(zip(FAMILIES, (_atari, _dmc, _crafter, _gym), strict=True))
-    if family not in builders or not task:
-        raise EnvRefusedError(
-            f'environment {name!r} is unknown; expected atari/<game>, dmc/<domain>_<task>, crafter/reward or gym/<Id>'
-        )
-    return builders[family](name, task, obs, size)
+    return BUILDERS[family](name, task, wishes, arguments)
 
 
 def _need(name: str, package: str, extra: str) -> Any:
@@ -80,7 +80,7 @@ def _choose(name: str, task: str, known: list[str]) -> str:
     return task
 
 
-def _atari(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
+def _atari(name: str, task: str, wishes: Wishes, arguments: Mapping[str, Any]) -> Built:
     """Atari as in Machado et al. 2018: sticky actions 0.25, all 18 actions, no life signals, 30
     minutes of play.
     """
@@ -88,15 +88,17 @@ def _atari(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) 
     _need(name, 'ale_py', 'atari')
     from ale_py import env, roms
 
-    if obs == 'state':
+    if wishes.obs == 'state':
         raise EnvRefusedError(f"{name} was asked for obs='state'; expected 'image'")
     game = _choose(name, task, list(roms.get_all_rom_ids()))
-    play = env.AtariEnv(game, frameskip=1, repeat_action_probability=0.25, full_action_space=True)
+    kinds = dict(repeat_action_probability=float, full_action_space=bool, mode=int, difficulty=int)
+    settings = dict(repeat_action_probability=0.25, full_action_space=True)
+    play = env.AtariEnv(game, frameskip=1, **settings | _typed(name, arguments, kinds))
     meanings = tuple(meaning.lower() for meaning in play.get_action_meanings())
     return Built(play, action_repeat=4, time_limit=108_000, pool=True, meanings=meanings)
 
 
-def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
+def _crafter(name: str, task: str, wishes: Wishes, arguments: Mapping[str, Any]) -> Built:
     _need(name, 'gymnasium', 'crafter')
     _need(name, 'crafter', 'crafter')
     import crafter
@@ -104,7 +106,8 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
     from crafter.objects import Object
 
     _choose(name, task, ['reward', 'noreward'])
-    if obs == 'state':
+    _typed(name, arguments, {})
+    if wishes.obs == 'state':
         raise EnvRefusedError(f"{name} was asked for obs='state'; expected 'image'")
 
     # Crafter draws creatures from sets, whose order is that of memory addresses: one seed, many
@@ -113,7 +116,7 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
         return thing.__dict__.setdefault('order_of_birth', len(thing.world._objects))
 
     Object.__hash__ = place
-    frame = size or IMAGE_SIZE
+    frame = wishes.size or IMAGE_SIZE
 
     class Crafter(gymnasium.Env):
         game: Any = None
@@ -136,9 +139,9 @@ def _crafter(name: str, task: str, obs: str | None, size: tuple[int, ...] | None
     return Built(env, meanings=meanings)
 
 
-def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
+def _dmc(name: str, task: str, wishes: Wishes, arguments: Mapping[str, Any]) -> Built:
     _need(name, 'gymnasium', 'dmc')
-    if obs == 'image' and 'DISPLAY' not in os.environ:
+    if wishes.obs == 'image' and 'DISPLAY' not in os.environ:
         # dm_control would choose GLFW, which needs a display
         os.environ.setdefault('MUJOCO_GL', 'egl')
     _need(name, 'dm_control', 'dmc')
@@ -148,7 +151,8 @@ def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
     known = {f'{domain}_{what}': (domain, what) for domain, what in suite.ALL_TASKS}
     task = task.replace('cup_', 'ball_in_cup_') if task.startswith('cup_') else task
     pair = known[_choose(name, task, list(known))]
-    inner, frame = suite.load(*pair), size or IMAGE_SIZE
+    _typed(name, arguments, {})
+    inner, frame = suite.load(*pair), wishes.size or IMAGE_SIZE
     camera = 2 if pair[0] == 'quadruped' else 0  # the one that follows the body, as in Dreamer
 
     class DMControl(gymnasium.Env):
@@ -166,7 +170,7 @@ def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
             return self.observe(arrived), arrived.reward or 0.0, terminal, truncated, {}
 
         def observe(self, arrived: Any) -> np.ndarray:
-            if obs == 'image':
+            if wishes.obs == 'image':
                 image: np.ndarray = inner.physics.render(*frame, camera_id=camera)
                 return image
             parts = [np.ravel(arrived.observation[key]) for key in sorted(arrived.observation)]
@@ -176,7 +180,7 @@ def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
             inner.close()
 
     env, bounds = DMControl(), inner.action_spec()
-    if obs == 'image':
+    if wishes.obs == 'image':
         env.observation_space = gymnasium.spaces.Box(0, 255, (*frame, 3), np.uint8)
     else:
         width = sum(int(np.prod(part.shape)) for part in inner.observation_spec().values())
@@ -186,16 +190,72 @@ def _dmc(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) ->
     return Built(env, action_repeat=2)
 
 
-def _gym(name: str, task: str, obs: str | None, size: tuple[int, ...] | None) -> Built:
+def _gym(name: str, task: str, wishes: Wishes, arguments: Mapping[str, Any]) -> Built:
     gymnasium = _need(name, 'gymnasium', 'gymnasium')
+    from gymnasium.envs import registration
+
+    module, colon, registered = task.partition(':')
     try:
-        env = gymnasium.make(task, disable_env_checker=True)
-        if obs == 'image' and viewer(env.observation_space, obs, size, name) is None:
+        if colon:
+            importlib.import_module(module)
+        known = gymnasium.spec(registered if colon else task)
+        creator = known.entry_point
+        if isinstance(creator, str):
+            creator = registration.load_env_creator(creator)
+        arguments = _arguments(name, arguments, creator, known.kwargs)
+        env = gymnasium.make(task, disable_env_checker=True, **arguments)
+        if (
+            wishes.obs == 'image'
+            and spaces.view(env.observation_space, Wishes('image'), name) is None
+        ):
             env.close()
-            env = gymnasium.make(task, disable_env_checker=True, render_mode='rgb_array')
+            arguments = {'render_mode': 'rgb_array', **arguments}
+            env = gymnasium.make(task, disable_env_checker=True, **arguments)
     except (gymnasium.error.Error, ImportError) as error:
-        raise EnvRefusedError(f'{name} cannot be made: {error}') from error
+        said = ' '.join(str(error).split())
+        raise EnvRefusedError(f'{name} cannot be made: {said}{_instead(task)}') from error
     return Built(env)
+
+
+def _arguments(
+    name: str, given: Mapping[str, Any], creator: Callable[..., Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of an environment's own class, each of the type of its default value."""
+    parameters = inspect.signature(creator).parameters
+    declared: dict[str, Any] = {}
+    for parameter in parameters.values():
+        default = defaults.get(parameter.name, parameter.default)
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            simple = isinstance(default, bool | int | float | str)
+            declared[parameter.name] = type(default) if simple else Any
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        declared = dict.fromkeys(given, Any) | declared
+    return _typed(name, given, declared)
+
+
+def _typed(name: str, given: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the declared types. Raises EnvRefusedError naming one that is not."""
+    try:
+        return typed(name, given, {**dict.fromkeys(OPTIONS, Any), **declared})
+    except UserError as error:
+        raise EnvRefusedError(str(error)) from error
+
+
+def _instead(task: str) -> str:
+    """The way to write an id that Gymnasium does not have, if one is known."""
+    inner = task.rpartition(':')[2]
+    for prefix, module in registry.MODULES.items():
+        if ':' not in task and inner.startswith((f'{prefix}/', f'{prefix}-')):
+            atari = f' or atari/{registry.snake(inner)}' if prefix == 'ALE' else ''
+            return f'; expected gym/{module}:{inner}{atari}'
+    import gymnasium
+
+    found = registry.nearest(inner, list(gymnasium.registry))
+    meant = ' or '.join(f'gym/{known}' for known in found[:3])
+    return f'; did you mean {meant}?' if found else ''
+
+
+BUILDERS = dict(zip(registry.ON_HOST, (_atari, _dmc, _crafter, _gym), strict=True))
 
 
 def camera(env: Any, name: str) -> Any:
@@ -208,96 +268,3 @@ def camera(env: Any, name: str) -> Any:
         )
     env.reset()  # renderers draw a state, and the wrapper renders at once
     return AddRenderObservation(env, render_only=True)
-
-
-def viewer(space: Any, obs: str | None, size: tuple[int, ...] | None, name: str) -> ObsView | None:
-    """Conversion of the observations of `space`, as 'image' [h, w, c] uint8, as 'state' (float32),
-    or in their own form (None); None if an image is asked for and there is none.
-
-    Images are resized to `size` by area. A state of several parts becomes one vector, keys sorted:
-    a Discrete is one-hot, a MultiDiscrete one one-hot after the other, a Box its numbers; a grid up
-    to 16 x 16 stays a grid. Raises EnvRefusedError for a space that has no array form.
-    """
-    from gymnasium import spaces
-
-    parts = space.items() if isinstance(space, spaces.Dict) else ()
-    images = [key for key, part in parts if _is_image(part)]
-    if obs != 'state' and _is_image(space):
-        return _image(space.shape, size, lambda x: x)
-    if obs != 'state' and len(images) == 1:
-        return _image(space[images[0]].shape, size, lambda x: x[images[0]])
-    if obs == 'image':
-        return None
-    if isinstance(space, spaces.Box) and len(space.shape) == 3 and max(space.shape[:2]) <= 16:
-        dtype = np.bool_ if space.dtype == np.bool_ else np.float32
-        return ObsView(space.shape, dtype, lambda x: np.asarray(x, dtype))
-    if not _is_flat(space):
-        raise EnvRefusedError(
-            f'{name} has observations {space}; expected numbers or choices of a fixed count'
-        )
-    width = spaces.flatdim(space)
-    if width > LONGEST_STATE:
-        raise EnvRefusedError(
-            f'{name} has observations {space}, a vector of {width:,}; expected at most {LONGEST_STATE:,}'
-        )
-    shape = (width,)
-    return ObsView(shape, np.float32, lambda x: np.asarray(spaces.flatten(space, x), np.float32))
-
-
-def _is_flat(space: Any) -> bool:
-    """True if a vector can hold the space: no text, no graphs, nothing whose length changes."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
-        return all(map(_is_flat, parts))
-    flat = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-    return isinstance(space, flat)
-
-
-def _is_image(space: Any) -> bool:
-    shape: tuple[int, ...] = getattr(space, 'shape', None) or ()
-    plain = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
-    return plain and space.dtype == np.uint8 and min(shape[:2]) >= SMALLEST_IMAGE
-
-
-def _image(
-    shape: tuple[int, ...], size: tuple[int, ...] | None, pick: Callable[[Any], np.ndarray]
-) -> ObsView:
-    height, width = size or shape[:2]
-    channels = shape[2] if len(shape) == 3 else 1
-    resize = area_resizer((shape[0], shape[1]), (height, width))
-
-    def see(obs: Any) -> np.ndarray:
-        return resize(np.asarray(pick(obs)).reshape(*shape[:2], channels))
-
-    return ObsView((height, width, channels), np.uint8, see)
-
-
-def area_resizer(
-    source: tuple[int, int], target: tuple[int, int]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Function that resizes uint8 images [h, w, c] -> [*target, c]; a pixel is the mean of the area
-    it covers.
-    """
-    if source == target:
-        return lambda image: image
-    rows, columns = _shares(source[0], target[0]), _shares(source[1], target[1])
-
-    def resize(image: np.ndarray) -> np.ndarray:
-        height, width, channels = image.shape
-        flat = image.reshape(height, width * channels).astype(np.float32)
-        thin = (rows @ flat).reshape(-1, width, channels)
-        resized: np.ndarray = np.rint(np.matmul(columns, thin)).astype(np.uint8)
-        return resized
-
-    return resize
-
-
-def _shares(source: int, target: int) -> np.ndarray:
-    """Share of each source pixel in each target pixel, [target, source]."""
-    edges = np.arange(target + 1) * (source / target)
-    pixels = np.arange(source)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    shares: np.ndarray = np.clip(overlap, 0.0, None) * (target / source)
-    return shares.astype(np.float32)

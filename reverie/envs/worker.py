@@ -2,8 +2,8 @@
 
 It receives single bytes over a pipe: `a` attach to the shared memory, `r` reset (a seed may
 follow), `s` step. It answers `.` when the record of its copy is filled in, `!` and a sentence when
-the environment raised, `?` and one when the environment cannot be built as asked. Arrays go through
-shared memory.
+the environment raised, `?` and one when it cannot be built as asked or is not what it declares.
+Arrays go through shared memory.
 """
 
 import json
@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reverie.envs import suites
+from reverie.envs import spaces, suites
+from reverie.envs.observations import EnvRefusedError, Wishes
 
 LOG_BYTES = 1 << 20  # size at which the log of a chatty environment is emptied
-UNBOUNDED = 1e6  # a bound beyond this is no scale for an action in [-1, 1]
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Setup(NamedTuple):
@@ -30,11 +31,21 @@ class Setup(NamedTuple):
 
     name: str | None  # environment of a suite; None: made by `factory`
     factory: Callable[[], Any]  # makes a Gymnasium environment
-    obs: str | None
-    size: tuple[int, ...] | None
+    wishes: Wishes
+    arguments: dict[str, Any]  # of the environment's own class
     action_repeat: int | None
     time_limit: int | None
     seed: int
+
+
+class Part(NamedTuple):
+    """One array of an observation, as the layout has it; the only one is called ''."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    said: str  # what it was made of
 
 
 def record(layout: dict[str, Any]) -> np.dtype:
@@ -42,60 +53,70 @@ def record(layout: dict[str, Any]) -> np.dtype:
     action: tuple[Any, ...] = ('action', np.float32, (layout['actions'],))
     if layout['kind'] == 'discrete':
         action = ('action', np.int32)
-    obs = ('obs', np.dtype(layout['dtype']), tuple(layout['shape']))
+    arrays = [(p.name, np.dtype(p.dtype), tuple(p.shape)) for p in parts(layout)]
+    single = len(arrays) == 1 and arrays[0][0] == ''
+    obs: tuple[Any, ...] = ('obs', *arrays[0][1:]) if single else ('obs', arrays)
     scalars = [('reward', np.float32), ('last', np.bool_), ('terminal', np.bool_)]
     return np.dtype([obs, action, *scalars], align=True)
 
 
+def parts(layout: dict[str, Any]) -> list[Part]:
+    """Arrays that an observation consists of."""
+    return [Part(*part) for part in layout['obs']]
+
+
 class EnvWorker:
-    """Environment with action repeat, a time limit, actions in [-1, 1] and observations of one
-    shape.
+    """Environment with action repeat, a time limit, actions in [-1, 1] and observations of fixed
+    shapes.
 
     Times are counted in the environment's own steps, of which `action_repeat` make one step here.
     """
 
     def __init__(self, setup: Setup):
         who = setup.name or 'the environment'
-        obs, size = setup.obs, setup.size
+        wishes = setup.wishes
         if setup.name:
-            built = suites.build(setup.name, obs, size)
+            built = suites.build(setup.name, wishes, setup.arguments)
         else:
             built = suites.Built(setup.factory())
         self.env = built.env
-        view = suites.viewer(self.env.observation_space, obs, size, who)
+        view = spaces.view(self.env.observation_space, wishes, who)
         if view is None:
             self.env = suites.camera(self.env, who)
-            view = suites.viewer(self.env.observation_space, 'image', size, who)
+            drawn = self.env.observation_space
+            view = spaces.view(drawn, Wishes('image', size=wishes.size), who)
         if view is None:
-            raise suites.EnvRefusedError(
+            raise EnvRefusedError(
                 f'{who} draws {self.env.observation_space}; expected images [h, w, 3] of uint8'
             )
-        self.view: suites.ObsView = view
+        self.view: spaces.View = view
         self.repeat = setup.action_repeat or built.action_repeat
         self.limit = built.time_limit if setup.time_limit is None else setup.time_limit
         self.pool, self.meanings = built.pool, built.meanings
         self.seed: int | None = setup.seed
-        self.kind, self.size, self.convert = converter(self.env.action_space, who)
+        self.kind, self.size, self.convert = spaces.action_converter(self.env.action_space, who)
         self.time = 0
 
     @property
     def layout(self) -> dict[str, Any]:
         """Description of the environment that its caller is sent, as JSON."""
         return dict(
-            shape=list(self.view.shape),
-            dtype=np.dtype(self.view.dtype).name,
+            obs=[
+                [name, form.kind, list(form.shape), form.dtype, form.said]
+                for name, form in self.view.forms.items()
+            ],
             kind=self.kind,
             actions=self.size,
             meanings=list(self.meanings),
             repeat=self.repeat,
         )
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> Any:
         obs, _ = self.env.reset(seed=self.seed)
         self.seed, self.time = None, 0  # later episodes draw on
         return self._see(obs)
 
-    def step(self, action: np.ndarray | np.generic) -> tuple[np.ndarray, float, bool, bool]:
+    def step(self, action: np.ndarray | np.generic) -> tuple[Any, float, bool, bool]:
         """Repeat an action; return (obs, summed reward, last, terminal)."""
         converted = self.convert(action)
         total, obs = 0.0, None
@@ -107,45 +128,19 @@ class EnvWorker:
             truncated = truncated or (self.limit is not None and self.time >= self.limit)
             if terminated or truncated:
                 break
-        if not np.isfinite(total):
-            raise ValueError(f'a reward of {total} was returned; expected a finite number')
+        if not abs(total) <= LARGEST:
+            raise ValueError(f'a reward of {total} was returned; expected a finite float32')
         if self.pool and before is not None:
             obs = np.maximum(obs, before)  # some games draw a sprite every other frame only
         return self._see(obs), total, bool(terminated or truncated), bool(terminated)
 
-    def _see(self, obs: Any) -> np.ndarray:
-        seen = self.view.see(obs)
-        if seen.shape != self.view.shape:
-            raise ValueError(
-                f'an observation {seen.shape} was returned; expected {self.view.shape}'
-            )
-        if seen.dtype == np.float32 and not np.isfinite(seen).all():
-            raise ValueError('an observation with numbers that are not finite was returned')
-        return seen
-
-
-def converter(space: Any, who: str) -> tuple[str, int, Callable[[Any], Any]]:
-    """Kind and size of an action space, and the function that turns an action in the convention of
-    `ActionSpace` into the environment's.
-    """
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Discrete):
-        return 'discrete', int(space.n), lambda action: int(action) + int(space.start)
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise suites.EnvRefusedError(
-            f'{who} has actions {space}; expected Discrete, or a Box of real numbers'
-        )
-    low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
-    scaled = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
-    low, high = np.where(scaled, low, -1.0), np.where(scaled, high, 1.0)
-
-    def convert(action: np.ndarray) -> np.ndarray:
-        action = action.astype(np.float64)
-        inside = low + (np.clip(action, -1.0, 1.0) + 1.0) / 2.0 * (high - low)
-        return np.where(scaled, inside, action).reshape(space.shape).astype(space.dtype)
-
-    return 'continuous', low.size, convert
+    def _see(self, obs: Any) -> Any:
+        with np.errstate(over='ignore'):
+            seen = self.view.see(obs)
+        for x in seen.values():
+            if x.dtype == np.float32 and not np.isfinite(x).all():
+                raise ValueError('an observation with numbers that are not finite was returned')
+        return seen[''] if list(seen) == [''] else seen
 
 
 def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
@@ -155,7 +150,7 @@ def serve(pipe: multiprocessing.connection.Connection, memory: int) -> None:
         # multiprocessing does.
         env_worker = EnvWorker(Setup(*pipe.recv()))
     except Exception as error:
-        refused = isinstance(error, suites.EnvRefusedError)
+        refused = isinstance(error, EnvRefusedError)
         pipe.send_bytes(b'?' + str(error).encode() if refused else b'!' + sentence(error).encode())
         return
     layout = env_worker.layout
@@ -185,9 +180,16 @@ def obey(env_worker: EnvWorker, order: bytes, mine: np.ndarray) -> bytes:
             arrived = (env_worker.reset(), 0.0, False, False)
         else:
             arrived = env_worker.step(mine['action'][0])
+    except EnvRefusedError as error:
+        return b'?' + str(error).encode()
     except Exception as error:
         return b'!' + sentence(error).encode()
-    for name, value in zip(('obs', 'reward', 'last', 'terminal'), arrived, strict=True):
+    obs, *scalars = arrived
+    for name, value in obs.items() if isinstance(obs, dict) else ():
+        mine['obs'][name][0] = value
+    if not isinstance(obs, dict):
+        mine['obs'][0] = obs
+    for name, value in zip(('reward', 'last', 'terminal'), scalars, strict=True):
         mine[name][0] = value
     return b'.'
 

@@ -32,7 +32,7 @@ class TrainSetup:
     def check_source(self) -> None:
         """Raise UserError if the source cannot feed every phase."""
         for index, phase in enumerate(self.phases):
-            params = self._shapes(index).params
+            params = self._shapes[index].params
             self.source.check(params, phase.batch, phase.length, self.seeds)
 
     def init(self) -> Params:
@@ -61,7 +61,7 @@ class TrainSetup:
 
     def expected(self, index: int) -> TrainState:
         """Return the shapes [seeds, ...] and shardings of `begin`."""
-        train = self._shapes(index)
+        train = self._shapes[index]
         begin_source = functools.partial(self._begin_source, self.phases[index])
         train = train._replace(live=jax.eval_shape(begin_source, train.params, self.keys[0, 0]))
         train = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.seeds, *x.shape), x.dtype), train)
@@ -111,13 +111,15 @@ class TrainSetup:
             return jax.tree.map(lambda x: one, train)
         return state.train_sharding(self.mesh, train)
 
-    def _shapes(self, index: int) -> TrainState:
-        """Return the shapes of one seed's train state in a phase, without `live`."""
+    @functools.cached_property
+    def _shapes(self) -> tuple[TrainState, ...]:
+        """Shapes of one seed's train state in each phase, without `live`."""
         params = jax.eval_shape(self.agent.init, self.keys[0, 0])
-        for phase in self.phases[: index + 1]:
-            train: TrainState = jax.eval_shape(functools.partial(_created, phase), params)
-            params = train.params
-        return train
+        found: list[TrainState] = []
+        for phase in self.phases:
+            found.append(jax.eval_shape(functools.partial(_created, phase), params))
+            params = found[-1].params
+        return tuple(found)
 
 
 def _created(phase: Phase, params: Params) -> TrainState:

@@ -18,7 +18,7 @@ from reverie.commands.experiment.base import Experiment
 from reverie.data.source import Source
 from reverie.envs import device, host
 from reverie.envs.host import HostVector
-from reverie.envs.suites import FAMILIES
+from reverie.envs.registry import on_host
 from reverie.evaluation import returns
 from reverie.training.loop import Scoring
 from reverie.training.online import CollectConfig, Online
@@ -177,4 +177,4 @@ class Hosted(Played):
 
 def played(env_name: str) -> type[Played]:
     """The kind of experiment for an agent that plays this environment."""
-    return Hosted if env_name.partition('/')[0] in FAMILIES else Played
+    return Hosted if on_host(env_name) else Played
