@@ -29,6 +29,7 @@ GRID_SIDE = 16  # a picture with a longer side is an image
 LEAST_SIDE = 8  # of an image of three dims; below it, numbers in three dims are no picture
 LEAST_FLAT_SIDE = 32  # of an image of two dims
 WIDEST = 2**24  # bounds further apart say nothing about the numbers between them
+IMAGE_SIZE = (64, 64)  # that images are resized to, unless another is asked for
 LONGEST_STATE = 1 << 16  # numbers in a vector
 FEW_CODES = 32  # whole numbers below this look like codes
 
@@ -160,7 +161,7 @@ def _image(
 ) -> Form:
     h, w, c = picture.shape
     height, width = size or (h, w)
-    resize = area_resizer((h, w), (height, width))
+    resize = area_resizer((h, w), (height, width), xp)
     as_it_is = dtype == np.uint8 and (low, high) == (0, 255)
 
     def convert(x: Any) -> Any:
@@ -247,8 +248,8 @@ def hint(kind: str, dtype: str, highest: int) -> str | None:
 
 
 def area_resizer(
-    source: tuple[int, int], target: tuple[int, int]
-) -> Callable[[np.ndarray], np.ndarray]:
+    source: tuple[int, int], target: tuple[int, int], xp: ModuleType = np
+) -> Callable[[Any], Any]:
     """Function that resizes uint8 images [h, w, c] -> [*target, c]; a pixel is the mean of the area
     it covers.
     """
@@ -256,12 +257,11 @@ def area_resizer(
         return lambda image: image
     rows, columns = _shares(source[0], target[0]), _shares(source[1], target[1])
 
-    def resize(image: np.ndarray) -> np.ndarray:
+    def resize(image: Any) -> Any:
         height, width, channels = image.shape
-        flat = image.reshape(height, width * channels).astype(np.float32)
+        flat = image.reshape(height, width * channels).astype(xp.float32)
         thin = (rows @ flat).reshape(-1, width, channels)
-        resized: np.ndarray = np.rint(np.matmul(columns, thin)).astype(np.uint8)
-        return resized
+        return xp.rint(xp.matmul(columns, thin)).astype(xp.uint8)
 
     return resize
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reverie.envs import registry, spaces
-from reverie.envs.observations import EnvRefusedError, Wishes
+from reverie.envs.observations import IMAGE_SIZE, EnvRefusedError, Wishes
 from reverie.envs.options import typed
 from reverie.errors import UserError
 
@@ -32,7 +32,6 @@ OPTIONS = dict(
     keys=str | None,
 )
 
-IMAGE_SIZE = (64, 64)
 CUSTOMARY = Wishes(size=IMAGE_SIZE)
 
 

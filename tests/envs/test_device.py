@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie.agents import registry
 from reverie.envs.device import TimeLimit, Vector, make, names
 from reverie.envs.minatar import asterix, freeway, seaquest
 from reverie.envs.minatar.board import LEFT, RIGHT
@@ -180,10 +181,36 @@ def test_gymnax_truncation_is_not_terminal_and_shows_the_true_last_observation()
     # Pushed to the right for three steps, the cart still speeds up; a fresh start would be near
     # rest.
     assert step.obs[1] > before.obs[1] > 0.2
-    for call in (
-        lambda: make('gymnax/Pong'),
-        lambda: make('gymnax/Pendulum-v1'),
-        lambda: make('gymnax/Pong-misc', x=1),
-    ):
+    for call in (lambda: make('gymnax/Pong'), lambda: make('gymnax/Pong-misc', x=1)):
         with pytest.raises(UserError):
             call()
+
+
+@pytest.mark.external('gymnax', 'gymnax')
+def test_every_gymnax_id_without_a_download_steps_and_takes_an_agent():
+    import gymnax
+
+    names = [name for name in gymnax.registered_envs if 'MNIST' not in name]
+    for name in names:
+        env = make(f'gymnax/{name}')
+        registry.make(registry.get('dreamer_v3_debug'), env.spec)
+        state, step = env.reset(jax.random.key(0))
+        action = env.spec.actions.sample(jax.random.key(1), 1)[0]
+        _, then = env.step(state, action, jax.random.key(2))
+        for x in (step, then):
+            assert x.obs.shape == env.spec.obs_shape, name
+            assert x.prev_action.shape == (env.spec.actions.size,), name
+    assert len(names) >= 25
+    assert make('gymnax/FrozenLake-misc').spec.obs_shape == (16,)
+
+
+@pytest.mark.external('gymnax', 'gymnax')
+def test_gymnax_actions_span_their_bounds_and_pictures_are_scaled_by_theirs():
+    env = make('gymnax/Pendulum-v1')
+    assert env.spec.actions.kind == 'continuous'
+    torques = [float(env.move(jnp.full(1, a))[0]) for a in (-3.0, -1.0, 0.5, 1.0)]
+    assert torques == [-2.0, -2.0, 1.0, 2.0]
+    pong = make('gymnax/Pong-misc')  # float [30, 40, 3] from 0 to 2
+    _, step = pong.reset(jax.random.key(0))
+    assert step.obs.shape == (64, 64, 3) and step.obs.dtype == jnp.uint8
+    assert step.obs.min() == 0 and step.obs.max() > 100
