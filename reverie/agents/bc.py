@@ -111,7 +111,7 @@ def bc_loss(net: Net, batch: Batch, key: PRNGKeyArray, cfg: BCConfig, step: Arra
     """-ln p of the next L + 1 actions, from clean frames."""
     s = batch.step
     shape = s.is_first.shape
-    z, _ = net.encoder(s.obs.astype(jnp.float32), s.is_first)
+    z, _ = net.encoder(s.obs, s.is_first)
     signal_level = jnp.full(shape, cfg.dynamics.context_level)
     step_exponent = jnp.full(shape, cfg.dynamics.finest)
     labelled = jnp.broadcast_to(batch.has_action[:, None], shape)

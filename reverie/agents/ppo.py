@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from reverie.envs.device import Vector
 from reverie.nn.core import build
+from reverie.nn.dists import unit_range
 from reverie.types import Env, EnvSpec, Params, State, Step, UserError
 
 INITS = ('orthogonal', 'lecun_normal')
@@ -169,7 +170,7 @@ class Net(nnx.Module):
         self.value_hidden = hidden() if config.separate else None
 
     def __call__(self, obs: Array) -> tuple[Float[Array, 'N A'], Float[Array, ' N']]:
-        board = obs.reshape(obs.shape[0], -1).astype(jnp.float32)
+        board = unit_range(obs).reshape(obs.shape[0], -1)
 
         def run(layers: nnx.List[nnx.Linear]) -> Array:
             return functools.reduce(lambda x, layer: jax.nn.relu(layer(x)), layers, board)

@@ -195,11 +195,24 @@ def check_record(record: Record, schema: Schema, where: str) -> None:
             )
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
             raise UserError(f'{where}: {name} has NaN or infinity, expected numbers')
+    if len(schema.obs_shape) == 3 and not schema.packed:
+        _check_picture(record.obs, where)
     _check_flags(record, where)
     if schema.actions.kind == 'discrete':
         _check_actions(record, schema.actions.size, where)
     if not record.has_reward and record.reward.any():
         raise UserError(f'{where}: has rewards and yet is marked as without')
+
+
+def _check_picture(obs: np.ndarray, where: str) -> None:
+    """Raise UserError for pictures [T, h, w, c] that no agent can scale: models take uint8 as 0 to
+    255, and other numbers as 0 to 1.
+    """
+    if obs.dtype != np.uint8 and (obs.min() < 0 or obs.max() > 1):
+        raise UserError(
+            f'{where}: pictures of {obs.dtype} with numbers from {obs.min():g} to {obs.max():g}, '
+            'expected uint8, or 0 to 1'
+        )
 
 
 def _check_flags(record: Record, where: str) -> None:

@@ -95,7 +95,7 @@ class ShortcutModel:
         mean over the tokens of a frame.
         """
         assert self.encoder is not None, 'attention from images takes an encoder'
-        z, _ = self.encoder(step.obs.astype(jnp.float32), step.is_first, None)
+        z, _ = self.encoder(step.obs, step.is_first, None)
         attention_maps: list[Array] = []
         self.prefill(self.dynamics.packed(z), step, jnp.ones(len(z), bool), key, attention_maps)
         return jnp.stack(attention_maps).mean(2)
@@ -177,7 +177,7 @@ class ShortcutModel:
         """Tokenize a real frame and leave its commit for later; the start of its episode is set at
         once.
         """
-        image, is_first = step.obs[:, None].astype(jnp.float32), step.is_first[:, None]
+        image, is_first = step.obs[:, None], step.is_first[:, None]
         assert self.encoder is not None, 'observing takes an encoder'
         z, encoder = self.encoder(image, is_first, None, state.encoder)
         start = jnp.where(step.is_first, state.dynamics.pos, state.dynamics.start)

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from reverie.nn.attention import rope
 from reverie.nn.core import Linear, embedding
-from reverie.nn.dists import MSE, PIXELS, Bernoulli
+from reverie.nn.dists import MSE, PIXELS, Bernoulli, unit_range
 from reverie.nn.transformer import BlockCausal, Cache, TransformerConfig
 from reverie.nn.vision import patch_grid, patchify, unpatchify
 from reverie.types import UserError
@@ -38,6 +38,14 @@ class TokenizerConfig:
     pixels: Literal['mse', 'bernoulli'] = 'mse'
     """Distribution of a pixel: the paper's squared error, or (not from the paper) a cross-entropy
     for boolean grids, where one bullet of 600 cells is hardly worth a squared error."""
+    pixel_mean: float = 0.0
+    """Mean of the pixels in [0, 1], which the encoder takes off and the decoder adds (not from the
+    paper): dark video of low contrast is learnt as its mean picture else."""
+    pixel_std: float = 1.0
+    """Standard deviation of the pixels, which the encoder divides by and the decoder multiplies
+    with (not from the paper)."""
+    readout_scale: float = 1.0
+    """Scale of the decoder's first output weights (not from the paper)."""
 
 
 class Masked(NamedTuple):
@@ -93,17 +101,18 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        image: Float[Array, 'B T h w c'],
+        image: Shaped[Array, 'B T h w c'],
         is_first: Bool[Array, 'B T'],
         hidden: Bool[Array, 'B T P'] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, 'B T Z b'], Cache | None]:
         """Return latents in (-1, 1), and the cache with these frames in it, if one was given.
 
-        hidden: patches to mask.
+        image: uint8 (0..255), bool or float (0..1). hidden: patches to mask.
         """
         n = self.cfg.latents
-        x = self.embed(patchify(image, self.cfg.patch))
+        pixels = (unit_range(image) - self.cfg.pixel_mean) / self.cfg.pixel_std
+        x = self.embed(patchify(pixels, self.cfg.patch))
         if hidden is not None:
             x = jnp.where(hidden[..., None], self.hidden_patch[...].astype(x.dtype), x)
         x = jnp.concatenate([jnp.zeros((*x.shape[:2], n, x.shape[-1]), x.dtype), x], 2)
@@ -129,7 +138,8 @@ class Decoder(nnx.Module):
         self.blocks = BlockCausal(
             cfg.transformer, _angles(cfg, shape), time_tokens=cfg.latents, rngs=rngs
         )
-        self.readout = Linear(width, cfg.patch[0] * cfg.patch[1] * shape[2], rngs=rngs)
+        outputs = cfg.patch[0] * cfg.patch[1] * shape[2]
+        self.readout = Linear(width, outputs, scale=cfg.readout_scale, rngs=rngs)
         self.cfg, self.shape = cfg, shape
 
     def empty(self, batch: int) -> Cache:
@@ -138,11 +148,12 @@ class Decoder(nnx.Module):
     def __call__(
         self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
     ) -> tuple[Float[Array, 'B T h w c'], Cache | None]:
-        """Return images (of Bernoulli pixels the probabilities), and the cache with these frames in
-        it, if one was given.
+        """Return images in [0, 1] (of Bernoulli pixels the probabilities), and the cache with these
+        frames in it, if one was given.
         """
         dist, cache = self.dist(z, is_first, cache)
-        return dist.mean() if isinstance(dist, Bernoulli) else dist.mean, cache
+        mean = dist.mean() if isinstance(dist, Bernoulli) else jnp.clip(dist.mean, 0.0, 1.0)
+        return mean, cache
 
     def dist(
         self, z: Float[Array, 'B T Z b'], is_first: Bool[Array, 'B T'], cache: Cache | None = None
@@ -158,5 +169,8 @@ class Decoder(nnx.Module):
         mask = ~is_latent[:, None] | is_latent[None]
         x, written = self.blocks(x, is_first, jnp.asarray(mask), cache)
         patches = self.readout(x[:, :, n:].astype(jnp.float32))
-        dist = PIXELS[self.cfg.pixels](unpatchify(patches, self.cfg.patch, self.shape), 0)
+        image = unpatchify(patches, self.cfg.patch, self.shape)
+        if self.cfg.pixels == 'mse':
+            image = image * self.cfg.pixel_std + self.cfg.pixel_mean
+        dist = PIXELS[self.cfg.pixels](image, 0)
         return dist, None if cache is None else self.blocks.commit(cache, written, is_first)

@@ -19,6 +19,8 @@ RENAMED = {
     'relevant_at_context': 'clean_bc_rows',
     'isolated': 'single_image_rate',
 }
+# Name of a part of a config -> fields that are newer than a run, as things were before.
+NEWER = {'tokenizer': {'pixel_mean': 0.0, 'pixel_std': 1.0, 'readout_scale': 1.0}}
 # Phase and parameter group of Dreamer 4 in version 1, an agent of its own since (`agents.bc`).
 GONE = 'bc'
 
@@ -43,8 +45,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def modernise(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config.json with the keys under `config` renamed, groups in order, and without what is
-    gone.
+    """Return config.json with the keys under `config` renamed, groups in order, with what is newer
+    and without what is gone.
     """
     new = {k: _renamed(x, k) if k == 'config' else x for k, x in config.items()}
     if f'{GONE}_phase' in new.get('config', {}):
@@ -88,7 +90,8 @@ def _in_order(phase: Any) -> Any:
 def _renamed(tree: Any, at: str) -> Any:
     if not isinstance(tree, Mapping):
         return tree
-    return {_key(f'{at}.{name}', name): _renamed(x, f'{at}.{name}') for name, x in tree.items()}
+    found = {_key(f'{at}.{name}', name): _renamed(x, f'{at}.{name}') for name, x in tree.items()}
+    return {**NEWER.get(at.rpartition('.')[2], {}), **found}
 
 
 def _key(path: str, key: str) -> str:

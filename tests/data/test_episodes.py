@@ -69,7 +69,7 @@ def test_other_observations_and_continuous_actions_round_trip(tmp_path, dtype):
     action = rng.uniform(-1, 1, (6, 3)).astype(np.float32)
     action[0] = 0
     t = np.arange(6)
-    obs = (rng.random((6, 2, 2, 1)) * 100).astype(dtype)
+    obs = (rng.random((6, 2, 2, 1)) * (200 if dtype == 'uint8' else 1)).astype(dtype)
     step = Step(obs, action, np.sin(t).astype(np.float32), t == 0, t == 5, t == 5)
     with Writer(tmp_path / 'd', spec) as writer:
         writer.add('x', step)
@@ -77,6 +77,21 @@ def test_other_observations_and_continuous_actions_round_trip(tmp_path, dtype):
     assert record.obs.dtype == dtype
     np.testing.assert_array_equal(record.obs, obs)
     np.testing.assert_array_equal(record.action, action)
+
+
+@pytest.mark.parametrize('dtype, top', [('float32', 255.0), ('float16', -0.5), ('int16', 4095)])
+def test_pictures_that_no_model_can_scale_are_refused(tmp_path, dtype, top):
+    spec = EnvSpec('test/screen', (2, 2, 1), ActionSpace('discrete', 2))
+    first, last = np.arange(3) == 0, np.arange(3) == 2
+    obs = np.zeros((3, 2, 2, 1), dtype)
+    obs[1, 0, 0] = top
+    step = Step(obs, np.where(first, -1, 1), np.zeros(3, np.float32), first, last, last)
+    with (
+        pytest.raises(UserError, match=rf'pictures of {dtype} with numbers from .*expected uint8'),
+        Writer(tmp_path / 'd', spec) as writer,
+    ):
+        writer.add('x', step)
+    assert not (tmp_path / 'd').exists()
 
 
 def test_unlabelled_video_takes_no_space_and_reads_as_none(tmp_path, world, steps):

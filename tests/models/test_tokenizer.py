@@ -92,3 +92,16 @@ def test_masking_rates_are_uniform_per_image_and_patches_follow_their_rate():
 def test_patches_that_do_not_tile_the_image_are_refused():
     with pytest.raises(UserError, match=r'\(2, 3\).*\(5, 6\)'):
         Encoder(CFG, (5, 6, 2), nnx.Rngs(0))
+
+
+def test_bytes_are_scaled_to_one_and_decoded_pictures_lie_between_zero_and_one(parts, window):
+    encoder, decoder = parts
+    _, first = window
+    image = np.random.default_rng(0).integers(0, 256, (B, T, *SHAPE), np.uint8)
+    z, _ = encoder(jnp.asarray(image), first)
+    scaled = encoder(jnp.asarray(image / np.float32(255)), first)[0]
+    np.testing.assert_allclose(z, scaled, atol=1e-5)
+    wild = jnp.sign(z) * 50.0
+    picture, dist = decoder(wild, first)[0], decoder.dist(wild, first)[0]
+    assert float(dist.mean.min()) < 0 and float(dist.mean.max()) > 1, 'nothing to clip'
+    assert float(picture.min()) == 0.0 and float(picture.max()) == 1.0

@@ -16,7 +16,10 @@ from reverie.nn.networks import copy
 from reverie.nn.optim import muon_or_adamw
 from reverie.types import EnvSpec, Params, Phase, ReadOut, State, UserError
 
-TOKENIZER = tuple(f'tokenizer.{name}' for name in ('patch', 'latents', 'bottleneck', 'transformer'))
+TOKENIZER = tuple(
+    f'tokenizer.{name}'
+    for name in ('patch', 'latents', 'bottleneck', 'transformer', 'pixel_mean', 'pixel_std')
+)
 DYNAMICS = (
     *TOKENIZER,
     *(f'dynamics.{name}' for name in ('pack', 'registers', 'k_max', 'transformer')),

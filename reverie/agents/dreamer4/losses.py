@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from reverie.agents.dreamer4.config import Dreamer4Config
 from reverie.agents.dreamer4.networks import Net, world_model
 from reverie.models.tokenizer import draw_mask
-from reverie.nn.dists import Bernoulli, Categorical
+from reverie.nn.dists import Bernoulli, Categorical, unit_range
 from reverie.objectives.behavior import lambda_return, rollout
 from reverie.objectives.flow import (
     SignalStep,
@@ -35,9 +35,10 @@ def tokenizer_loss(
     if cfg.tokenizer.pixels == 'bernoulli' and batch.step.obs.dtype != bool:
         dtype = batch.step.obs.dtype
         raise UserError(f'observations are of {dtype}; pixels=bernoulli takes boolean ones')
-    image = batch.step.obs.astype(jnp.float32)
+    image = unit_range(batch.step.obs)
     key_mask, key_single = jax.random.split(key)
-    mask = draw_mask(key_mask, image.shape[:2], net.encoder.patches, cfg.tokenizer.max_mask_rate)
+    lead = batch.step.is_first.shape
+    mask = draw_mask(key_mask, (lead[0], lead[1]), net.encoder.patches, cfg.tokenizer.max_mask_rate)
     is_first = single_images(batch.step.is_first, key_single, cfg)
 
     z, _ = net.encoder(image, is_first, mask.hidden)
@@ -152,7 +153,7 @@ def imagination_loss(
 
 def encode(net: Net, step: Step) -> Float[Array, 'B T Z c']:
     """Latents of a window of frames, packed as the dynamics takes them; without gradient."""
-    z, _ = net.encoder(step.obs.astype(jnp.float32), step.is_first)
+    z, _ = net.encoder(step.obs, step.is_first)
     return sg(net.dynamics.packed(z))
 
 

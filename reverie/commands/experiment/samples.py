@@ -18,6 +18,7 @@ from reverie.evaluation import trust
 from reverie.evaluation.openloop import Dream, open_loop
 from reverie.models.rssm import LatentModel
 from reverie.models.shortcut import ShortcutModel
+from reverie.nn.dists import unit_range
 from reverie.types import Env, Params, Step
 
 Arrays: TypeAlias = dict[str, Array]
@@ -89,7 +90,7 @@ def of_dataset(
     loaded = jax.tree.map(lambda x: x[0, 0], source.load(1, 64, length, 1, 0.5))
     batch = source.draw(source.data, loaded, key_draw, 64, length, 0.5)
     step = _whole(batch.step, 4)
-    images = batch.step.obs[::8, 0].astype(jnp.float32)
+    images = unit_range(batch.step.obs[::8, 0])
 
     @jax.jit
     def run(params: Params, step: Step, images: Array) -> tuple[Arrays, Dream, Array, Arrays]:
