@@ -128,7 +128,7 @@ def test_a_second_agent_begins_with_the_world_model_of_the_first(run, tmp_path):
     )
     longer = dataclasses.replace(begin, env_frames=1200)
     with pytest.raises(
-        UserError, match='online cannot go on, the optimiser at its end was not kept'
+        UserError, match='online plays and cannot go on in another folder; its own command'
     ):
         longer.train(tmp_path / 'a', init=warm.Init(run, ('online',), extend=True))
     with pytest.raises(

@@ -16,6 +16,7 @@ The device ring is a pytree with pure functions, to be used under `jit`, `vmap` 
 import dataclasses
 import math
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
+from reverie.data.manifest import MANIFEST
 from reverie.data.records import FIRST, LAST, TERMINAL, index_dtype, unpack_bits
 from reverie.data.writing import Writer, split_stream
 from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
@@ -182,6 +184,27 @@ def empty(like: Stored, slots: int, batch: int) -> Ring:
     return Ring(data, written=zeros(), seen=zeros(), env=zeros(batch), start=zeros(batch))
 
 
+def enlarged(data: Stored, written: int, slots: int, axis: int) -> Stored:
+    """Return the data of a ring with `slots` per stream, on `axis`; it may be one of fewer.
+
+    Raises UserError for a smaller ring that has begun to forget.
+    """
+    held = data.flags.shape[axis]
+    if held == slots:
+        return data
+    if written > held or slots < held:
+        raise UserError(
+            f'a replay of {held} steps of each environment holds the last of {written}; expected '
+            f'none forgotten where it grows to {slots}'
+        )
+
+    def pad(x: Any) -> Any:
+        widths = [(0, slots - held if i == axis else 0) for i in range(x.ndim)]
+        return np.pad(x, widths) if isinstance(x, np.ndarray) else jnp.pad(x, widths)
+
+    return Stored(*jax.tree.map(pad, tuple(data)))
+
+
 def write(ring: Ring, stored: Stored) -> Ring:
     """Write one vector step [N, ...] over the oldest one."""
     slot = ring.written % ring.slots
@@ -313,10 +336,12 @@ class HostRing:
         return {'data': self.data, 'written': np.array(self.written), 'seen': np.array(self.seen)}
 
     def set_arrays(self, arrays: dict[str, Any]) -> None:
-        """Inverse of `arrays`."""
-        for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(arrays['data']), strict=True):
+        """Inverse of `arrays`, which may be those of a smaller ring."""
+        written, data = int(arrays['written']), Stored(*arrays['data'])
+        data = enlarged(data, written, self.slots, 1)
+        for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(data), strict=True):
             x[...] = new
-        self.written, self.seen = int(arrays['written']), int(arrays['seen'])
+        self.written, self.seen = written, int(arrays['seen'])
 
 
 # ------------------------------------------------------------------------------------ as a dataset
@@ -346,6 +371,11 @@ def check_export(path: str | os.PathLike[str], layout: Layout, spec: EnvSpec) ->
             f'{path}: a dataset holds one array per observation, the replay has a tree of them'
         )
     Writer(path, spec, overwrite=True)
+
+
+def exported(path: str | os.PathLike[str] | None) -> bool:
+    """Whether a dataset stands at `path`; true if none is asked for."""
+    return path is None or (pathlib.Path(path) / MANIFEST).exists()
 
 
 def export(

@@ -95,6 +95,24 @@ class Source(Protocol):
         """End a phase on the host, e.g. by exporting the replay; leaves of `live` are [seeds, ...]."""
         return None
 
+    @property
+    def owes_export(self) -> bool:
+        """Whether a dataset of the replay is asked for and not there."""
+        return False
+
+    def as_saved(self, state: dict[str, Any]) -> 'Source':
+        """Return the source with a replay of the size that `state`, of `get_state`, had; its shapes
+        are those of the checkpoint.
+        """
+        return self
+
+    def enlarged(self, live: PyTree) -> PyTree:
+        """Return `live` of a smaller replay, leaves [seeds, ...], as this source has it.
+
+        Raises UserError for a replay that has begun to forget.
+        """
+        return live
+
     def arrays(self) -> PyTree:
         """Return the host's replay as NumPy arrays for a checkpoint, which also give the shapes and
         dtypes to restore.

@@ -257,13 +257,13 @@ def _check(step: pathlib.Path, saved: list[dict[str, Any]], target: PyTree) -> N
 
 
 def restore_latest(
-    folder: pathlib.Path, target: Target
+    folder: pathlib.Path, target: Target, left: Callable[[Meta], bool] = lambda meta: False
 ) -> tuple[Params, PyTree | None, Meta] | None:
     """Restore the newest sound checkpoint as (params, train, meta); None if there never was one.
 
-    target: meta -> the shapes, dtypes and shardings to restore to; the second entry is not read at
-    the end of a phase. Raises UserError if every checkpoint is damaged, or if the arrays are not
-    those of `target`.
+    target: meta -> the shapes, dtypes and shardings to restore to. left: whether the train state is
+    read at the end of a phase too, where it was kept. Raises UserError if every checkpoint is
+    damaged, or if the arrays are not those of `target`.
     """
     found = _newest_sound(folder)
     if found is None:
@@ -275,7 +275,8 @@ def restore_latest(
     _check(step, meta['arrays']['params'], params | extra)
     params = _read_arrays(step / 'params', params | extra)
     params = {name: x for name, x in params.items() if name not in extra}
-    return params, None if meta['complete'] else read_train(step, meta, train), meta
+    wanted = not meta['complete'] or (left(meta) and meta['arrays']['train'] is not None)
+    return params, read_train(step, meta, train) if wanted else None, meta
 
 
 def load(folder: str | os.PathLike[str], device: jax.Device | None = None) -> tuple[Params, Meta]:

@@ -15,7 +15,7 @@ from reverie.training.metrics import Sink
 from reverie.training.progress import Call, PhaseLog
 from reverie.training.run_folder import Saver
 from reverie.training.setup import TrainSetup
-from reverie.training.state import TrainState
+from reverie.training.state import TrainState, swap_mean
 from reverie.training.update import Program, call_size
 from reverie.types import Params, UserError
 
@@ -42,11 +42,16 @@ def restored(setup: TrainSetup, folder: pathlib.Path) -> Position | None:
     """Restore the newest sound checkpoint of a run, the source included; None if there is none."""
 
     def target(meta: checkpoint.Meta) -> tuple[Params, dict[str, Any]]:
-        rest = setup.expected(meta['phase_index'])._asdict()
-        rest['host'] = setup.source.arrays()  # NumPy, so that they are read into NumPy
+        saved = dataclasses.replace(setup, source=setup.source.as_saved(meta['source']))
+        rest = saved.expected(meta['phase_index'])._asdict()
+        rest['host'] = saved.source.arrays()  # NumPy, so that they are read into NumPy
         return rest.pop('params'), rest
 
-    found = checkpoint.restore_latest(folder, target)
+    def left(meta: checkpoint.Meta) -> bool:
+        """Whether the phase of a checkpoint is to go on, or its replay to be exported."""
+        return _goes_on(setup, meta) or (_is_end(setup, meta) and setup.source.owes_export)
+
+    found = checkpoint.restore_latest(folder, target, left)
     if found is None:
         return None
     params, rest, meta = found
@@ -55,13 +60,28 @@ def restored(setup: TrainSetup, folder: pathlib.Path) -> Position | None:
     if rest is not None:
         setup.source.set_arrays(rest.pop('host'))
         train = TrainState(params, **rest)
-    index, done = meta['phase_index'] + meta['complete'], meta['gradient_steps']
+        train = train._replace(live=setup.source.enlarged(train.live))
+        if meta['complete']:
+            train = swap_mean(train, setup.phases[meta['phase_index']])
+            params = train.params
+    index = meta['phase_index'] + (meta['complete'] and not _goes_on(setup, meta))
+    done = meta['gradient_steps']
     warn(
         f'every phase is complete ({done} gradient steps)'
         if index == len(setup.phases)
         else f'resuming after {meta["phase"]}/{meta["step"]} ({done} gradient steps in all)'
     )
     return Position(index, params, train, done, meta['seconds'])
+
+
+def _is_end(setup: TrainSetup, meta: checkpoint.Meta) -> bool:
+    """Whether a checkpoint stands at the end of the last phase."""
+    return bool(meta['complete']) and meta['phase_index'] == len(setup.phases) - 1
+
+
+def _goes_on(setup: TrainSetup, meta: checkpoint.Meta) -> bool:
+    """Whether a checkpoint stands at the end of a run that is asked for more updates."""
+    return _is_end(setup, meta) and meta['step'] < setup.phases[-1].steps
 
 
 def begun(setup: TrainSetup, start: warm.Start | None) -> Position:
@@ -96,6 +116,9 @@ class Loop:
         """Train every phase that is left; return the parameters."""
         setup = self.setup
         first, params, train, *_ = position
+        owed = train if first == len(setup.phases) else None  # its export failed at the end
+        if owed is not None and (failure := self._export(owed)):
+            raise ExportError(failure, params) from failure
         del position  # a phase's parameters are let go when the next begins
         for index in range(first, len(setup.phases)):
             phase = setup.phases[index]
@@ -140,21 +163,23 @@ class Loop:
     def _finish(self, index: int, train: TrainState) -> Params:
         """Save the end of a phase; return its parameters, the mean of the weights if it keeps one."""
         setup, phase = self.setup, self.setup.phases[index]
-        failure = None
-        try:
-            setup.source.finish(train.live)
-        except (UserError, OSError) as error:
-            failure = error
+        failure = self._export(train)
+        train = swap_mean(train, phase)
         params = train.params
-        if train.ema is not None:
-            # The weights lie where the mean was, so that the phase could go on with them.
-            params = {**train.params, **train.ema}
-            train = train._replace(ema=phase.trained(train.params))
-        kept = self.saver.checkpoints.keep_phase_ends and not setup.source.plays
+        last = index == len(setup.phases) - 1  # a finished run may be asked for more
+        kept = last or (self.saver.checkpoints.keep_phase_ends and not setup.source.plays)
         self.saver.save(index, params, train if kept else None, phase.steps)
         if failure is not None:
             raise ExportError(failure, params) from failure
         return params
+
+    def _export(self, train: TrainState) -> UserError | OSError | None:
+        """Let the source end the phase; return the error of an export that failed."""
+        try:
+            self.setup.source.finish(train.live)
+        except (UserError, OSError) as error:
+            return error
+        return None
 
     def _score_due(self, index: int, before: int, after: int) -> bool:
         """Tell if the updates between passed a multiple of `scoring.every` frames."""

@@ -92,6 +92,10 @@ class CollectConfig:
         """Steps that replay holds of each environment."""
         return self.capacity // self.envs
 
+    def as_saved(self, state: dict[str, Any]) -> 'CollectConfig':
+        """Return these amounts with the capacity of a saved run."""
+        return dataclasses.replace(self, capacity=int(state.get('capacity', self.capacity)))
+
     def check(self, batch: int, length: int) -> None:
         """Raise UserError, naming the numbers, if updates of batch x length cannot be fed."""
         vector_steps(self.ratio, batch, length, self.envs)
@@ -275,6 +279,21 @@ class Online(Source):
         ]
         replay.export(self.dataset, rings, self.layout, self.env.spec, dict(self.facts))
 
+    @property
+    def owes_export(self) -> bool:
+        """Whether a dataset of the replay is asked for and not there."""
+        return not replay.exported(self.dataset)
+
+    def as_saved(self, state: dict[str, Any]) -> 'Online':
+        """Return the source with the replay's size of a saved run."""
+        return dataclasses.replace(self, play=self.play.as_saved(state))
+
+    def enlarged(self, live: OnlineState) -> OnlineState:
+        """Return the live state [seeds, ...] of a smaller replay with a ring of this size."""
+        ring, written = live.ring, int(live.ring.written.max())
+        data = replay.enlarged(ring.data, written, self.play.slots, 2)
+        return live._replace(ring=ring._replace(data=data))
+
     def get_state(self) -> dict[str, Any]:
         """Return what must be the same when a run continues; all that changes is in `live`."""
         return {'source': 'online', 'env': self.env.spec.name, **dataclasses.asdict(self.play)}
@@ -285,9 +304,13 @@ class Online(Source):
 
 
 def check_same(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise UserError naming what differs between the source of a saved run and this one."""
+    """Raise UserError naming what differs between the source of a saved run and this one, whose
+    capacity may be larger.
+    """
     differing = [
-        f'{k}: saved {saved.get(k)!r}, given {x!r}' for k, x in given.items() if saved.get(k) != x
+        f'{k}: saved {saved.get(k)!r}, given {x!r}'
+        for k, x in given.items()
+        if saved.get(k) != x and not (k == 'capacity' and x > saved.get(k, math.inf))
     ]
     if differing:
         raise UserError(f'the run was made with another source; {"; ".join(differing)}')

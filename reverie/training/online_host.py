@@ -2,6 +2,7 @@
 device.
 """
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -315,6 +316,22 @@ class OnlineHost(Source):
     def env_frames(self, updates: int, batch: int, length: int) -> int:
         """Return the frames that one seed has played after `updates`, the prefill included."""
         return self.play.env_frames(updates, batch, length)
+
+    @property
+    def owes_export(self) -> bool:
+        """Whether a dataset of the replay is asked for and not there."""
+        return not replay.exported(self.dataset)
+
+    def as_saved(self, state: dict[str, Any]) -> 'Source':
+        """Return a copy with empty rings of a saved run's size, to read its arrays into."""
+        play = self.play.as_saved(state)
+        if play == self.play:
+            return self
+        saved = copy.copy(self)
+        saved.players = [copy.copy(player) for player in self.players]
+        for player in saved.players:
+            player.ring = HostRing(player.like, play.slots)
+        return saved
 
     def arrays(self) -> list[dict[str, Any]]:
         """Return the replay of every seed for a checkpoint, not copied."""

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from reverie.data.source import Source
 from reverie.training import checkpoint, warm
 from reverie.training.compilation import Compiler
+from reverie.training.legacy import read_config
 from reverie.training.loop import Loop, Position, Scoring, begun, restored
 from reverie.training.metrics import Jsonl, Sink
 from reverie.training.progress import Clock
@@ -22,6 +23,7 @@ from reverie.training.run_folder import (
     Saver,
     check_run_config,
     fingerprint,
+    lengthened,
     lock,
     save_run_config,
 )
@@ -96,6 +98,7 @@ def run(
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     config = fingerprint(setup.phases, config, seed, seeds, record)
     check_run_config(folder, config, safe)  # a folder that is refused is left as it is
+    _check_longer(setup, folder, config)
     log = Jsonl(folder / 'metrics.jsonl')
     clock = Clock(time.monotonic())
     with contextlib.ExitStack() as stack:
@@ -121,6 +124,26 @@ def run(
         )
         # Nothing but the loop holds the first parameters, which would stay in memory to the end.
         return loop.run(_position(setup, checkpoints.folder, start, log, clock))
+
+
+def _check_longer(setup: TrainSetup, folder: pathlib.Path, config: dict[str, Any]) -> None:
+    """Raise UserError for more updates of a last phase that cannot go on beyond those it had."""
+    steps = checkpoint.steps(folder / 'checkpoints')
+    if not steps or not lengthened(read_config(folder), config):
+        return
+    meta, phase = checkpoint.meta_of(steps[-1]), setup.phases[-1]
+    begun = meta['phase_index'] == len(setup.phases) - 1
+    why = None
+    if begun and phase.scheduled:
+        why = 'its learning rate was planned for these'
+    elif begun and meta['complete'] and meta['arrays']['train'] is None:
+        why = 'the version that ended it kept neither its optimiser nor its replay'
+    if why is not None:
+        had = read_config(folder)['phases'][phase.name]['steps']
+        raise UserError(
+            f'{folder}: phase {phase.name} was made for {had} updates and cannot have '
+            f'{phase.steps}: {why}; use another folder'
+        )
 
 
 def _position(

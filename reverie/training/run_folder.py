@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import pathlib
 import signal
@@ -63,7 +64,9 @@ def check_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequenc
     """
     if not (folder / 'config.json').exists():
         return
-    if differing := differences(read_config(folder), config, safe, 'given'):
+    saved = read_config(folder)
+    if differences(saved, config, (*safe, *lengthened(saved, config)), 'given'):
+        differing = differences(saved, config, safe, 'given')
         raise UserError(
             f'{folder} was made with another config; {"; ".join(differing)}; use another folder'
         )
@@ -73,6 +76,20 @@ def save_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequence
     """Save `config` in a run folder; raises UserError as `check_run_config` does."""
     check_run_config(folder, config, safe)
     write_json(folder / 'config.json', config)
+
+
+def lengthened(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys that differ because the last phase is given more updates, as a finished run may be."""
+    first, second = flatten(saved), flatten(given)
+    last = list(given.get('phases') or ('',))[-1]
+    steps = f'phases.{last}.steps'
+    keys = (steps, 'env_frames', 'config.steps', f'config.{last}_phase.steps')
+    more = tuple(k for k in keys if _number(second.get(k)) > _number(first.get(k)))
+    return more if steps in more else ()
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def differences(
@@ -102,7 +119,10 @@ def check_unedited(folder: pathlib.Path, safe: Sequence[str]) -> None:
         trained = modernise(json.loads((steps[-1] / 'meta.json').read_text())['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # a damaged checkpoint is told from its checksums where its arrays are read
-    if differing := differences(trained, read_config(folder), safe, 'config.json'):
+    found = read_config(folder)
+    if differing := differences(
+        trained, found, (*safe, *lengthened(trained, found)), 'config.json'
+    ):
         raise UserError(
             f'{folder / "config.json"} is not what the run was trained with; '
             f'{"; ".join(differing)}; put the saved values back'

@@ -47,6 +47,16 @@ def create(params: Params, phase: Phase) -> TrainState:
     )
 
 
+def swap_mean(train: TrainState, phase: Phase) -> TrainState:
+    """Exchange the trained weights and their running mean, which a phase leaves behind as its
+    weights; its own inverse.
+    """
+    if train.ema is None:
+        return train
+    weights = phase.trained(train.params)
+    return train._replace(params={**train.params, **train.ema}, ema=weights)
+
+
 def own_buffers(tree: PyTree) -> PyTree:
     """Copy a tree so that no two leaves share a buffer, which can be donated only once; works in
     jit too.

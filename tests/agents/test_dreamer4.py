@@ -235,7 +235,9 @@ def test_video_of_bytes_is_learnt_as_a_picture_between_black_and_white():
     def fit(trained):
         def update(carry, i):
             trained, opt = carry
-            loss, grads = jax.value_and_grad(total)(trained, jax.random.fold_in(jax.random.key(0), i))
+            loss, grads = jax.value_and_grad(total)(
+                trained, jax.random.fold_in(jax.random.key(0), i)
+            )
             updates, opt = tx.update(grads, opt)
             return (optax.apply_updates(trained, updates), opt), loss
 

@@ -283,6 +283,31 @@ def test_a_killed_run_continues_bit_for_bit_ring_and_all(whole, tmp_path, record
         assert [r[name] for r in ours] == [r[name] for r in theirs], name
 
 
+def test_a_finished_run_with_more_frames_equals_one_that_had_them_from_the_start(tmp_path):
+    """Its ring grows, as nothing was forgotten yet; a ring that was just full would not have begun
+    a window at its first step in the last update.
+    """
+
+    def of(steps):
+        frames = PLAY.env_frames(steps, B, T) + PLAY.envs
+        return Toy(steps=steps), source(dataclasses.replace(PLAY, capacity=frames))
+
+    short, long = of(8), of(20)
+    train(tmp_path / 'a', *short, seeds=2)
+    grown = train(tmp_path / 'a', *long, seeds=2)
+    assert same(grown, train(tmp_path / 'b', *long, seeds=2))
+    ours, theirs = (metrics.read(tmp_path / name / 'metrics.jsonl') for name in 'ab')
+    assert [r['loss/fit'] for r in ours] == [r['loss/fit'] for r in theirs]
+    assert [r['env_frames'] for r in ours] == [r['env_frames'] for r in theirs]
+
+
+def test_a_ring_that_has_forgotten_does_not_grow(tmp_path):
+    train(tmp_path, Toy(steps=40), seeds=1)  # more frames than the ring holds
+    larger = source(dataclasses.replace(PLAY, capacity=PLAY.capacity + 30))
+    with pytest.raises(UserError, match=r'holds the last of .* expected none forgotten'):
+        train(tmp_path, Toy(steps=44), larger, seeds=1)
+
+
 def test_the_ring_is_in_the_checkpoint_in_compact_form(tmp_path):
     with pytest.raises(Crash):
         train(tmp_path, seeds=2, checkpoint_every_s=0.0, sinks=[Failing(3)])

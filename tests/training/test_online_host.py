@@ -172,6 +172,22 @@ def test_a_killed_run_continues_with_its_replay_and_new_episodes(tmp_path):
         assert record.reward[1:].tolist() == answers.tolist()
 
 
+def test_a_finished_run_with_more_frames_goes_on_with_its_replay(tmp_path):
+    def of(steps):
+        play = dataclasses.replace(PLAY, capacity=PLAY.env_frames(steps, B, T))
+        return Toy(steps=steps), source(play=play)
+
+    train(tmp_path, *of(8))
+    agent, live = of(20)
+    train(tmp_path, agent, live)
+    ring = live.players[0].ring
+    assert ring.written * PLAY.envs == PLAY.env_frames(20, B, T) - 0
+    rows = metrics.read(tmp_path / 'metrics.jsonl')
+    assert rows[-1]['step'] == 20 and rows[-1]['env_frames'] == PLAY.env_frames(20, B, T)
+    flags = ring.data.flags[:, : ring.written]
+    assert (flags[:, 0] & 1).all() and np.unique(np.nonzero(flags & 2)[1]).size > 3
+
+
 def test_random_play_fills_the_ring_first_and_scores_nothing(tmp_path):
     live = source(play=dataclasses.replace(PLAY, prefill=90, random_prefill=True))
     live.check(Toy().init(jax.random.key(0)), B, T, 1)

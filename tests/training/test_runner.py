@@ -371,3 +371,58 @@ def test_a_replay_that_cannot_be_exported_costs_nothing_else(whole, tmp_path, ca
     params, meta = checkpoint.load(tmp_path)
     assert meta['complete'] and same(params, error.value.params)
     assert same(train(tmp_path, agent=alone, source=Stream(), seeds=2), params)
+
+
+def test_a_finished_run_given_more_updates_equals_one_that_had_them_from_the_start(tmp_path):
+    """The weights' mean, which the phase leaves behind, goes on too."""
+    alone = lambda steps: dataclasses.replace(toy(), phases=(toy((steps, 1)).phases[0],))
+    train(tmp_path / 'a', agent=alone(10), source=Stream(), seeds=2)
+    longer = train(tmp_path / 'a', agent=alone(20), source=Stream(), seeds=2)
+    assert same(longer, train(tmp_path / 'b', agent=alone(20), source=Stream(), seeds=2))
+    steps = [r['step'] for r in metrics.read(tmp_path / 'a' / 'metrics.jsonl')]
+    assert steps == sorted(set(steps)) and steps[-1] == 20
+    with pytest.raises(UserError, match=r'phases\.model\.steps: saved 20, given 10'):
+        train(tmp_path / 'a', agent=alone(10), source=Stream(), seeds=2)
+
+
+def test_more_updates_are_refused_where_the_rate_was_planned_or_the_end_was_not_kept(tmp_path):
+    phase = toy((8, 1)).phases[0]
+    planned = dataclasses.replace(toy(), phases=(dataclasses.replace(phase, scheduled=True),))
+    train(tmp_path, agent=planned)
+    more = dataclasses.replace(planned.phases[0], steps=12)
+    before = (tmp_path / 'config.json').read_bytes()
+    with pytest.raises(UserError, match='made for 8 updates and cannot have 12: its learning rate'):
+        train(tmp_path, agent=dataclasses.replace(planned, phases=(more,)))
+    (newest,) = checkpoint.steps(tmp_path / 'checkpoints')[-1:]
+    meta = json.loads((newest / 'meta.json').read_text())
+    meta['arrays']['train'] = None
+    (newest / 'meta.json').write_text(json.dumps(meta))
+    steady = dataclasses.replace(more, scheduled=False)
+    with pytest.raises(UserError, match='kept neither its optimiser nor its replay'):
+        train(tmp_path, agent=dataclasses.replace(planned, phases=(steady,)))
+    assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_an_export_that_failed_is_tried_again_with_the_replay_that_was_kept(tmp_path):
+    class Full(Stream):
+        failing = True
+        exported = 0
+
+        @property
+        def owes_export(self):
+            return not self.exported
+
+        def finish(self, live):
+            if self.failing:
+                raise OSError(28, 'No space left on device')
+            self.exported += 1
+
+    alone = dataclasses.replace(toy(), phases=toy().phases[:1])
+    source = Full()
+    for _ in range(2):
+        with pytest.raises(ExportError, match='the run is saved') as error:
+            train(tmp_path, agent=alone, source=source)
+        assert error.value.code == 74
+    source.failing = False
+    train(tmp_path, agent=alone, source=source)
+    assert source.exported == 1

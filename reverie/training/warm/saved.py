@@ -130,11 +130,17 @@ def end_of(init: Init, saved: Sequence[Saved], phase: Phase, phases: Mapping[str
         )
     for s in saved:
         ends = s.meta['phase'] == phase.name and s.meta['complete']
-        if ends and s.meta['arrays']['train'] is not None:
+        arrays = s.meta['arrays']['train']
+        if ends and any(x['path'][0] in ('live', 'host') for x in arrays or ()):
+            raise UserError(
+                f'--from {init}: {phase.name} plays and cannot go on in another folder; its own command '
+                f'with more --frames goes on in {init.run}'
+            )
+        if ends and arrays is not None:
             return s
     raise UserError(
-        f'--from {init}: {phase.name} cannot go on, the optimiser at its end was not kept; runs on datasets that keep '
-        'phase ends have it'
+        f'--from {init}: {phase.name} cannot go on, the optimiser at its end was not kept; runs on '
+        'datasets that keep phase ends have it'
     )
 
 

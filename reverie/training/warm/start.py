@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from reverie.io import file_hash
 from reverie.training import checkpoint
-from reverie.training.state import TrainState
+from reverie.training.state import TrainState, swap_mean
 from reverie.training.warm import differences
 from reverie.training.warm.request import Init
 from reverie.training.warm.saved import Saved, end_of, find, open_run, taken_phases, touched
@@ -53,13 +53,9 @@ class Start:
             lambda x: jax.ShapeDtypeStruct((there, *x.shape[1:]), x.dtype, sharding=one), rest
         )
         rest = self._of_seeds(checkpoint.read_train(self.extends.path, self.extends.meta, like))
-        if rest['ema'] is not None:
-            # At the end of a phase the mean lies in `params`, and the weights where the mean was.
-            weights = rest['ema']
-            rest['ema'] = {group: params[group] for group in phase.trains}
-            params = {**params, **weights}
         where = jax.tree.map(lambda x: x.sharding, expected)
-        train: TrainState = jax.device_put(TrainState(params, **rest), where)
+        ended = swap_mean(TrainState(params, **rest), phase)
+        train: TrainState = jax.device_put(ended, where)
         return train
 
     def _of_seeds(self, tree: PyTree) -> PyTree:
