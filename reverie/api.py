@@ -12,10 +12,11 @@ from reverie.agents import registry
 from reverie.commands.arguments import slug
 from reverie.commands.experiment import Experiment, Recorded, played
 from reverie.commands.experiment import load as load_run
+from reverie.data.manifest import read_manifest
 from reverie.envs import registry as environments
 from reverie.envs.host import HostVector
 from reverie.training.warm import Init
-from reverie.types import Agent, Env, EnvSpec, Params
+from reverie.types import Agent, Env, EnvSpec, Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def make_env(name: str, copies: int | None = None, **options: Any) -> Env | Host
 
 def train(
     preset: str,
-    env: str,
+    env: str | None = None,
     folder: str | pathlib.Path | None = None,
     *,
     config: registry.Config | None = None,
@@ -84,7 +85,8 @@ def train(
 ) -> Run:
     """Train an agent; the same call again continues where it was.
 
-    preset: name of a preset. env: name of an environment.
+    preset: name of a preset. env: name of an environment; agents that learn from a dataset take its
+        own if not given.
     folder: of the run; runs/<preset>-<env> if not given.
     config: the configuration, if it is not the preset's own.
     data: dataset, for agents that learn from one. frames, env_options: for agents that play.
@@ -94,16 +96,21 @@ def train(
     Raises UserError for whatever does not fit; SystemExit(75) after SIGTERM, once all is saved.
     """
     config = registry.get(preset) if config is None else config
-    folder = pathlib.Path(folder or pathlib.Path('runs') / f'{slug(preset)}-{slug(env)}')
     command = f'reverie.train({preset!r}, {env!r})'
     experiment: Experiment
     if hasattr(config, 'replay'):
+        if env is None:
+            raise UserError(f'reverie.train({preset!r}): expected env, e.g. minatar/breakout')
         experiment = played(env)(
             preset, config, env, seed, seeds, command, dict(env_options or {}), frames
         )
     else:
-        data = pathlib.Path(data or pathlib.Path('datasets') / f'{slug(env)}-mixed')
-        experiment = Recorded(preset, config, env, seed, seeds, command, data)
+        if env is None and data is None:
+            raise UserError(f'reverie.train({preset!r}): expected data, the path of a dataset')
+        path = pathlib.Path(data or pathlib.Path('datasets') / f'{slug(env or "")}-mixed')
+        env = env or str(read_manifest(path)['env'])
+        experiment = Recorded(preset, config, env, seed, seeds, command, path)
+    folder = pathlib.Path(folder or pathlib.Path('runs') / f'{slug(preset)}-{slug(env)}')
     start = Init.parse(init, ()) if isinstance(init, str) else init
     return Run(folder, experiment, experiment.train(folder, init=start, **options))
 
@@ -126,6 +133,6 @@ def _silent(line: str) -> None:
 
 
 def load(folder: str | pathlib.Path) -> Run:
-    """A finished run. Raises UserError if there is none, or it was left before its end."""
+    """A run, of one that was stopped the weights so far. Raises UserError if there is none."""
     experiment, params = load_run(pathlib.Path(folder))
     return Run(pathlib.Path(folder), experiment, params)

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runti
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
@@ -56,6 +57,12 @@ class ActionSpace:
         if self.kind == 'discrete':
             return jax.random.randint(key, (n,), 0, self.size)
         return jax.random.uniform(key, (n, self.size), minval=-1.0, maxval=1.0)
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Draw as `sample` does, on the host."""
+        if self.kind == 'discrete':
+            return rng.integers(0, self.size, n)
+        return rng.uniform(-1, 1, (n, self.size)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

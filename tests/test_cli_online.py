@@ -204,6 +204,6 @@ def test_an_agent_can_be_scored_under_other_options_of_the_same_game():
         'dreamer_v3_debug', registry.get('dreamer_v3_debug'), 'hidden_order/4'
     )
     scored = learnt.under({'pays': 'success'})
-    assert (scored.env.env.pays, learnt.env.env.pays) == ('success', 'balls')
+    assert (scored.game.env.env.pays, learnt.game.env.env.pays) == ('success', 'balls')
     with pytest.raises(UserError, match='another environment'):
         learnt.under({'obs': 'image'})

@@ -11,6 +11,8 @@ import tyro
 
 from reverie.errors import UserError
 
+SEEDS = 2**32
+
 
 def parse(options: type, args: Sequence[str], prog: str, **more: Any) -> Any:
     """An `options` value from `args`, by tyro; raises UserError for an option it does not know."""
@@ -43,6 +45,14 @@ def whole(name: str, value: float | int) -> int:
     if not 1 <= value < math.inf or value != int(value):
         raise UserError(f'--{name} {value:g}: expected a positive whole number')
     return int(value)
+
+
+def check_seed(name: str, seed: int, count: int = 1) -> None:
+    """Raise UserError unless `count` seeds from `seed` on lie in 0 .. 2^32 - 1, which random keys
+    take without cutting them.
+    """
+    if not 0 <= seed <= SEEDS - count:
+        raise UserError(f'--{name} {seed}: expected 0 to {SEEDS - count}')
 
 
 def check_file(name: str, path: pathlib.Path | None) -> None:

@@ -5,9 +5,10 @@ import pathlib
 
 import tyro
 
-from reverie.commands.arguments import check_file, options_of, score_paths, whole
+from reverie.commands.arguments import check_file, check_seed, options_of, score_paths, whole
 from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import say
+from reverie.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Eval(Compiling):
     """Environment steps after which an episode is cut."""
     seed: int = 1000
     """Seed of the evaluation episodes."""
+    data: pathlib.Path | None = None
+    """Dataset of the run, if it is not where it was."""
     results: pathlib.Path | None = None
     """Also write the scores as a results file."""
     env_options: tuple[str, ...] = ()
@@ -34,8 +37,11 @@ def run(args: Eval) -> None:
 
     whole('episodes', args.episodes), whole('max-steps', args.max_steps)
     check_file('results', args.results)
+    check_seed('seed', args.seed)
     keep_programs(args.cache)
-    experiment, params = load(args.run)
+    experiment, params = load(args.run, args.data)
+    if experiment.unscored is not None:
+        raise UserError(f'{args.run} cannot be scored: {experiment.unscored}')
     if args.env_options:
         experiment = experiment.under(options_of(args.env_options))
     paths = score_paths(args.results, None if args.env_options else args.run)

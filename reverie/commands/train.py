@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from reverie.commands.arguments import check_file, options_of, parse, score_paths, slug, whole
+from reverie.commands.arguments import (
+    check_file,
+    check_seed,
+    options_of,
+    parse,
+    score_paths,
+    slug,
+    whole,
+)
 from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import command_line, say
 from reverie.errors import ExportError, UserError
@@ -26,8 +34,8 @@ class Train(Compiling):
 
     config: Any
     """The experiment; every field can be changed, e.g. --config.dynamics-phase.steps 5000."""
-    env: str
-    """Environment, e.g. minatar/breakout."""
+    env: str | None = None
+    """Environment, e.g. minatar/breakout; agents that learn from a dataset take its own."""
     out: pathlib.Path | None = None
     """Run folder; runs/<preset>-<env> if not given."""
     size: str | None = None
@@ -107,7 +115,7 @@ def parse_train(preset: str, *rest: str) -> Train:
         'Train', [('config', type(config))], bases=(kind,), frozen=True
     )
     typed.__doc__ = Train.__doc__
-    default = typed(config=config, env=tyro.MISSING)
+    default = typed(config=config)
     prog, conf = f'reverie train {preset}', (tyro.conf.AvoidSubcommands,)
     options: Train = parse(typed, rest, prog, default=default, config=conf)
     return options
@@ -132,13 +140,20 @@ def run(args: Train, preset: str) -> None:
         raise UserError(
             f'--from-groups {" ".join(args.from_groups)}: expected --from RUN beside it'
         )
-    whole('episodes', args.episodes), whole('max-steps', args.max_steps)
+    whole('episodes', args.episodes), whole('max-steps', args.max_steps), whole('seeds', args.seeds)
+    check_seed('seed', args.seed, args.seeds)
     check_file('results', args.results)
     check_add_to(args.add_to)
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     keep_programs(args.cache)
-    folder = args.out or pathlib.Path('runs') / f'{slug(preset)}-{slug(args.env)}'
     experiment = experiment_of(args, preset)
+    if experiment.unscored is not None and (args.results or args.add_to):
+        raise UserError(f'--results and --add-to take scores, but {experiment.unscored}')
+    if experiment.unscored is not None:
+        say(f'the agent is trained and not scored: {experiment.unscored}')
+    for line in experiment.spec.seen:
+        say(f'observations: {line}')
+    folder = args.out or pathlib.Path('runs') / f'{slug(preset)}-{slug(experiment.env_name)}'
     failure = None
     try:
         params = experiment.train(
@@ -190,11 +205,14 @@ def add_scores(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 def experiment_of(args: Train, preset: str) -> 'Experiment':
     """The experiment that the options describe; raises UserError if its dataset is missing."""
     from reverie.commands.experiment import Recorded, played
+    from reverie.data.manifest import read_manifest
 
-    fields = (preset, args.config, args.env, args.seed, args.seeds, command_line())
+    rest = (args.seed, args.seeds, command_line())
     if isinstance(args, TrainPlayed):
+        if args.env is None:
+            raise UserError(f'reverie train {preset}: expected --env, e.g. minatar/breakout')
         return played(args.env)(
-            *fields,
+            *(preset, args.config, args.env, *rest),
             options=options_of(args.env_options),
             env_frames=whole('frames', args.frames),
             export=args.export,
@@ -203,9 +221,16 @@ def experiment_of(args: Train, preset: str) -> 'Experiment':
             score_steps=args.max_steps,
         )
     assert isinstance(args, TrainRecorded)
-    data = args.data or pathlib.Path('datasets') / f'{slug(args.env)}-mixed'
-    if not data.exists():
+    if args.env is None and args.data is None:
         raise UserError(
-            f'no dataset at {data}; make one with: reverie collect --env {args.env} --out {data}'
+            f'reverie train {preset}: expected --data, a dataset, or --env, a game that '
+            '`reverie collect` has recorded'
         )
-    return Recorded(*fields, data, args.label_fraction, args.max_lost)
+    data = args.data or pathlib.Path('datasets') / f'{slug(args.env or "")}-mixed'
+    if not data.exists():
+        made = args.env or '<game>'
+        raise UserError(
+            f'no dataset at {data}; make one with: reverie collect --env {made} --out {data}'
+        )
+    env = args.env or str(read_manifest(data)['env'])
+    return Recorded(preset, args.config, env, *rest, data, args.label_fraction, args.max_lost)

@@ -117,10 +117,13 @@ class Episodes:
                 found[record.kind].append(float(np.sum(record.reward, dtype=np.float64)))
         return found
 
-    def check(self, spec: EnvSpec) -> None:
-        """Raise UserError if the dataset is of another game, observation or action space."""
+    def check(self, spec: EnvSpec, name: str | None = None) -> None:
+        """Raise UserError if the dataset is of another game, observation or action space.
+
+        name: of the game that was asked for, if it is not that of `spec`.
+        """
         for what, given, expected in (
-            ('environment', self.spec.name, spec.name),
+            ('environment', self.spec.name, name or spec.name),
             ('observation shape', list(self.spec.obs_shape), list(spec.obs_shape)),
             ('action space', words(self.spec.actions), words(spec.actions)),
         ):

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -324,6 +324,15 @@ class HostVector:
 def drawn(*numbers: int) -> int:
     """Derive the seed of one environment from numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
+
+
+Purpose = Literal['train', 'score', 'report', 'play', 'collect']
+PURPOSES: tuple[Purpose, ...] = ('train', 'score', 'report', 'play', 'collect')
+
+
+def seed_for(purpose: Purpose, *numbers: int) -> int:
+    """Derive the seed of a vector, so that no two purposes see the same episodes."""
+    return drawn(PURPOSES.index(purpose), *numbers)
 
 
 def make(name: str, n: int = 1, *, seed: int = 0, **options: Any) -> HostVector:

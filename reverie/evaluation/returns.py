@@ -187,7 +187,7 @@ def evaluate_host(
     n = vector.n
 
     @jax.jit
-    def act(params: Params, state: Any, step: Step, t: int) -> tuple[Any, jax.Array]:
+    def act(params: Params, state: Any, step: Step, t: Any) -> tuple[Any, jax.Array]:
         return actor.act(params, state, step, jax.random.fold_in(key, t), greedy)
 
     initial = jax.jit(actor.initial, static_argnums=1)

@@ -186,7 +186,7 @@ def _images(run: RunFiles, context: int) -> list[str]:
     s, out = run.samples, ['<p>What happened is above, the dream below.</p>']
     truth, dream = s['dream/truth'], s['dream/dream']
     n, t = truth.shape[:2]
-    action = s.get('dream/action', np.full((n, t), -1)).astype(int)
+    action = np.nan_to_num(s.get('dream/action', np.full((n, t), -1))).astype(int)
     actions = max(len(names := labels(run, 'actions')), int(action.max()) + 1)
     rgb_truth, rgb_dream = video.colourise(truth), video.colourise(dream)
     still = np.repeat(truth[:, [max(context - 1, 0)]], t, 1)

@@ -115,17 +115,11 @@ class HostCollector:
         """Play at random or by the explorer; its episodes are not scored."""
         if self.play.random_prefill:
             for _ in range(steps):
-                self._advance(self._random_action(), self.blank)
+                self._advance(self.actions.draw(self.rng, self.play.envs), self.blank)
         else:
             self._explore(steps)
         self._arrived()
         self.ended = none_ended()
-
-    def _random_action(self) -> np.ndarray:
-        n, size = self.play.envs, self.actions.size
-        if self.actions.kind == 'discrete':
-            return self.rng.integers(0, size, n)
-        return self.rng.uniform(-1, 1, (n, size)).astype(np.float32)
 
     def _explore(self, steps: int) -> None:
         """Play `steps` vector steps by the explorer."""

@@ -31,7 +31,7 @@ def run(game):
 
 @pytest.fixture(scope='module')
 def mixed(game, run):
-    return list(collect(game, players('mixed', game, run), 4000, jax.random.key(1), envs=4))
+    return list(collect(game, players('mixed', game.spec, run), 4000, jax.random.key(1), envs=4))
 
 
 def test_mixed_is_four_equal_shares_under_four_labels(mixed):
@@ -71,7 +71,7 @@ def test_what_arrives_is_what_the_game_does_after_the_recorded_action(mixed):
 
 
 def test_the_same_key_collects_the_same_episodes(game, run, mixed):
-    again = list(collect(game, players('mixed', game, run), 4000, jax.random.key(1), envs=4))
+    again = list(collect(game, players('mixed', game.spec, run), 4000, jax.random.key(1), envs=4))
     assert [(label, complete) for label, _, complete in again] == [
         (label, complete) for label, _, complete in mixed
     ]
@@ -80,7 +80,7 @@ def test_the_same_key_collects_the_same_episodes(game, run, mixed):
 
 
 def test_chunks_join_without_a_seam(game, monkeypatch):
-    player = players('random', game, None)[0]
+    player = players('random', game.spec, None)[0]
     whole = list(play(game, player, 300, 3, jax.random.key(2)))
     monkeypatch.setattr('reverie.commands.collect.players.CHUNK', 30)
     parts = list(play(game, player, 300, 3, jax.random.key(2)))
@@ -92,7 +92,7 @@ def test_chunks_join_without_a_seam(game, monkeypatch):
 def test_snapshots_are_those_nearest_to_the_fraction_of_the_final_return(game, run):
     returns = np.array([np.nan, 1.0, 4.0, 9.0, 12.0, 10.0])
     assert [nearest(returns, x) for x in (0.25, 0.5, 1.0)] == [1, 2, 5]
-    expert = players('expert', game, run)[0]
+    expert = players('expert', game.spec, run)[0]
     jax.tree.map(np.testing.assert_array_equal, expert.params, run[1].params)
     assert expert.env_frames == 8192
 
@@ -199,7 +199,7 @@ def test_players_that_are_not_numbers_do_not_play(game, run):
     for x in jax.tree.leaves(spoilt):
         x[-1] = np.nan
     with pytest.raises(UserError, match=r'not finite; expected a rate below 0\.005'):
-        players('mixed', game, (config, result._replace(snapshots=spoilt)))
+        players('mixed', game.spec, (config, result._replace(snapshots=spoilt)))
 
 
 def test_mistakes_are_refused_before_anything_is_trained(tmp_path, monkeypatch, game):
@@ -218,4 +218,21 @@ def test_mistakes_are_refused_before_anything_is_trained(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match='exists'):
         write(tmp_path / 'b', 'minatar/breakout', 'mixed', 1000)
     with pytest.raises(UserError, match='needs a trained PPO'):
-        players('expert', game, None)
+        players('expert', game.spec, None)
+
+
+def test_random_play_on_the_host_is_recorded_and_ppo_there_is_refused(tmp_path):
+    pytest.importorskip('gymnasium')
+    for name in 'ab':
+        facts = write_dataset(
+            tmp_path / name, 'gym/CartPole-v1', 'random', 900, episodes=3, envs=2, seed=4
+        )
+    episodes = Episodes(tmp_path / 'a')
+    assert episodes.frames == 900 and episodes.spec.obs_shape == (4,)
+    assert episodes.fingerprint == Episodes(tmp_path / 'b').fingerprint
+    assert 10 < facts['scores']['random']['sampled']['mean'] < 40
+    firsts = [record.obs[0] for record in episodes.records()]
+    assert len(np.unique(firsts, axis=0)) == len(firsts), 'episodes begin differently'
+    with pytest.raises(UserError, match='runs on the host; expected --kind random'):
+        write_dataset(tmp_path / 'c', 'gym/CartPole-v1', 'mixed', 900)
+    assert not (tmp_path / 'c').exists()

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from reverie.commands.arguments import options_of, slug, whole
+from reverie.commands.arguments import check_seed, options_of, slug, whole
 from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import command_line, say, show
 
@@ -41,6 +41,8 @@ def run(args: Collect) -> None:
 
     keep_programs(args.cache)
     frames = whole('frames', args.frames)
+    check_seed('seed', args.seed)
+    whole('episodes', args.episodes)
     if args.ppo_frames is None:
         ppo_frames = dataset.frames_of_training(args.env, frames)
     else:

@@ -12,12 +12,20 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from reverie.agents.ppo import PPO, PPOConfig, PPOResult, train
-from reverie.commands.collect.players import PARTS, check_kind, collect, players, snapshot_arrays
+from reverie.commands.collect.players import (
+    PARTS,
+    check_kind,
+    collect,
+    collect_host,
+    players,
+    snapshot_arrays,
+)
 from reverie.data.episodes import Writer
-from reverie.envs.device import make
+from reverie.envs.registry import on_host
+from reverie.evaluation.game import AnyGame, DeviceGame, HostGame, game
 from reverie.evaluation.results import provenance
 from reverie.evaluation.returns import RandomActor, Scores, evaluate
-from reverie.types import Env, UserError
+from reverie.types import UserError
 
 SNAPSHOTS = 'ppo.npz'  # beside the manifest
 
@@ -59,38 +67,48 @@ def write_dataset(
     Raises UserError for an unknown name, option or kind, or a path in use, before training.
     """
     check_kind(kind)
+    if on_host(name) and kind != 'random':
+        raise UserError(
+            f'PPO plays on the device, {name} runs on the host; expected --kind random, or what an '
+            f'agent plays: reverie train dreamer_v3 --env {name} --export {path}'
+        )
     if frames < len(PARTS[kind]):
         raise UserError(f'{frames} frames of {kind!r}; expected at least {len(PARTS[kind])}')
     config, options = config or PPOConfig(), options or {}
-    env = make(name, **options)
+    played = game(name, options)
     k_train, k_play, k_score = jax.random.split(jax.random.key(seed), 3)
     facts: dict[str, Any] = dict(
         command=command, kind=kind, frames=frames, seed=seed, env=dict(name=name, options=options)
     )
     facts |= provenance()
     # opened first, so that a bad path costs no training
-    with Writer(path, env.spec, facts, overwrite=overwrite) as writer:
+    with Writer(path, played.spec, facts, overwrite=overwrite) as writer:
         ppo = None
         if kind != 'random':
+            assert isinstance(played, DeviceGame)
             begin = time.perf_counter()
-            ppo = config, train(env, config, k_train, progress)
+            ppo = config, train(played.env, config, k_train, progress)
             facts['ppo'] = _run(*ppo, time.perf_counter() - begin)
-        chosen = players(kind, env, ppo)
+        chosen = players(kind, played.spec, ppo)
         facts['players'] = [
             dict(kind=p.label, env_frames=p.env_frames, online_return=p.online_return)
             for p in chosen
         ]
-        facts['scores'] = scores(env, ppo, k_score, episodes)
+        facts['scores'] = scores(played, ppo, k_score, episodes)
         facts['warnings'] = weak(facts['scores'])
         if ppo is not None:
             facts['ppo']['snapshots'] = writer.attach(SNAPSHOTS, snapshot_arrays(ppo[1]))
-        for label, episode, complete in collect(env, chosen, frames, k_play, envs):
+        if isinstance(played, HostGame):
+            recorded = collect_host(played, frames, seed, envs)
+        else:
+            recorded = collect(played.env, chosen, frames, k_play, envs)
+        for label, episode, complete in recorded:
             writer.add(label, episode, complete)
     return facts
 
 
 def scores(
-    env: Env, ppo: tuple[PPOConfig, PPOResult] | None, key: PRNGKeyArray, episodes: int = 128
+    played: AnyGame, ppo: tuple[PPOConfig, PPOResult] | None, key: PRNGKeyArray, episodes: int = 128
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Whole-episode scores: {'random': {'sampled': ...}, 'ppo': {'sampled': ..., 'greedy': ...}},
     PPO's final policy.
@@ -99,12 +117,17 @@ def scores(
     every one of returns.
     """
     keys = jax.random.split(key, 3)
-    random = evaluate(env, RandomActor(env.spec.actions), {}, keys[0], episodes=episodes)
+    spec = played.spec
+    if isinstance(played, HostGame):
+        how: dict[str, Any] = dict(episodes=episodes, max_steps=5000, greedy=False)
+        random = played.score(RandomActor(spec.actions), {'none': np.zeros(1)}, keys[0], **how)
+        return {'random': {'sampled': _summary(random)}}
+    random = evaluate(played.env, RandomActor(spec.actions), {}, keys[0], episodes=episodes)
     found = {'random': {'sampled': _summary(random)}}
     if ppo is not None:
         config, result = ppo
-        agent = PPO(env.spec, config)
-        run = functools.partial(evaluate, env, agent, result.params, episodes=episodes)
+        agent = PPO(spec, config)
+        run = functools.partial(evaluate, played.env, agent, result.params, episodes=episodes)
         sampled, greedy = run(keys[1]), run(keys[2], greedy=True)
         found['ppo'] = {'sampled': _summary(sampled), 'greedy': _summary(greedy)}
     return found
@@ -127,7 +150,7 @@ def weak(scores: dict[str, Any]) -> list[str]:
 
 
 def _summary(scores: Scores) -> dict[str, Any]:
-    x = np.asarray(scores.returns, np.float64)
+    x = np.asarray(scores.returns, np.float64).ravel()
     se = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else None
     truncated = int(np.sum(scores.truncated))
     return dict(

@@ -16,10 +16,11 @@ from reverie.agents.ppo import PPO, PPOConfig, PPOResult
 from reverie.data.episodes import Splitter
 from reverie.data.manifest import MANIFEST, read_manifest, read_schema
 from reverie.envs.device import Vector
+from reverie.evaluation.game import HostGame
 from reverie.evaluation.returns import RandomActor
 from reverie.io import file_hash
 from reverie.training.update import finite
-from reverie.types import Actor, Env, Params, State, Step, UserError
+from reverie.types import Actor, Env, EnvSpec, Params, State, Step, UserError
 
 # Parts of a dataset as fractions of PPO's final return; None is the random player.
 PARTS: dict[str, tuple[float | None, ...]] = {
@@ -58,7 +59,9 @@ def nearest(returns: np.ndarray, fraction: float) -> int:
     return int(np.nanargmin(np.abs(returns - fraction * returns[-1])))
 
 
-def players(kind: str, env: Env, ppo: tuple[PPOConfig, PPOResult] | None) -> tuple[DataPlayer, ...]:
+def players(
+    kind: str, spec: EnvSpec, ppo: tuple[PPOConfig, PPOResult] | None
+) -> tuple[DataPlayer, ...]:
     """Players of a kind, who get equal shares of the frames.
 
     ppo: a finished run of one seed; 'random' does without. Snapshots are chosen by the online
@@ -67,7 +70,7 @@ def players(kind: str, env: Env, ppo: tuple[PPOConfig, PPOResult] | None) -> tup
     return statistics per kind. Raises UserError for an unknown kind or a PPO that cannot serve.
     """
     check_kind(kind)
-    random = DataPlayer('random', RandomActor(env.spec.actions), {})
+    random = DataPlayer('random', RandomActor(spec.actions), {})
     fractions = PARTS[kind]
     if fractions == (None,):
         return (random,)
@@ -82,7 +85,7 @@ def players(kind: str, env: Env, ppo: tuple[PPOConfig, PPOResult] | None) -> tup
         raise UserError(
             f'PPO came to weights that are not finite; expected a rate below {config.learning_rate:g}'
         )
-    agent = PPO(env.spec, config)
+    agent = PPO(spec, config)
     return tuple(
         random if fraction is None else _snapshot(agent, result, fraction) for fraction in fractions
     )
@@ -162,6 +165,33 @@ def collect(
                 yield player.label, episode, complete
         for episode, complete in splitter.flush():
             yield player.label, episode, complete
+
+
+def collect_host(
+    game: HostGame, frames: int, seed: int, envs: int | None = None
+) -> Iterator[tuple[str, Step, bool]]:
+    """Random play of an environment on the host: yields (label, episode [T], complete).
+
+    Deterministic for a seed, if the environment is.
+    """
+    n = envs or min(8, streams_for(frames))
+    rng, splitter = np.random.default_rng(seed), Splitter()
+    with game.vector(n, 'collect', seed) as vector:
+        steps = [vector.reset()]
+        for left in range(math.ceil(frames / n), 0, -1):
+            if len(steps) == CHUNK or left == 1:
+                for episode, complete in splitter.push(_stacked(steps)):
+                    yield 'random', episode, complete
+                steps = []
+            if left > 1:
+                steps.append(vector.step(game.spec.actions.draw(rng, n)))
+    for episode, complete in splitter.flush():
+        yield 'random', episode, complete
+
+
+def _stacked(steps: list[Step]) -> Step:
+    stacked: Step = jax.tree.map(lambda *x: np.stack(x), *steps)
+    return stacked
 
 
 def snapshot_arrays(result: PPOResult) -> dict[str, np.ndarray]:

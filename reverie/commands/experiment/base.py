@@ -15,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from reverie.agents import registry
 from reverie.data.source import Source
 from reverie.evaluation import results, returns, statistics, tables, trust
+from reverie.evaluation.game import AnyGame
 from reverie.io import warn
 from reverie.report import write
 from reverie.training import metrics, warm
@@ -22,14 +23,14 @@ from reverie.training.legacy import read_config
 from reverie.training.loop import Scoring
 from reverie.training.run import run
 from reverie.training.run_folder import CADENCE
-from reverie.types import Actor, Agent, Env, EnvSpec, Params, UserError
+from reverie.types import Actor, Agent, EnvSpec, Params, Phase, ReadOut, UserError
 
 Say = Callable[[str], None]
 
 # Keys of config.json that may differ when a run continues: where and how, not what.
 SAFE = (
     'command', 'data', 'max_lost', 'export', 'score_every', 'score_episodes', 'device', 'date',
-    'commit', 'versions', *CADENCE,
+    'commit', 'versions', 'observations', 'game', *CADENCE,
 )  # fmt: skip
 
 
@@ -43,6 +44,8 @@ class Experiment(abc.ABC):
     seed: int = 0
     seeds: int = 1
     command: str = ''
+    # meta.json of the newest checkpoint of a run that was stopped before its end
+    reached: Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -50,12 +53,18 @@ class Experiment(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def env(self) -> Env:
-        """The environment that scores count in."""
+    def game(self) -> AnyGame | None:
+        """The environment that scores count in; None if it cannot be made."""
 
     @property
+    def unscored(self) -> str | None:
+        """The reason why there is no game; None if there is one."""
+        return None
+
+    @property
+    @abc.abstractmethod
     def spec(self) -> EnvSpec:
-        return self.env.spec
+        """Facts that the agent is built from."""
 
     @property
     @abc.abstractmethod
@@ -88,6 +97,7 @@ class Experiment(abc.ABC):
             **self.facts,
             'channels': list(spec.channels),
             'actions': list(spec.actions.meanings),
+            **({'observations': list(spec.seen)} if spec.seen else {}),
             'config': dataclasses.asdict(self.config),
         }
 
@@ -164,9 +174,31 @@ class Experiment(abc.ABC):
 
         Returns Scores with fields [seeds, episodes].
         """
-        return returns.evaluate_seeds(
-            self.env, actor, params, key, episodes=episodes, max_steps=max_steps, greedy=greedy
+        if self.game is None:
+            raise UserError(f'no scores can be taken: {self.unscored}')
+        return self.game.score(
+            actor, params, key, episodes=episodes, max_steps=max_steps, greedy=greedy
         )
+
+    @property
+    def begun(self) -> tuple[Phase, ...]:
+        """Phases that have had an update."""
+        phases = self.agent.phases
+        if self.reached is None:
+            return phases
+        return phases[: self.reached['phase_index'] + (self.reached['step'] > 0)]
+
+    @property
+    def readouts(self) -> Mapping[str, ReadOut]:
+        """Read-outs of the agent all of whose phases have begun."""
+        names = {name: name for name in jax.eval_shape(self.agent.init, jax.random.key(0))}
+        later = self.agent.phases[len(self.begun) :]
+        late = {group for phase in later for group in phase.trains}
+        return {
+            name: readout
+            for name, readout in self.agent.readouts.items()
+            if not late & set(jax.tree.leaves(readout.params(names)))
+        }
 
     def baselines(self) -> dict[str, Any]:
         """Scores of others to stand beside the agent's."""
@@ -194,10 +226,22 @@ class Experiment(abc.ABC):
         """Score every read-out in the real environment, beside random play and the baselines.
 
         The world model's dreams are measured before, where they can be. Writes the results file to
-        each of `paths` and returns it.
+        each of `paths` and returns it. Raises UserError for a run that was stopped before it had a
+        policy.
         """
         key = jax.random.key(eval_seed)
+        if self.unscored is not None:
+            say(f'eval  no scores: {self.unscored}')
+        elif not self.readouts:
+            raise UserError(
+                f'{folder} stopped in phase {self.stopped}, which is before it has a policy; '
+                'expected one to score, train it further'
+            )
+        elif self.reached is not None:
+            say(f'eval  the run stopped in phase {self.stopped}; scored as it is')
         extra = self.extra()
+        if self.reached is not None:
+            extra['stopped'] = self.stopped
         if (measured := self.trust(params, key)) is not None:
             extra['trust'] = measured
             for line in trust.lines(measured):
@@ -210,7 +254,7 @@ class Experiment(abc.ABC):
             command=self.command,
             seeds=list(range(self.seed, self.seed + self.seeds)),
             env_frames=self.frames,
-            gradient_steps={name: phase['steps'] for name, phase in saved['phases'].items()},
+            gradient_steps=self._updates(saved),
             seconds=float(log[-1]['seconds']) if log else 0.0,
             scores=self._scores(params, key, episodes, max_steps, say),
             curve=curve(log, self.seeds),
@@ -227,6 +271,21 @@ class Experiment(abc.ABC):
             results.save(path, record)
         return record
 
+    @property
+    def stopped(self) -> str:
+        """Phase and step that a run was left at, e.g. 'imagine at step 40 of 250'."""
+        assert self.reached is not None
+        phase = self.agent.phases[self.reached['phase_index']]
+        return f'{phase.name} at step {self.reached["step"]} of {phase.steps}'
+
+    def _updates(self, saved: Mapping[str, Any]) -> dict[str, int]:
+        """Updates of each phase that has had some."""
+        steps = {name: int(phase['steps']) for name, phase in saved['phases'].items()}
+        if self.reached is None:
+            return steps
+        done = {phase.name: steps[phase.name] for phase in self.begun}
+        return done | ({self.reached['phase']: int(self.reached['step'])} if done else {})
+
     def _beside(self, record: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
         """The record with what others have added to the run's scores before; see `keep_scores`."""
         try:
@@ -241,11 +300,13 @@ class Experiment(abc.ABC):
         self, params: Params, key: PRNGKeyArray, episodes: int, max_steps: int, say: Say
     ) -> dict[str, Any]:
         """Scores of random play, the baselines and each read-out, sampled and greedy."""
+        if self.game is None:
+            return self.baselines()
         score = functools.partial(self.score, key=key, episodes=episodes, max_steps=max_steps)
         one_seed = {'none': np.zeros(1)}  # random play has no parameters
         random = score(returns.RandomActor(self.agent.spec.actions), one_seed, greedy=False)
         scores: dict[str, Any] = {'random': random.returns[0], **self.baselines()}
-        for name, readout in self.agent.readouts.items():
+        for name, readout in self.readouts.items():
             scores[name] = {}
             for mode, greedy in (('sampled', False), ('greedy', True)):
                 played = score(readout.actor, readout.params(params), greedy=greedy)

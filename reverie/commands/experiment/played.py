@@ -16,14 +16,12 @@ from reverie.agents.planet import Planet
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment
 from reverie.data.source import Source
-from reverie.envs import device, host
-from reverie.envs.host import HostVector
 from reverie.envs.registry import on_host
-from reverie.evaluation import returns
+from reverie.evaluation.game import AnyGame, DeviceGame, HostGame, game
 from reverie.training.loop import Scoring
 from reverie.training.online import CollectConfig, Online
 from reverie.training.online_host import OnlineHost
-from reverie.types import Actor, Env, EnvSpec, Params, UserError
+from reverie.types import EnvSpec, Params, UserError
 
 SCORE_SEED = 500  # of the episodes played while training; the final scores have seeds of their own
 
@@ -39,9 +37,13 @@ class Played(Experiment):
     score_episodes: int = 32  # sampled episodes of such a score
     score_steps: int = 5000  # steps after which such an episode is cut
 
+    @functools.cached_property
+    def game(self) -> AnyGame:
+        return game(self.env_name, self.options)
+
     @property
-    def env(self) -> Env:
-        return device.make(self.env_name, **self.options)
+    def spec(self) -> EnvSpec:
+        return self.game.spec
 
     def under(self, options: Mapping[str, Any]) -> 'Played':
         other = dataclasses.replace(self, options={**self.options, **options})
@@ -84,7 +86,8 @@ class Played(Experiment):
 
     @property
     def source(self) -> Source:
-        return Online(self.env, self.agent.explorer, self.play, self.export, self.provenance)
+        assert isinstance(self.game, DeviceGame)
+        return Online(self.game.env, self.agent.explorer, self.play, self.export, self.provenance)
 
     @property
     def scoring(self) -> Scoring | None:
@@ -124,29 +127,28 @@ class Played(Experiment):
 
     @property
     def frames(self) -> int:
+        if self.reached is not None:
+            return int(self.reached['env_frames'])
         return self._frames_after(self.agent.phases[0].steps)
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
-        return samples.of_play(self.agent, params, self.env, key)
+        assert isinstance(self.game, DeviceGame)
+        return samples.of_play(self.agent, params, self.game.env, key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosted(Played):
-    """The environments are Gymnasium's, in processes of their own; see `envs.host.HostVector`."""
+    """The environments are Gymnasium's, in processes of their own."""
 
-    def vector(self, copies: int, seed: int = 0) -> HostVector:
-        """Copies of the environment in processes; close it."""
-        return host.make(self.env_name, copies, seed=seed, **self.options)
-
-    @functools.cached_property
-    def spec(self) -> EnvSpec:
-        with self.vector(1) as vector:
-            return vector.spec
+    @property
+    def host(self) -> HostGame:
+        assert isinstance(self.game, HostGame)
+        return self.game
 
     @property
     def source(self) -> OnlineHost:
         seeds = range(self.seed, self.seed + self.seeds)
-        vectors = [self.vector(self.play.envs, seed=1000 * seed) for seed in seeds]
+        vectors = [self.host.vector(self.play.envs, 'train', seed) for seed in seeds]
         return OnlineHost(
             vectors,
             self.agent.explorer,
@@ -156,22 +158,8 @@ class Hosted(Played):
             facts=self.provenance,
         )
 
-    def score(
-        self, actor: Actor, params: Params, key: PRNGKeyArray, *, episodes: int, **how: Any
-    ) -> returns.Scores:
-        each = []
-        with self.vector(min(8, episodes), seed=10**6) as vector:
-            for i in range(len(jax.tree.leaves(params)[0])):
-                one = jax.tree.map(lambda x, i=i: x[i], params)
-                key_seed = jax.random.fold_in(key, i)
-                each.append(
-                    returns.evaluate_host(vector, actor, one, key_seed, episodes=episodes, **how)
-                )
-        fields = [field.name for field in dataclasses.fields(returns.Scores)]
-        return returns.Scores(*(np.stack([getattr(s, name) for s in each]) for name in fields))
-
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
-        with self.vector(4, seed=2 * 10**6) as vector:
+        with self.host.vector(4, 'report', self.seed) as vector:
             return samples.of_host(self.agent, params, vector, key)
 
 

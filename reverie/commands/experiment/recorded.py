@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,56 +13,121 @@ from reverie.agents.dreamer4 import Dreamer4
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment
 from reverie.data.episodes import Episodes
+from reverie.data.manifest import MANIFEST
+from reverie.data.records import unpack
 from reverie.data.source import Dataset
 from reverie.data.sources import open_source
-from reverie.envs import device
-from reverie.types import Env, Params
+from reverie.envs.registry import on_host
+from reverie.evaluation.game import AnyGame, game
+from reverie.types import ActionSpace, EnvSpec, Params, UserError
 
 MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: one bad shard of many
+MEASURED_FRAMES = 4096  # frames whose pixels give mean and standard deviation
+# Scale of the decoder's first output weights where pixels are standardised; not from the paper.
+READOUT_SCALE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded(Experiment):
-    """The agent learns from a dataset, whose environment options are the game's too."""
+    """The agent learns from a dataset, whose environment options are the game's too.
+
+    Training takes nothing but the dataset; its environment is made to score the agent, where that
+    can be done. A run that is read back does without the dataset: `known` is its entry `game` of
+    config.json.
+    """
 
     data: pathlib.Path = pathlib.Path('datasets')
     label_fraction: float = 1.0  # share of the episodes whose actions are used
     max_lost: float = MAX_LOST
+    known: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.episodes.check(self.env.spec)
+        if not self.has_data and self.known is None:
+            raise UserError(f'no dataset at {self.data}; --data says where it is')
+        if self.has_data:
+            self.episodes.check(self.spec, self.env_name)
+            object.__setattr__(self, 'config', standardised(self.config, self.episodes))
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the dataset is there; a run that was moved may be without."""
+        return (self.data / MANIFEST).exists()
 
     @functools.cached_property
     def episodes(self) -> Episodes:
         return Episodes(self.data, self.max_lost)
 
-    @property
-    def env(self) -> Env:
-        """The game as the dataset was played."""
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """Options that the game was recorded with."""
+        if self.known is not None:
+            return dict(self.known.get('options') or {})
         recorded = self.episodes.provenance.get('env') or {}
-        options = recorded.get('options') or {} if recorded.get('name') == self.env_name else {}
-        return device.make(self.env_name, **options)
+        if recorded.get('name') == self.env_name:
+            return dict(recorded.get('options') or {})
+        shape = self.episodes.spec.obs_shape
+        assert isinstance(shape, tuple)
+        pictures = on_host(self.env_name) and len(shape) == 3
+        return {'size': (shape[0], shape[1])} if pictures else {}
+
+    @functools.cached_property
+    def _made(self) -> AnyGame | UserError:
+        found = game(self.env_name, self.options)
+        try:
+            found.spec  # noqa: B018, which makes the environment
+        except UserError as error:
+            return error
+        return found
+
+    @property
+    def game(self) -> AnyGame | None:
+        return None if isinstance(self._made, UserError) else self._made
+
+    @property
+    def unscored(self) -> str | None:
+        return str(self._made) if isinstance(self._made, UserError) else None
+
+    @functools.cached_property
+    def spec(self) -> EnvSpec:
+        """The game's, if it can be made, else the dataset's."""
+        if self.game is not None:
+            return self.game.spec
+        return self.episodes.spec if self.known is None else spec_of(self.env_name, self.known)
 
     @property
     def source(self) -> Dataset:
-        return open_source(self.episodes, self.env.spec, label_fraction=self.label_fraction)
+        if not self.has_data:
+            raise UserError(f'no dataset at {self.data}; --data says where it is')
+        return open_source(self.episodes, self.spec, label_fraction=self.label_fraction)
 
     @property
     def facts(self) -> dict[str, Any]:
+        spec = self.spec
         return {
-            'data': str(self.data),
+            'data': str(self.data.absolute()),
             'dataset': self.episodes.fingerprint,
             'label_fraction': self.label_fraction,
             'max_lost': self.max_lost,
+            'game': {
+                'options': self.options,
+                'obs_shape': spec.obs_shape,
+                'actions': {'kind': spec.actions.kind, 'size': spec.actions.size},
+                'max_return': spec.max_return,
+                'frames': self.episodes.frames,
+            },
         }
 
     @property
     def frames(self) -> int:
-        return self.episodes.frames
+        if self.has_data:
+            return self.episodes.frames
+        return int((self.known or {}).get('frames', 0))
 
     def baselines(self) -> dict[str, Any]:
         """Returns of the data itself, and of the PPO that made it."""
+        if not self.has_data:
+            return {}
         found: dict[str, Any] = {}
         known = self.episodes.provenance.get('scores') or {}
         kinds = self.episodes.returns()
@@ -73,6 +139,8 @@ class Recorded(Experiment):
         return found
 
     def extra(self) -> dict[str, Any]:
+        if not self.has_data:
+            return {}
         curve = (self.episodes.provenance.get('ppo') or {}).get('curve') or {}
         kinds = self.episodes.returns()
         return {
@@ -81,11 +149,50 @@ class Recorded(Experiment):
         }
 
     def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
-        if not isinstance(self.agent, Dreamer4) or not self.episodes.schema.packed:
-            return None  # without a world model, or not a boolean grid
+        if not self.has_data or not isinstance(self.agent, Dreamer4):
+            return None
+        if not self.episodes.schema.packed or self.dreamless:
+            return None  # no boolean grid, or no world model yet
         return samples.trust_of(self.agent, params, self.source, key, self.frames)
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
-        if not isinstance(self.agent, Dreamer4):
+        if not self.has_data or not isinstance(self.agent, Dreamer4):
             return {}
         return samples.of_dataset(self.agent, params, self.source, key)
+
+    @property
+    def dreamless(self) -> bool:
+        """Whether the run was stopped before its dynamics learnt anything."""
+        return self.reached is not None and not any(
+            'dynamics' in phase.trains for phase in self.begun
+        )
+
+
+def spec_of(env_name: str, known: Mapping[str, Any]) -> EnvSpec:
+    """The environment that the entry `game` of config.json describes."""
+    try:
+        actions = ActionSpace(known['actions']['kind'], int(known['actions']['size']))
+        return EnvSpec(env_name, tuple(known['obs_shape']), actions, known.get('max_return'))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'config.json: game {known!r:.80} describes no environment') from error
+
+
+def standardised(config: Any, episodes: Episodes) -> Any:
+    """A configuration whose tokenizer knows mean and standard deviation of a dataset's pixels; the
+    same where pixels are no bytes, or the tokenizer knows others.
+    """
+    tokenizer = getattr(config, 'tokenizer', None)
+    pictures = episodes.schema.obs_dtype == 'uint8' and len(episodes.schema.obs_shape) == 3
+    if tokenizer is None or not pictures or (tokenizer.pixel_mean, tokenizer.pixel_std) != (0, 1):
+        return config
+    frames: list[np.ndarray] = []
+    for record in episodes.records():
+        frames.append(unpack(record.obs, episodes.schema))
+        if sum(map(len, frames)) >= MEASURED_FRAMES:
+            break
+    pixels = np.concatenate(frames)[:MEASURED_FRAMES] / np.float32(255)
+    mean, std = round(float(pixels.mean()), 4), round(float(pixels.std()), 4)
+    tokenizer = dataclasses.replace(
+        tokenizer, pixel_mean=mean, pixel_std=max(std, 1e-3), readout_scale=READOUT_SCALE
+    )
+    return dataclasses.replace(config, tokenizer=tokenizer)

@@ -16,9 +16,12 @@ from reverie.training.run_folder import check_unedited
 from reverie.types import Params, UserError
 
 
-def describe(folder: pathlib.Path) -> Experiment:
-    """The experiment of a run folder; weights are not read. Raises UserError if it is no run, or its
-    config.json was edited."""
+def describe(folder: pathlib.Path, data: pathlib.Path | None = None) -> Experiment:
+    """The experiment of a run folder; weights are not read.
+
+    data: dataset of the run, if it is not where it was. Raises UserError if the folder is no run,
+    or its config.json was edited.
+    """
     saved = read_config(folder)
     check_unedited(folder, SAFE)
     try:
@@ -27,7 +30,10 @@ def describe(folder: pathlib.Path) -> Experiment:
         fields = (saved['preset'], config, saved['env'], *seeds, saved['command'])
         if 'data' in saved:
             lost = saved.get('max_lost', MAX_LOST)
-            return Recorded(*fields, pathlib.Path(saved['data']), saved['label_fraction'], lost)
+            path = data or _dataset(folder, saved['data'])
+            return Recorded(*fields, path, saved['label_fraction'], lost, saved.get('game'))
+        if data is not None:
+            raise UserError(f'--data {data}: {folder} is a run of an agent that plays')
         return played(saved['env'])(
             *fields, options=saved['env_options'], env_frames=saved['env_frames']
         )
@@ -37,21 +43,30 @@ def describe(folder: pathlib.Path) -> Experiment:
         ) from error
 
 
-def load(folder: pathlib.Path) -> tuple[Experiment, Params]:
-    """The experiment of a finished run and its params [seeds, ...].
+def _dataset(folder: pathlib.Path, path: str) -> pathlib.Path:
+    """The dataset where config.json says, also beside a folder that was moved with it."""
+    found = pathlib.Path(path)
+    beside = folder.absolute().parent / found.name
+    return found if found.exists() or not beside.exists() else beside
 
-    Raises UserError if there is no run, or it was left before its last phase.
+
+def load(folder: pathlib.Path, data: pathlib.Path | None = None) -> tuple[Experiment, Params]:
+    """The experiment of a run and its params [seeds, ...], of one that was stopped as they are.
+
+    Phases that have not begun get what they begin with, e.g. a prior that is the policy so far.
+    Raises UserError if there is no run.
     """
-    experiment = describe(folder)
+    experiment = describe(folder, data)
     params, meta = checkpoint.load(folder)
     expected = jax.eval_shape(experiment.agent.init, jax.random.key(0))
     params = {k: x for k, x in params.items() if k not in legacy.gone_groups(params, expected)}
-    last = experiment.agent.phases[-1].name
-    if meta['phase'] != last or not meta['complete']:
-        raise UserError(
-            f'{folder} stopped in phase {meta["phase"]} at step {meta["step"]}; train it to its end first'
-        )
-    return experiment, params
+    phases = experiment.agent.phases
+    if meta['phase_index'] == len(phases) - 1 and meta['complete']:
+        return experiment, params
+    for phase in phases[meta['phase_index'] + 1 :]:
+        if phase.begin is not None:
+            params = jax.vmap(phase.begin)(params)
+    return dataclasses.replace(experiment, reached=meta), params
 
 
 def restore(like: Any, value: dict[str, Any]) -> Any:

@@ -9,7 +9,8 @@ import jax
 
 from reverie.agents import registry
 from reverie.commands.arguments import slug
-from reverie.commands.experiment import Experiment, Hosted, Recorded, describe, load, played
+from reverie.commands.experiment import Experiment, Recorded, describe, load, played
+from reverie.evaluation.game import DeviceGame, HostGame
 from reverie.serve.contexts import Contexts
 from reverie.serve.hosted import HostSession
 from reverie.serve.session import Session
@@ -57,7 +58,9 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
         check_params(agent, found, str(folder))
         return found
 
-    contexts = Contexts(experiment.episodes, CONTEXT) if isinstance(experiment, Recorded) else None
+    contexts = None
+    if isinstance(experiment, Recorded) and experiment.has_data:
+        contexts = Contexts(experiment.episodes, CONTEXT)
     facts = {'source': 'play', 'run': folder.name, 'env': {'name': experiment.env_name}}
     title = f'{experiment.preset} on {experiment.env_name}'
     return PlaySetup(title, agent, experiment, params, contexts, folder / 'plays', facts)
@@ -87,10 +90,18 @@ def open_session(setup: PlaySetup, players: int, seed: int) -> Session:
     shapes = jax.eval_shape(setup.agent.init, jax.random.key(0))
     how: dict[str, Any] = dict(slots=players, context=CONTEXT, seed=seed)
     experiment = setup.experiment
-    if not isinstance(experiment, Hosted):
-        return Session(setup.agent, shapes, experiment.env, setup.contexts, **how)
-    make = lambda slot: experiment.vector(1, seed=3 * 10**6 + slot)
-    return HostSession(setup.agent, shapes, make, **how)
+    game = experiment.game
+    if isinstance(game, HostGame) and setup.contexts is None:
+        return HostSession(
+            setup.agent, shapes, lambda slot: game.vector(1, 'play', seed + slot), **how
+        )
+    env = game.env if isinstance(game, DeviceGame) else None
+    if env is None and setup.contexts is None:
+        raise UserError(
+            f'{setup.title}: neither its environment nor its recordings are there to begin a dream '
+            f'from ({experiment.unscored}); --data says where recordings are'
+        )
+    return Session(setup.agent, shapes, env, setup.contexts, **how)
 
 
 def check_params(agent: Playable, params: Params, where: str) -> None:
