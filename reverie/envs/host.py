@@ -12,11 +12,10 @@ import logging
 import mmap
 import multiprocessing.connection
 import os
-import re
 import struct
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -24,7 +23,16 @@ import jax
 import numpy as np
 
 from reverie.envs import registry, worker
-from reverie.envs.observations import Wishes, hint
+from reverie.envs.arguments import (
+    Factory,
+    check_actions,
+    check_numbers,
+    dumps,
+    factories_of,
+    name_of,
+    wishes_of,
+)
+from reverie.envs.observations import hint
 from reverie.envs.options import typed
 from reverie.envs.process import (
     START_S,
@@ -39,7 +47,6 @@ from reverie.io import warn
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 log = logging.getLogger(__name__)
-Factory = Callable[[], Any]  # makes a gymnasium.Env
 LOOKS = 64  # observations looked at before a hint is given
 
 
@@ -80,16 +87,16 @@ class HostVector:
                  timeout_s: float | int = 60.0, max_restarts: int = 5):  # fmt: skip
         size = (size, size) if isinstance(size, int) else size
         counts = dict(n=n, action_repeat=action_repeat, time_limit=time_limit)
-        _check(size, timeout_s, max_restarts, **counts)
-        wishes = _wishes(obs, keys, size)
+        check_numbers(size, timeout_s, max_restarts, **counts)
+        wishes = wishes_of(obs, keys, size)
         if isinstance(env, str):
             registry.check(env)
         elif arguments:
             raise UserError(f'{dict(arguments)} given with a function that makes environments')
-        factories = _factories(env, n)
+        factories = factories_of(env, n)
         name = env if isinstance(env, str) else None
         self.n = len(factories)
-        self.name = _name(factories[0]) if name is None else name
+        self.name = name_of(factories[0]) if name is None else name
         self.max_restarts, self.timeout_s = max_restarts, timeout_s
         self.restarts, self.fault = 0, ''
         self._setups = [
@@ -165,7 +172,7 @@ class HostVector:
         if self._asked:
             raise UserError(f'{self.name}: send was called twice; expected a receive in between')
         space, action = self.spec.actions, np.asarray(action)
-        _check_actions(action, space, self.n, self.name)
+        check_actions(action, space, self.n, self.name)
         self._records['action'] = action
         one_hot = np.eye(space.size, dtype=np.float32)
         self._action = one_hot[action] if space.kind == 'discrete' else action.astype(np.float32)
@@ -220,9 +227,11 @@ class HostVector:
             return
         self._looks -= 1
         for part in self._parts:
+            if part.kind != 'grid':
+                continue
             x = obs[part.name] if part.name else obs
-            self._highest = max(self._highest, int(x.max())) if part.kind == 'grid' else 0
-            if self._looks == 0 and (line := hint(part.kind, part.dtype, self._highest)):
+            self._highest = max(self._highest, int(x.max()))
+            if self._looks == 0 and (line := hint(part.dtype, self._highest)):
                 warn(f'{self.name}: {line}')
 
     def _gather(self) -> None:
@@ -267,7 +276,7 @@ class HostVector:
     def _launch(self, i: int) -> Process:
         setup = self._setups[i]._replace(seed=drawn(self._seed, i, self._births[i]))
         self._births[i] += 1
-        return Process(_dumps(setup, self.name), self._memory.fileno())
+        return Process(dumps(setup, self.name), self._memory.fileno())
 
     def _replace(self, i: int, cause: str) -> None:
         """Start a new worker for copy i; its open episode is over, else it begins the next one.
@@ -348,89 +357,3 @@ def make(name: str, n: int = 1, *, seed: int = 0, **options: Any) -> HostVector:
     if size is not None and not isinstance(size, list | tuple) and ',' not in str(size):
         given['size'] = (size, size)
     return HostVector(name, n, seed=seed, arguments=arguments, **typed(name, given, OPTIONS))
-
-
-def _wishes(obs: str | None, keys: str | None, size: tuple[int, ...] | None) -> Wishes:
-    """Choices about observations. Raises UserError for an `obs` that is none."""
-    kept = tuple(filter(None, (keys or '').split(',')))
-    codes = re.fullmatch(r'codes:(\d{1,3})', obs or '')
-    if codes and int(codes[1]) > 1:
-        return Wishes(None, kept, int(codes[1]), size)
-    if obs not in (None, 'image', 'state'):
-        raise UserError(
-            f"obs={obs!r} given for host environments; expected 'image', 'state' or codes:<n>"
-        )
-    return Wishes('image' if obs == 'image' else 'state' if obs else None, kept, None, size)
-
-
-def _check(
-    size: tuple[int, ...] | None, timeout_s: float | int, max_restarts: int, **counts: int | None
-) -> None:
-    for what, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f'{what}={value} given for host environments; expected at least 1')
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise UserError(f'size={size} given for host environments; expected (height, width)')
-    if timeout_s <= 0:
-        raise UserError(f'timeout_s={timeout_s} given for host environments; expected more than 0')
-    if max_restarts < 0:
-        raise UserError(
-            f'max_restarts={max_restarts} given for host environments; expected at least 0'
-        )
-
-
-def _check_actions(action: np.ndarray, space: ActionSpace, n: int, name: str) -> None:
-    """Raise UserError unless these are n actions of the space."""
-    discrete = space.kind == 'discrete'
-    shape = (n,) if discrete else (n, space.size)
-    if action.shape != shape:
-        raise UserError(f'{name}: actions {action.shape} given; expected {shape}')
-    if discrete and not np.issubdtype(action.dtype, np.integer):
-        raise UserError(f'{name}: actions of type {action.dtype} given; expected integers')
-    if discrete and not ((action >= 0) & (action < space.size)).all():
-        given, last = action.tolist(), space.size - 1
-        raise UserError(f'{name}: actions {given} given; expected 0 to {last}')
-    if not np.isfinite(action).all():
-        raise UserError(f'{name}: actions {action.tolist()} given; expected finite numbers')
-
-
-def _factories(env: str | Factory | Sequence[Factory], n: int | None) -> list[Any]:
-    if isinstance(env, str):
-        return [None] * (n or 1)
-    if callable(env):
-        return [env] * (n or 1)
-    if (
-        not isinstance(env, Iterable)
-        or not (many := list(env))
-        or not all(callable(make) for make in many)
-    ):
-        raise UserError(
-            f'{env!r} given as host environments; expected a name, or functions that make environments'
-        )
-    if n not in (None, len(many)):
-        raise UserError(f'{len(many)} functions given for n={n} environments; expected as many')
-    return many
-
-
-def _name(factory: Factory) -> str:
-    made_by = getattr(factory, 'func', factory)  # of a functools.partial
-    return getattr(made_by, '__qualname__', type(made_by).__name__)
-
-
-def _dumps(setup: worker.Setup, name: str) -> bytes:
-    """Pickle a setup. Raises UserError if that cannot be done."""
-    try:
-        # comes with gymnasium; takes functions of the main module and closures, too
-        import cloudpickle
-    except ImportError as error:
-        hint = "pip install 'reverie[gymnasium]'"
-        raise UserError(
-            f'{name} needs the package gymnasium, which is missing; install it with: {hint}'
-        ) from error
-    try:
-        pickled: bytes = cloudpickle.dumps(tuple(setup))
-    except Exception as error:
-        raise UserError(
-            f'{name} cannot be sent to a worker process: {error}; expected a function to pickle'
-        ) from error
-    return pickled

@@ -235,11 +235,11 @@ def _said(given: str, kind: Kind, shape: tuple[int, ...], more: list[str]) -> st
     return ', '.join([f'{given} -> {kind} {list(shape)}', *filter(None, more)])
 
 
-def hint(kind: str, dtype: str, highest: int) -> str | None:
+def hint(dtype: str, highest: int) -> str | None:
     """A line about obs=codes:<n> for a grid of few whole numbers, of which `highest` is the largest
     that arrived; else None.
     """
-    if kind != 'grid' or dtype != 'uint8' or not 1 < highest < FEW_CODES:
+    if dtype != 'uint8' or not 1 < highest < FEW_CODES:
         return None
     return (
         f'observations are a grid of the numbers 0 to {highest}, taken for brightness; if they are '

@@ -93,7 +93,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     last: Callable[[str], str] = lambda name: _plain(re.split('[/:]', name)[-1])
     known = list(known)
     if alike := [other for other in known if last(other) == last(name)]:
-        return sorted(alike, reverse=True)  # the newest version first
+        newest_first = sorted(alike, reverse=True)
+        return sorted(newest_first, key=lambda name: name.count('/'))  # the plainest first
     plain = {_plain(other): other for other in known}
     close = difflib.get_close_matches(_plain(name), list(plain), 3, 0.75)
     return [plain[match] for match in close]
