@@ -20,6 +20,11 @@ from reverie.commands.terminal import say
 from reverie.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota or a file takes no more
+# A path, an address or permissions that the user can put right.
+MISTAKES = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY, errno.EADDRINUSE,
+)  # fmt: skip
 
 COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
     'collect': (collect.Collect, collect.run),
@@ -96,9 +101,9 @@ def main() -> None:
     except KeyboardInterrupt:
         fail('interrupted', 130)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        fail(f'{error}; free space and run the same command', 74)
+        if error.errno in FULL:
+            fail(f'{error}; free space and run the same command', 74)
+        fail(' '.join(str(error).split()), 2 if error.errno in MISTAKES else 74)
     except (RuntimeError, MemoryError) as error:
         if 'RESOURCE_EXHAUSTED' not in str(error) and not isinstance(error, MemoryError):
             raise

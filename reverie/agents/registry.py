@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast, get_args, overload, runtime_checkable
 
 from reverie import imports
+from reverie.agents import limits
 from reverie.agents.bc import BC, BCConfig, bc, bc_debug, bc_demo
 from reverie.agents.dreamer import Dreamer, DreamerConfig
 from reverie.agents.dreamer.presets import (
@@ -93,7 +94,10 @@ def make(config: BCConfig, spec: EnvSpec) -> BC: ...
 @overload
 def make(config: MakesAgent, spec: EnvSpec) -> Agent: ...
 def make(config: Config, spec: EnvSpec) -> Agent:
-    """The agent of a configuration for an environment. Raises UserError if they do not fit."""
+    """The agent of a configuration for an environment. Raises UserError if they do not fit, or for
+    a number that makes no agent.
+    """
+    limits.check(config, named=not isinstance(config, MakesAgent))
     if isinstance(config, MakesAgent):
         agent = config.make(spec)
         if not isinstance(agent, Agent):

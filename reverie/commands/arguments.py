@@ -1,6 +1,9 @@
 """Parsing of the command line's arguments, shared by all commands."""
 
 import ast
+import contextlib
+import io
+import itertools
 import math
 import os
 import pathlib
@@ -15,15 +18,33 @@ SEEDS = 2**32
 
 
 def parse(options: type, args: Sequence[str], prog: str, **more: Any) -> Any:
-    """An `options` value from `args`, by tyro; raises UserError for an option it does not know."""
-    parsed, unknown = tyro.cli(
-        options, args=list(args), prog=prog, return_unknown_args=True, **more
-    )
+    """An `options` value from `args`, by tyro.
+
+    Raises UserError, in one line, for an option it does not know or a value that is none.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed, unknown = tyro.cli(
+                options, args=list(args), prog=prog, return_unknown_args=True, **more
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(f'{prog}: {_first_part(said.getvalue())}; see {prog} --help') from None
     if unknown:
         raise UserError(
             f'{prog}: unknown option {unknown[0]!r}; {prog} --help lists the known ones'
         )
     return parsed
+
+
+def _first_part(box: str) -> str:
+    """The first part of a box with several that tyro draws, as one line."""
+    lines = [line.strip('╭╮╰╯│ ') for line in box.splitlines()]
+    inner = [line for line in lines if line and not line.startswith('─ ')]
+    part = list(itertools.takewhile(lambda line: not line.startswith('──'), inner))
+    return ' '.join(' '.join(part).split()) or 'the options cannot be read'
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, Any]:
