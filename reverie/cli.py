@@ -117,4 +117,6 @@ def fail(said: str, code: int) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    from reverie import entry
+
+    entry.main()

@@ -1,15 +1,21 @@
 """Programs of phases, the next one compiled while one trains."""
 
-from concurrent.futures import Executor, Future
+import signal
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
+from reverie.io import warn
 from reverie.training import faults, state
 from reverie.training.setup import TrainSetup
+from reverie.training.signals import EXIT
 from reverie.training.state import TrainState
 from reverie.training.update import Program, call_size, make_program
+
+HEARD_S = 0.25  # between two looks at signals
 
 
 class Compiler:
@@ -20,8 +26,14 @@ class Compiler:
     idle now and then; on accelerators a compiler tries kernels out on the device that trains.
     """
 
-    def __init__(self, setup: TrainSetup, updates_per_call: int, executor: Executor):
-        self.setup, self.executor = setup, executor
+    def __init__(
+        self,
+        setup: TrainSetup,
+        updates_per_call: int,
+        executor: Executor,
+        signals: Sequence[signal.Signals] = (),
+    ):
+        self.setup, self.executor, self.signals = setup, executor, signals
         self.updates_per_call = updates_per_call
         self.ahead: Future[tuple[Program, Any]] | None = None
 
@@ -30,17 +42,33 @@ class Compiler:
     ) -> Program:
         """Return the program of a phase, compiled for such arguments.
 
-        Raises OutOfMemoryError if an update does not fit beside what is on the device.
+        Raises OutOfMemoryError if an update does not fit beside what is on the device, SystemExit
+        for a signal that comes meanwhile: a compiler cannot be stopped, and nothing is unsaved.
         """
-        if self.ahead is not None:
-            (program, compiled), self.ahead = self.ahead.result(), None
-        else:
-            program, compiled = self._compile(index, train, data, loaded, updates)
+        now = ThreadPoolExecutor(1, 'compiling')  # not this thread, which could not hear signals
+        compiling = self.ahead or now.submit(self._compile, index, train, data, loaded, updates)
+        now.shutdown(wait=False)
+        (program, compiled), self.ahead = self._wait(compiling), None
         available = state.available_bytes(jax.devices()[0])
         faults.check_fits(self.setup.phases[index], self.setup.seeds, compiled, available)
         if loaded is None and jax.default_backend() == 'cpu':
             self._compile_next(index + 1, data)
         return program
+
+    def _wait(self, compiling: Future[tuple[Program, Any]]) -> tuple[Program, Any]:
+        """Wait for a program in pieces, between which signals are heard."""
+        while True:
+            try:
+                return compiling.result(timeout=HEARD_S)
+            except TimeoutError:
+                if compiling.done():
+                    raise  # of the compiler itself
+                if self.signals:
+                    warn(
+                        f'{self.signals[0].name}: stopped while compiling; run the same command to '
+                        'continue'
+                    )
+                    raise SystemExit(EXIT[self.signals[0]]) from None
 
     def _compile(
         self, index: int, train: TrainState, data: PyTree, loaded: PyTree, updates: int

@@ -108,11 +108,12 @@ def run(
         for sink in (log, *sinks):
             stack.callback(sink.close)
         signals = stack.enter_context(caught_signals())
-        executor = stack.enter_context(ThreadPoolExecutor(1, 'compiler'))
+        executor = ThreadPoolExecutor(1, 'compiler')
+        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         setup.check_source()
         loop = Loop(
             setup=setup,
-            compiler=Compiler(setup, updates_per_call, executor),
+            compiler=Compiler(setup, updates_per_call, executor, signals),
             saver=Saver(
                 setup, checkpoints, config, clock, signals, checkpoint_every_s, clock.started
             ),

@@ -18,6 +18,7 @@ from toy_agent import Crash, FailingStream, Stream, Table, main, model_loss, poi
 from reverie.errors import ExportError
 from reverie.training import checkpoint, metrics
 from reverie.training.checkpoint import flatten
+from reverie.training.compilation import Compiler
 from reverie.training.run import run
 from reverie.training.run_folder import save_run_config
 from reverie.types import UserError
@@ -136,7 +137,7 @@ def test_each_phase_compiles_once_and_once_more_for_a_remainder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'source, threads', [(Table, ['MainThread', 'compiler_0']), (Stream, ['MainThread'] * 2)]
+    'source, threads', [(Table, ['compiling_0', 'compiler_0']), (Stream, ['compiling_0'] * 2)]
 )
 def test_the_next_phase_is_compiled_beside_the_one_that_trains_and_never_twice(
     tmp_path, caplog, source, threads
@@ -153,6 +154,31 @@ def test_the_next_phase_is_compiled_beside_the_one_that_trains_and_never_twice(
         if 'Finished XLA compilation of jit(call)' in r.getMessage()
     ]
     assert compiled == threads
+
+
+def test_a_signal_while_the_first_program_compiles_ends_the_run_at_once(tmp_path, monkeypatch):
+    """The compiler cannot be stopped; nothing is saved, for nothing was learnt."""
+    begun, over = threading.Event(), threading.Event()
+    compile_it = Compiler._compile
+
+    def slow(*args):
+        begun.set()
+        assert over.wait(60)
+        return compile_it(*args)
+
+    def send():
+        assert begun.wait(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Compiler, '_compile', slow)
+    threading.Thread(target=send).start()
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path)
+    assert stop.value.code == 75 and not over.is_set()
+    over.set()
+    assert not checkpoint.steps(tmp_path / 'checkpoints')
+    monkeypatch.undo()
+    train(tmp_path)
 
 
 def test_losses_that_stay_nan_stop_the_run_and_leave_checkpoints_alone(tmp_path):
