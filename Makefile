@@ -3,6 +3,7 @@
 #   in .venv-extras; whatever cannot be installed is said and skipped.
 # make probes: every agent that plays learns a world whose best policy is known; the code of README.md and
 #   docs/EXTENDING.md runs as it stands.
+# make faults: kills, damaged files and odd command lines, each followed by a command; twenty to forty minutes.
 # make page: the page of reverie play, in headless Chromium, on the run that make demo left.
 # make docs: the plots and tables of the documentation, from results/*.json.
 # make results [BUDGET=9m] [ONLY='dreamer_v3_small/*'] [DEVICE=cpu]: run the experiments that are not recorded yet.
@@ -18,7 +19,7 @@ GAME ?= breakout
 RUN := runs/demo-$(GAME)
 DATA := datasets/demo-$(GAME)
 
-.PHONY: demo test test-extras probes page results docs lint format clean
+.PHONY: demo test test-extras probes faults page results docs lint format clean
 
 demo: .venv/ready
 	@$(BIN)/reverie doctor
@@ -40,6 +41,9 @@ test-extras:
 
 probes: .venv/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 -m 'probe or docs'
+
+faults: .venv/ready-dev
+	$(BIN)/python benchmarks/faults.py --results results/faults.json
 
 page: .venv/ready-dev
 	@test -e $(RUN)/config.json || { echo 'error: no run in $(RUN); make it with: make demo' >&2; exit 2; }
