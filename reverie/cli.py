@@ -19,6 +19,7 @@ from reverie.commands.arguments import parse
 from reverie.commands.terminal import say
 from reverie.errors import UserError
 
+LONGEST = 2000  # characters of an error
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota or a file takes no more
 # A path, an address or permissions that the user can put right.
 MISTAKES = (
@@ -112,7 +113,9 @@ def main() -> None:
 
 def fail(said: str, code: int) -> None:
     """Exit with one line on standard error."""
-    print(f'error: {said}', file=sys.stderr)
+    plain = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+    shown = plain if len(plain) <= LONGEST else f'{plain[:LONGEST]} ...'
+    print(f'error: {shown}', file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import io
 import itertools
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -62,9 +61,9 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def whole(name: str, value: float | int) -> int:
-    """1e6 -> 1000000; raises UserError unless it is a positive whole number."""
-    if not 1 <= value < math.inf or value != int(value):
-        raise UserError(f'--{name} {value:g}: expected a positive whole number')
+    """1e6 -> 1000000; raises UserError unless it is a positive whole number below 2^31."""
+    if not 1 <= value < 2**31 or value != int(value):
+        raise UserError(f'--{name} {value:g}: expected a positive whole number below 2^31')
     return int(value)
 
 

@@ -15,7 +15,7 @@ def show(renderable: Any) -> None:
     """Print a table, or any other value, by rich."""
     from rich.console import Console
 
-    Console().print(renderable)
+    Console(markup=False, emoji=False).print(renderable)
 
 
 def command_line() -> str:

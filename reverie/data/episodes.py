@@ -109,10 +109,30 @@ class Episodes:
         provenance: dict[str, Any] = self.manifest['provenance']
         return provenance
 
+    def game_options(self, name: str) -> dict[str, Any] | None:
+        """Return the options that the game called `name` was recorded with; None if not known.
+
+        Raises UserError if provenance has something else there.
+        """
+        recorded = self.provenance.get('env')
+        if not isinstance(recorded, dict) or recorded.get('name') != name:
+            return None
+        options = recorded.get('options') or {}
+        if not isinstance(options, dict):
+            raise UserError(
+                f'{self.path}: options of the game are {options!a:.60}, expected a mapping'
+            )
+        return dict(options)
+
     def returns(self) -> dict[str, list[float]]:
         """Return the undiscounted returns of each kind's complete episodes; reads every record."""
         found: dict[str, list[float]] = {kind: [] for kind in self.counts['kinds']}
         for record in self.records():
+            if record.kind not in found:
+                raise UserError(
+                    f'{self.path}: an episode is of kind {record.kind!a:.40}, expected one of '
+                    f'{", ".join(found)}'
+                )
             if record.complete and record.has_reward:
                 found[record.kind].append(float(np.sum(record.reward, dtype=np.float64)))
         return found
@@ -176,6 +196,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
         found = file_hash(file)
         if found != shard['sha256']:
             raise UserError(f'{file}: SHA-256 is {found}, expected {shard["sha256"]}')
+    episodes.game_options(episodes.spec.name)
     tallies: dict[str, Tally] = {}
     for record in episodes.records():
         tallies.setdefault(record.kind, Tally()).add(record)

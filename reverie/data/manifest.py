@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from reverie.data.fields import Declared, misfit
 from reverie.data.records import DTYPES, Record, Schema
 from reverie.types import ActionSpace, EnvSpec, UserError
 
@@ -23,6 +24,24 @@ FORMAT = 'reverie-episodes'
 VERSION = 1
 ALIGNMENT = 'arrival'
 MANIFEST = 'manifest.json'
+
+RETURNS: dict[Any, Declared] = {
+    'count': int,
+    **{f'{name}?': float for name in ('mean', 'std', 'min', 'max', 'q25', 'median', 'q75')},
+}
+SUMMARY: dict[Any, Declared] = {
+    'episodes': int, 'frames': int, 'complete': int, 'labelled_frames': int, 'rewarded_steps': int,
+    'mean_length': float | None, 'returns': RETURNS,
+}  # fmt: skip
+FIELDS: dict[Any, Declared] = {
+    'env': str,
+    'obs': {'shape': [int], 'dtype': str, 'channels': [str]},
+    'actions': {'kind': str, 'size': int, 'meanings': [str]},
+    'max_return': float | None,
+    'counts': SUMMARY | {'kinds': {str: SUMMARY}},
+    'shards': [{'file': str, 'records': int, 'bytes': int, 'sha256': str}],
+    'provenance': dict,
+}
 
 
 class Tally:
@@ -140,14 +159,18 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         raise UserError(f'{file}: not the manifest of a dataset, expected format {FORMAT!r}')
     if manifest.get('version') != VERSION:
-        raise UserError(f'{file}: dataset version {manifest.get("version")}, expected {VERSION}')
+        given = ascii(manifest.get('version'))
+        raise UserError(f'{file}: dataset version {given:.40}, expected {VERSION}')
     if manifest.get('checksum') != checksum(manifest):
         raise UserError(
             f'{file}: changed since it was written, expected checksum {manifest.get("checksum")}'
         )
     if manifest.get('alignment') != ALIGNMENT:
-        raise UserError(f'{file}: alignment {manifest.get("alignment")!r}, expected {ALIGNMENT!r}')
-    if not manifest.get('counts', {}).get('episodes') or not manifest.get('shards'):
+        given = ascii(manifest.get('alignment'))
+        raise UserError(f'{file}: alignment {given:.40}, expected {ALIGNMENT!r}')
+    if wrong := misfit(manifest, FIELDS):
+        raise UserError(f'{file}: {wrong}, in version {VERSION}')
+    if not manifest['counts']['episodes'] or not manifest['shards']:
         raise UserError(f'{path}: dataset is empty, expected at least one episode')
     return manifest
 
@@ -167,7 +190,7 @@ def read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, E
             manifest['env'],
             schema.obs_shape,
             actions,
-            manifest['max_return'],
+            None if manifest['max_return'] is None else float(manifest['max_return']),
             tuple(obs['channels']),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -29,12 +29,18 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
+from reverie.data.fields import Declared, misfit
 from reverie.io import file_hash, sync, warn, write_json
 from reverie.training import legacy
 from reverie.types import Params, UserError
 
 FORMAT = 1
 MANIFEST = 'manifest.json'
+FIELDS: dict[Any, Declared] = {
+    'phase?': str, 'phase_index?': int, 'step?': int, 'complete?': bool, 'gradient_steps?': int,
+    'env_frames?': int, 'seconds?': float, 'seeds?': int, 'config?': dict, 'source?': dict,
+    'versions': dict, 'arrays': {'params': list},
+}  # fmt: skip
 Meta = dict[str, Any]
 # meta -> (shapes, dtypes and shardings of params, of the train state or None)
 Target = Callable[[Meta], tuple[PyTree, PyTree]]
@@ -219,10 +225,12 @@ def meta_of(step: pathlib.Path) -> Meta:
     Raises UserError if its format is not the one that this version reads.
     """
     meta = json.loads((step / 'meta.json').read_text())
-    written = meta.get('versions', {}).get('format')
+    if wrong := misfit(meta, FIELDS):
+        raise UserError(f'{step / "meta.json"}: {wrong}')
+    written = meta['versions'].get('format')
     if written != FORMAT:
         raise UserError(
-            f'{step} has checkpoint format {written}; this version reads format {FORMAT}'
+            f'{step} has checkpoint format {written!a:.40}; this version reads format {FORMAT}'
         )
     return legacy.modernise_meta(meta, step)
 

@@ -41,7 +41,12 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise UserError(f'{path} holds a {type(config).__name__}, expected the config of a run')
-    return modernise(config)
+    try:
+        return modernise(config)
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}: {error}); expected the config of a run'
+        ) from error
 
 
 def modernise(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def save_run_config(folder: pathlib.Path, config: dict[str, Any], safe: Sequence
 def lengthened(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys that differ because the last phase is given more updates, as a finished run may be."""
     first, second = flatten(saved), flatten(given)
-    last = list(given.get('phases') or ('',))[-1]
+    outline = given.get('phases')
+    last = list(outline)[-1] if isinstance(outline, Mapping) and outline else ''
     steps = f'phases.{last}.steps'
     keys = (steps, 'env_frames', 'config.steps', f'config.{last}_phase.steps')
     more = tuple(k for k in keys if _number(second.get(k)) > _number(first.get(k)))

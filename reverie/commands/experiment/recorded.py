@@ -19,6 +19,7 @@ from reverie.data.source import Dataset
 from reverie.data.sources import open_source
 from reverie.envs.registry import on_host
 from reverie.evaluation.game import AnyGame, game
+from reverie.io import warn
 from reverie.types import ActionSpace, EnvSpec, Params, UserError
 
 MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: one bad shard of many
@@ -63,9 +64,9 @@ class Recorded(Experiment):
         """Options that the game was recorded with."""
         if self.known is not None:
             return dict(self.known.get('options') or {})
-        recorded = self.episodes.provenance.get('env') or {}
-        if recorded.get('name') == self.env_name:
-            return dict(recorded.get('options') or {})
+        recorded = self.episodes.game_options(self.env_name)
+        if recorded is not None:
+            return recorded
         shape = self.episodes.spec.obs_shape
         assert isinstance(shape, tuple)
         pictures = on_host(self.env_name) and len(shape) == 3
@@ -129,23 +130,31 @@ class Recorded(Experiment):
         if not self.has_data:
             return {}
         found: dict[str, Any] = {}
-        known = self.episodes.provenance.get('scores') or {}
         kinds = self.episodes.returns()
-        fewest = min(map(len, kinds.values()))
+        fewest = min(map(len, kinds.values()), default=0)
         if fewest:  # as many episodes of each kind, so that short ones do not outweigh the rest
             found['data'] = [r for kind in kinds.values() for r in kind[:fewest]]
-        if 'ppo' in known:
-            found['ppo'] = {mode: played['returns'] for mode, played in known['ppo'].items()}
-        return found
+        try:
+            ppo = (self.episodes.provenance.get('scores') or {}).get('ppo') or {}
+            played = {m: np.asarray(x['returns'], float).tolist() for m, x in ppo.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            warn(f'{self.data}: its PPO scores cannot be read ({type(error).__name__}); left out')
+            return found
+        return found | ({'ppo': played} if played else {})
 
     def extra(self) -> dict[str, Any]:
         if not self.has_data:
             return {}
-        curve = (self.episodes.provenance.get('ppo') or {}).get('curve') or {}
+        try:
+            curve = (self.episodes.provenance.get('ppo') or {}).get('curve') or {}
+            frames = int(curve['env_frames'][-1]) if curve else None
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            warn(f'{self.data}: its PPO curve cannot be read ({type(error).__name__}); left out')
+            frames = None
         kinds = self.episodes.returns()
         return {
             'dataset': {kind: float(np.mean(r)) for kind, r in kinds.items() if r},
-            'ppo_frames': int(curve['env_frames'][-1]) if curve else None,
+            'ppo_frames': frames,
         }
 
     def trust(self, params: Params, key: PRNGKeyArray) -> dict[str, Any] | None:
