@@ -311,7 +311,14 @@ def read(step: pathlib.Path, meta: Meta, device: jax.Device | None = None) -> Pa
     try:
         params: Params = _read_arrays(step / 'params', _described(meta, device or jax.devices()[0]))
         return params
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        LookupError,
+        OverflowError,
+        SystemError,
+        TypeError,
+        ValueError,
+    ) as error:
         what = f'{type(error).__name__}: {str(error).splitlines()[0][:120]}'
         raise UserError(
             f'{step}: meta.json does not describe the arrays that are there ({what})'
