@@ -1,6 +1,6 @@
 """Faults on purpose: files of runs and datasets damaged, processes killed, odd command lines.
 
-    make faults                                  # 240 faults and 300 command lines, about 20 minutes
+    make faults                                  # 200 faults and 300 command lines
     python benchmarks/faults.py --faults 20 --lines 30 --seed 1
 
 Every trial is one command in a process of its own. It passes if the command ends as if nothing had
@@ -346,7 +346,7 @@ def trials(base: Base, faults: int, lines: int, seed: int) -> Iterator[Trial]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--faults', type=int, default=240, help='damaged files and kills')
+    parser.add_argument('--faults', type=int, default=200, help='damaged files and kills')
     parser.add_argument('--lines', type=int, default=300, help='odd command lines')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--jobs', type=int, default=os.cpu_count())

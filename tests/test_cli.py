@@ -30,7 +30,8 @@ from reverie.types import OutOfMemoryError, UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.compat]
 
-ENV = dict(os.environ)  # as tests/conftest.py made it
+# As tests/conftest.py made it; a file, socket or process that is not closed is told.
+ENV = os.environ | {'PYTHONWARNINGS': 'ignore,error::ResourceWarning'}
 PPO = PPOConfig(env_frames=4096, envs=16, rollout=16, minibatches=2, snapshots=4, width=16)
 
 
@@ -43,7 +44,9 @@ def data(tmp_path_factory):
 
 def reverie(*args: object, **kwargs) -> subprocess.CompletedProcess:
     command = [sys.executable, '-m', 'reverie.cli', *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=1200, **kwargs)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=1200, **kwargs)
+    assert 'ResourceWarning' not in done.stderr, done.stderr[-2000:]
+    return done
 
 
 def options(data, run):

@@ -336,11 +336,13 @@ class HostRing:
         return {'data': self.data, 'written': np.array(self.written), 'seen': np.array(self.seen)}
 
     def set_arrays(self, arrays: dict[str, Any]) -> None:
-        """Inverse of `arrays`, which may be those of a smaller ring."""
+        """Inverse of `arrays`, which may be those of a smaller ring.
+
+        Takes them as they are, where they can be written to: a copy would hold the replay twice.
+        """
         written, data = int(arrays['written']), Stored(*arrays['data'])
         data = enlarged(data, written, self.slots, 1)
-        for x, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(data), strict=True):
-            x[...] = new
+        self.data = jax.tree.map(lambda x: np.require(x, requirements='W'), data)
         self.written, self.seen = written, int(arrays['seen'])
 
 

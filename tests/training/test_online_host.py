@@ -188,6 +188,21 @@ def test_a_finished_run_with_more_frames_goes_on_with_its_replay(tmp_path):
     assert (flags[:, 0] & 1).all() and np.unique(np.nonzero(flags & 2)[1]).size > 3
 
 
+def test_a_restored_replay_is_held_once(tmp_path):
+    train(tmp_path, live=(live := source()))
+    saved = jax.tree.map(np.copy, live.arrays())
+    other = source()
+    other.players = live.players
+    other.set_arrays(saved)
+    held, given = (jax.tree.leaves(x[0]['data']) for x in (other.arrays(), saved))
+    assert all(np.shares_memory(a, b) for a, b in zip(held, given, strict=True))
+    read_only = jax.tree.map(np.copy, saved)
+    for x in jax.tree.leaves(read_only):
+        x.setflags(write=False)
+    other.set_arrays(read_only)
+    assert all(x.flags.writeable for x in jax.tree.leaves(other.arrays()[0]['data']))
+
+
 def test_random_play_fills_the_ring_first_and_scores_nothing(tmp_path):
     live = source(play=dataclasses.replace(PLAY, prefill=90, random_prefill=True))
     live.check(Toy().init(jax.random.key(0)), B, T, 1)
