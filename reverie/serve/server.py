@@ -5,6 +5,7 @@ import base64
 import contextlib
 import hashlib
 import importlib.resources
+import logging
 import re
 import socket
 from collections.abc import Callable
@@ -19,17 +20,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from reverie.evaluation.video import PALETTE
-from reverie.serve import keys, messages
+from reverie.serve import connections, keys, messages
 from reverie.serve.engine import Engine
-from reverie.serve.guard import Bucket, Guard
+from reverie.serve.guard import Bucket, FirstOfEach, Guard
 from reverie.serve.mailbox import Mailbox
 from reverie.serve.players import Client
 from reverie.serve.session import Session
 from reverie.types import UserError
 
-RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once
+RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once; more must wait
 SEND_S = 10.0  # a page that takes no frame for so long is gone
-CONNECTIONS = 128  # open at once, beyond which requests get 503
+CONNECTIONS = 128  # known to the guard and open at once, beyond which requests get 503
+ACCEPTED = 64  # new connections in one turn of the loop
 # Codes that a socket is closed with
 MALFORMED, BINARY = 1008, 1003
 FULL, SLOW = 1013, 1011
@@ -76,10 +78,13 @@ def hello(session: Session, title: str, symbolic: bool) -> dict[str, Any]:
 
 
 class Guarded:
-    """Refuses with 403 what the guard refuses, before any route; adds headers to answers."""
+    """Refuses with 403 what the guard refuses, before any route; adds headers to answers.
+
+    What it lets pass is counted while it is open: beyond `CONNECTIONS` it gets 503.
+    """
 
     def __init__(self, app: ASGIApp, guard: Guard, csp: str):
-        self.app, self.guard = app, guard
+        self.app, self.guard, self.open = app, guard, 0
         self.headers = [
             (b'content-security-policy', csp.encode()),
             (b'x-content-type-options', b'nosniff'),
@@ -94,14 +99,28 @@ class Guarded:
             return
         connection = HTTPConnection(scope)
         refusal = self.guard.refusal(connection.headers, connection.query_params.get('token'))
-        if refusal is None:
-            await self.app(scope, receive, self._with_headers(send))
-        elif scope['type'] == 'http':
-            await PlainTextResponse(refusal, 403)(scope, receive, self._with_headers(send))
+        if scope['type'] == 'http':
+            send = self._with_headers(send)
+        if refusal is not None:
+            await self._refuse(403, refusal, scope, receive, send)
+        elif self.open >= CONNECTIONS:
+            await self._refuse(503, 'too many connections', scope, receive, send)
         else:
-            await WebSocket(scope, receive, send).send_denial_response(
-                PlainTextResponse(refusal, 403)
-            )
+            self.open += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.open -= 1
+
+    async def _refuse(
+        self, status: int, why: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer, and end the connection."""
+        answer = PlainTextResponse(why, status, {'Connection': 'close'})
+        if scope['type'] == 'http':
+            await answer(scope, receive, send)
+        else:
+            await WebSocket(scope, receive, send).send_denial_response(answer)
 
     def _with_headers(self, send: Send) -> Send:
         async def wrapped(message: Any) -> None:
@@ -169,8 +188,8 @@ class App:
             await asyncio.gather(*tasks, return_exceptions=True)
         states = (ws.application_state, ws.client_state)
         if states == (WebSocketState.CONNECTED, WebSocketState.CONNECTED):
-            with contextlib.suppress(RuntimeError):  # it went away in the meantime
-                await ws.close(SLOW, 'no frame was taken for too long')
+            with contextlib.suppress(RuntimeError, TimeoutError):  # it went away, or takes nothing
+                await asyncio.wait_for(ws.close(SLOW, 'no frame was taken for too long'), 1.0)
 
     async def _send(self, ws: WebSocket, mailbox: Mailbox, player: Client) -> None:
         await ws.send_json({**self.hello, 'type': 'hello', 'place': player.slot, **player.state()})
@@ -193,9 +212,11 @@ class App:
             if text is None:
                 await ws.close(BINARY, 'orders are text')
                 return
-            if not bucket.take():
-                await ws.close(MALFORMED, 'too many orders')
-                return
+            while wait := bucket.wait():  # nothing more is read meanwhile
+                if bucket.held_back() > connections.ABUSE_S:
+                    await ws.close(MALFORMED, 'too many orders')
+                    return
+                await asyncio.sleep(wait)
             try:
                 order = messages.parse(
                     text, space, session.views, session.steps_choices, session.sources
@@ -212,6 +233,8 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family[0], socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, 'TCP_USER_TIMEOUT'):  # of every connection: one that takes nothing
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SEND_S))
         sock.bind(family[4])
     except OSError as error:
         raise UserError(
@@ -226,16 +249,21 @@ def make_server(app: App) -> uvicorn.Server:
         log_level='warning',
         access_log=False,
         lifespan='off',
-        ws='websockets-sansio',
+        loop='asyncio',
+        http=connections.HttpConnection,
+        ws=connections.SocketConnection,
         ws_max_size=messages.MAX_BYTES,
         ws_per_message_deflate=False,
         ws_ping_interval=5.0,
         ws_ping_timeout=5.0,
-        limit_concurrency=CONNECTIONS,
+        backlog=ACCEPTED,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
         server_header=False,
     )
+    scarce = FirstOfEach()
+    for name in ('uvicorn.error', 'asyncio'):
+        logging.getLogger(name).addFilter(scarce)
     return uvicorn.Server(config)
 
 

@@ -149,21 +149,24 @@ class Running:
             url, params={'token': token} if token else {}, headers=headers, timeout=60.0
         )
 
-    def raw(self):
+    def open(self, *lines, then=''):
+        """A connection that has sent these lines; with `then`, the beginning of another."""
+        client = socket.create_connection(('127.0.0.1', self.port), timeout=10)
+        client.sendall(''.join([*(f'{line}\r\n' for line in lines), then]).encode())
+        return client
+
+    def raw(self, *headers, token=TOKEN):
         """A client that says what it must and then never reads."""
-        client = socket.create_connection(('127.0.0.1', self.port))
-        lines = (
-            f'GET /play?token={TOKEN} HTTP/1.1',
+        return self.open(
+            f'GET /play?token={token} HTTP/1.1',
             f'Host: 127.0.0.1:{self.port}',
             'Upgrade: websocket',
             'Connection: Upgrade',
             'Sec-WebSocket-Version: 13',
             'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==',
-            '',
+            *headers,
             '',
         )
-        client.sendall('\r\n'.join(lines).encode())
-        return client
 
     @contextlib.contextmanager
     def join(self, **kwargs):
