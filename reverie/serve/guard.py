@@ -102,6 +102,12 @@ class Bucket:
             self._empty_since = now
         return (min(count, self.burst) - self.left) / self.rate
 
+    def reserve(self) -> float:
+        """Take a token that may be still to come, one at most; return seconds until it is there."""
+        self.wait(0)
+        self.left = max(self.left - 1, -1.0)
+        return max(0.0, -self.left / self.rate)
+
     def held_back(self) -> float:
         """Seconds since tokens began to lack, without a pause in which half of them came back."""
         return 0.0 if self._empty_since is None else time.monotonic() - self._empty_since

@@ -3,13 +3,17 @@
 import contextlib
 import logging
 import struct
+import threading
 import time
 
 import pytest
 
 from reverie.serve import connections, server
+from reverie.serve.compiler import ProgramCompiler
 from reverie.serve.connections import origin
+from reverie.serve.engine import STARTS, STARTS_AT_ONCE
 from reverie.serve.guard import FirstOfEach
+from reverie.serve.messages import Do, Set
 from tests.serve.fake import TOKEN, FakeSession, Running, wait
 
 
@@ -173,3 +177,81 @@ def test_of_each_message_only_the_first_few_are_logged():
     log.warning('another')
     assert seen[:2] == ['bad request 0', 'bad request 1'] and len(seen) == 4
     assert 'no more' in seen[2] and seen[3] == 'another'
+
+
+class CountingSession(FakeSession):
+    """Notes when episodes begin."""
+
+    def __init__(self, slots):
+        super().__init__(slots)
+        self.begun: list[float] = []
+
+    def start(self, slot, number, source='game', real=False):
+        self.begun.append(time.monotonic())
+        return super().start(slot, number, source, real)
+
+    def within_the_pace(self, places=1):
+        """Whether no more episodes began than a place may begin."""
+        took = self.begun[-1] - self.begun[0]
+        return len(self.begun) <= places * (STARTS_AT_ONCE + 1 + took * STARTS)
+
+
+def test_resets_begin_a_few_episodes_and_the_last_one_counts(tmp_path):
+    with Running(CountingSession(2), tmp_path) as running, running.join() as page:
+        page.frames(lambda h: h['t'] >= 2)
+        for i in range(60):
+            page.send(type=('reset', 'again')[i % 2])
+            page.send(type='set', field='view', value=('real', 'dream')[i % 2])
+            time.sleep(0.01)
+        page.send(type='act', action=2, id=77)
+        assert page.frames(lambda h: h['id'] == 77 and h['t'] > 0)[-1][0]['view'] == 'dream'
+        assert running.session.within_the_pace()
+
+
+def test_joining_again_and_again_begins_no_more_episodes(tmp_path):
+    with Running(CountingSession(2), tmp_path) as running:
+        with running.join() as page:
+            page.frames(lambda h: h['t'] >= 1)
+            for _ in range(40):
+                with running.raw() as client:
+                    assert b'101' in client.recv(64)
+                wait(lambda: len(running.engine.players) == 1)
+            with running.join() as other:
+                other.frames(lambda h: h['t'] >= 2)
+        assert running.session.within_the_pace(places=2)
+
+
+def test_a_flood_of_orders_is_answered_once_per_frame_at_most(tmp_path):
+    with Running(FakeSession(1), tmp_path, pace=20.0) as running, running.join() as page:
+        page.frames(lambda h: h['t'] >= 2)
+        (player,) = running.engine.players.values()
+        with running.engine._lock:  # the engine's thread waits for it
+            wait(lambda: not player.orders.take())
+            for i in range(100):
+                running.engine.order(player, Set('pace', 20.0 + i))
+                running.engine.order(player, Do('reset'))
+        assert page.notice('state')['pace'] == 119.0
+        assert running.engine._inbox.qsize() <= 2
+
+
+def test_a_program_is_compiled_once_however_often_a_page_asks():
+    compiled, begun, go = [], threading.Event(), threading.Event()
+
+    class Slow(FakeSession):
+        def compile(self, view='dream', steps=0, plays=False):
+            begun.set()
+            go.wait(30)
+            compiled.append((view, steps, plays))
+
+    ready = []
+    compiler = ProgramCompiler(Slow(1), lambda: ready.append(1), lambda error: ready.append(error))
+    compiler.want('dream', 2)
+    assert begun.wait(30)
+    for _ in range(50):
+        compiler.want('both', 2)
+        compiler.want_now('real', 4)
+    go.set()
+    wait(lambda: len(ready) >= 6)
+    compiler.stop()
+    assert ready == [1] * 6 and len(set(compiled)) == 6
+    assert compiled[1:3] == [('real', 4, False), ('real', 4, True)]  # before all that waited
