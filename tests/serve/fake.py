@@ -121,12 +121,12 @@ class Client:
 class Running:
     """A server on a free port."""
 
-    def __init__(self, session, folder, pace=100.0):
+    def __init__(self, session, folder, pace=100.0, **limits):
         self.session = session
         self.sock = bind('127.0.0.1', 0)
         self.port = self.sock.getsockname()[1]
         guard = Guard('127.0.0.1', self.port, TOKEN)
-        self.engine = Engine(session, pace=pace, saver=RecordingSaver(folder, {}))
+        self.engine = Engine(session, pace=pace, saver=RecordingSaver(folder, {}, **limits))
         self.app = App(self.engine, guard, hello(session, 'a fake', False))
         self.server = make_server(self.app)
         self.thread = threading.Thread(target=self.server.run, kwargs={'sockets': [self.sock]})
