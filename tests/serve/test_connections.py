@@ -1,12 +1,12 @@
 """Connections that say nothing, or too much: none keeps a player out or slows one down."""
 
+import asyncio
 import contextlib
 import json
 import logging
 import struct
 import threading
 import time
-import types
 
 import pytest
 
@@ -15,6 +15,7 @@ from reverie.serve.compiler import ProgramCompiler
 from reverie.serve.connections import origin
 from reverie.serve.engine import STARTS, STARTS_AT_ONCE, Engine
 from reverie.serve.guard import FirstOfEach
+from reverie.serve.mailbox import Mailbox
 from reverie.serve.messages import Do, Set
 from tests.serve.fake import TOKEN, FakeSession, Running, wait
 
@@ -225,7 +226,9 @@ def test_joining_again_and_again_begins_no_more_episodes(tmp_path):
 
 def test_a_flood_of_orders_wakes_the_engine_once_and_is_answered_once():
     engine, told = Engine(FakeSession(1)), []
-    player = engine.join(types.SimpleNamespace(put=told.append))
+    mailbox = Mailbox(asyncio.new_event_loop())
+    mailbox.put = told.append
+    player = engine.join(mailbox)
     engine._take_orders()
     for i in range(100):
         engine.order(player, Set('pace', 20.0 + i))
