@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-import webbrowser
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 
 from reverie.commands.doctor import matmul_tflops
+from reverie.commands.play.browser import opener
 from reverie.commands.play.setup import open_session, resolve_play
 from reverie.commands.programs import keep_programs
 from reverie.evaluation.results import device_name
@@ -92,11 +92,12 @@ def play(
         saver = RecordingSaver(setup.folder, setup.facts, int(1e9 * recordings), players)
         engine = Engine(session, pace=pace, symbolic=symbolic, saver=saver)
         url = address(host, port, guard.token)
+        open_page = left.enter_context(opener())
 
         def ready() -> None:
             stage(5, f'play at {url}   (Ctrl-C ends)')
             if browser:
-                webbrowser.open(url)
+                open_page(url)
 
         serve(App(engine, guard, hello(session, setup.title, symbolic)), sock, ready)
 
