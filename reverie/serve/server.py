@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import importlib.resources
 import logging
@@ -228,19 +229,45 @@ class App:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before anything slow starts; raises UserError if it is in use."""
+    """A listening socket, taken before anything slow starts.
+
+    Raises UserError if the host is not one of this machine, or the port not to be had.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f'--port {port}: expected 1 to 65535, or 0 for any free one')
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family[0], socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host.strip() else []
+    except (OSError, UnicodeError):
+        found = []
+    if not found:
+        raise UserError(
+            f'--host {host!r} is no address and no name that resolves to one; expected one of this '
+            'machine, e.g. 127.0.0.1, or 0.0.0.0 for all'
+        )
+    family, _, _, _, address = found[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, 'TCP_USER_TIMEOUT'):  # of every connection: one that takes nothing
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SEND_S))
-        sock.bind(family[4])
+        sock.bind(address)
+        sock.listen(ACCEPTED)  # until then another process may bind the port, too
     except OSError as error:
-        raise UserError(
-            f'cannot listen on {host}:{port}: {error.strerror}; expected a free port, e.g. --port 0'
-        ) from None
+        sock.close()
+        raise UserError(_why_not(error, host, port)) from None
     return sock
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    """One line for a socket that could not be bound."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f'--host {host} is not an address of this machine; expected one that is, e.g. '
+            '127.0.0.1, or 0.0.0.0 for all'
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f'--port {port}: not allowed to this user; expected a port above 1023'
+    return f'cannot listen on {host}:{port}: {error.strerror}; expected a free port, e.g. --port 0'
 
 
 def make_server(app: App) -> uvicorn.Server:

@@ -1,10 +1,15 @@
 """The socket and the routes as a page, a careless client and a hostile one meet them."""
 
 import contextlib
+import errno
 import json
 import os
+import pathlib
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 import types
 
@@ -428,10 +433,67 @@ def test_a_failing_session_ends_the_server_instead_of_leaving_it_mute(tmp_path):
 
 def test_a_port_in_use_is_one_line_that_names_it():
     with bind('127.0.0.1', 0) as sock:
-        sock.listen()
         port = sock.getsockname()[1]
         with pytest.raises(UserError, match=f'127.0.0.1:{port}.*free port'):
             bind('127.0.0.1', port)
+
+
+@pytest.mark.parametrize(
+    'host, port, said',
+    [
+        ('127.0.0.1', 99999, '--port 99999: expected 1 to 65535'),
+        ('127.0.0.1', -1, '--port -1: expected 1 to 65535'),
+        ('nowhere.invalid', 0, "--host 'nowhere.invalid' is no address"),
+        ('a' * 300, 0, 'is no address'),
+        ('', 0, "--host '' is no address"),
+        ('192.0.2.7', 0, '--host 192.0.2.7 is not an address of this machine'),
+        ('::99', 0, '--host ::99 is not an address of this machine|cannot listen'),
+    ],
+)
+def test_a_host_or_port_that_cannot_be_had_is_one_line_that_names_it(host, port, said):
+    with pytest.raises(UserError, match=said) as refused:
+        bind(host, port)
+    assert '\n' not in str(refused.value) and 'expected' in str(refused.value)
+
+
+def test_a_port_that_needs_a_privilege_is_one_line_that_names_it(monkeypatch):
+    def refuse(self, address):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(socket, 'socket', type('Socket', (socket.socket,), {'bind': refuse}))
+    with pytest.raises(UserError, match='--port 80: not allowed to this user; expected a port ab'):
+        bind('127.0.0.1', 80)
+
+
+SERVER = """
+import pathlib, sys
+from reverie.serve.engine import Engine
+from reverie.serve.guard import Guard
+from reverie.serve.server import App, bind, hello, serve
+from tests.serve.fake import TOKEN, FakeSession
+sock = bind('127.0.0.1', 0)
+port, session = sock.getsockname()[1], FakeSession(1)
+app = App(Engine(session, pace=100.0), Guard('127.0.0.1', port, TOKEN), hello(session, '', False))
+serve(app, sock, lambda: print(port, flush=True))
+print('ended')
+"""
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_ctrl_c_ends_the_server_without_a_traceback_also_twice(times):
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, '-c', SERVER]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=root, **pipes) as process:
+        port = int(process.stdout.readline())
+        url = f'ws://127.0.0.1:{port}/play?token={TOKEN}'
+        with connect(url, max_size=None, close_timeout=0.1) as ws:
+            ws.recv(timeout=30)
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.05)  # two signals at once would be one
+            said, errors = process.communicate(timeout=30)
+    assert said.strip() == 'ended' and errors == '' and process.returncode == 0
 
 
 @pytest.mark.parametrize(
