@@ -32,7 +32,7 @@ from reverie.types import UserError
 RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once; more must wait
 SEND_S = 10.0  # a page that takes no frame for so long is gone
 CONNECTIONS = 128  # known to the guard and open at once, beyond which requests get 503
-ACCEPTED = 64  # new connections in one turn of the loop
+BACKLOG = 2048  # connections that may wait to be accepted; where few may, a burst keeps others out
 # Codes that a socket is closed with
 MALFORMED, BINARY = 1008, 1003
 FULL, SLOW = 1013, 1011
@@ -251,7 +251,7 @@ def bind(host: str, port: int) -> socket.socket:
         if hasattr(socket, 'TCP_USER_TIMEOUT'):  # of every connection: one that takes nothing
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SEND_S))
         sock.bind(address)
-        sock.listen(ACCEPTED)  # until then another process may bind the port, too
+        sock.listen(BACKLOG)  # until then another process may bind the port, too
     except OSError as error:
         sock.close()
         raise UserError(_why_not(error, host, port)) from None
@@ -283,7 +283,7 @@ def make_server(app: App) -> uvicorn.Server:
         ws_per_message_deflate=False,
         ws_ping_interval=5.0,
         ws_ping_timeout=5.0,
-        backlog=ACCEPTED,
+        backlog=BACKLOG,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
         server_header=False,
