@@ -135,13 +135,11 @@ def memory(server: Server, total: int, every: int = 1000) -> tuple[list[float], 
     raise SystemExit('reverie play closed the connection')
 
 
-def raw(server: Server) -> socket.socket:
-    """Open a client that sends its request and never reads."""
-    host, port = server.at.rsplit(':', 1)
-    client = socket.create_connection((host, int(port)))
+def upgrade(at: str, token: str) -> bytes:
+    """Request that opens a socket, for clients that are not one."""
     lines = (
-        f'GET /play?token={server.token} HTTP/1.1',
-        f'Host: {server.at}',
+        f'GET /play?token={token} HTTP/1.1',
+        f'Host: {at}',
         'Upgrade: websocket',
         'Connection: Upgrade',
         'Sec-WebSocket-Version: 13',
@@ -149,7 +147,14 @@ def raw(server: Server) -> socket.socket:
         '',
         '',
     )
-    client.sendall('\r\n'.join(lines).encode())
+    return '\r\n'.join(lines).encode()
+
+
+def raw(server: Server) -> socket.socket:
+    """Open a client that sends its request and never reads."""
+    host, port = server.at.rsplit(':', 1)
+    client = socket.create_connection((host, int(port)))
+    client.sendall(upgrade(server.at, server.token))
     return client
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import threading
 from collections.abc import Callable
 
 from reverie.serve.frame import View
@@ -23,23 +24,34 @@ class ProgramCompiler:
         self.session = session
         self.on_ready, self.on_failure = on_ready, on_failure
         self._pool = concurrent.futures.ThreadPoolExecutor(1, 'compile')
+        self._lock = threading.Lock()
         self._wanted: collections.deque[tuple[View, int, bool]] = collections.deque()
 
     def want(self, view: View, steps: int) -> None:
         """Compile the programs of a view and K after all others, a person's first."""
         for plays in (False, True):
-            self._wanted.append((view, steps, plays))
-            self._pool.submit(self._compile)
+            self._want((view, steps, plays), first=False)
 
     def want_now(self, view: View, steps: int) -> None:
         """Compile the programs of a view and K before all others, a person's first."""
         for plays in (True, False):
-            self._wanted.appendleft((view, steps, plays))
-            self._pool.submit(self._compile)
+            self._want((view, steps, plays), first=True)
+
+    def _want(self, program: tuple[View, int, bool], first: bool) -> None:
+        with self._lock:
+            if program not in self._wanted:  # each once, however often a page asks
+                self._pool.submit(self._compile)
+            elif first:
+                self._wanted.remove(program)
+            else:
+                return
+            self._wanted.insert(0 if first else len(self._wanted), program)
 
     def _compile(self) -> None:
         try:
-            self.session.compile(*self._wanted.popleft())
+            with self._lock:
+                program = self._wanted.popleft()
+            self.session.compile(*program)
             self.on_ready()
         except BaseException as error:
             self.on_failure(error)

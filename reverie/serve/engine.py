@@ -21,6 +21,7 @@ import numpy as np
 from reverie.serve import keys, schedule
 from reverie.serve.compiler import ProgramCompiler
 from reverie.serve.frame import Frame, HostFrame, View
+from reverie.serve.guard import Bucket
 from reverie.serve.mailbox import Mailbox
 from reverie.serve.messages import Act, Order, Set, frame_message
 from reverie.serve.players import Client
@@ -31,6 +32,7 @@ from reverie.types import UserError
 log = logging.getLogger(__name__)
 ON_THE_WAY = 2
 PAUSE_AFTER_END_S = 0.5
+STARTS, STARTS_AT_ONCE = 2.0, 4.0  # of one place, per second and at once
 
 Job = Callable[[], None]
 Addressees = list[tuple[Client, int, dict[str, Any]]]  # player, its row of the frame, the header
@@ -68,6 +70,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(ON_THE_WAY)
+        self._start_pace = [Bucket(STARTS, STARTS_AT_ONCE) for _ in range(session.slots)]
         resume = functools.partial(self._inbox.put, self._resume)
         self._compiler = ProgramCompiler(session, resume, self._fail)
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._run, self._read)]
@@ -102,7 +105,7 @@ class Engine:
             player = Client(slot, mailbox, rest, self.pace, session.steps)
             player.source = 'data' if 'data' in session.sources else 'game'
             self.players[slot] = player
-        self._inbox.put(functools.partial(self._begin, player, next(self._starts)))
+        self._inbox.put(functools.partial(self._want_start, player))
         return player
 
     def leave(self, player: Client) -> None:
@@ -113,7 +116,8 @@ class Engine:
 
     def order(self, player: Client, order: Order) -> None:
         """Have an order obeyed before the next frame."""
-        self._inbox.put(functools.partial(self._obey, player, order))
+        if player.orders.put(order):
+            self._inbox.put(functools.partial(self._obey_all, player))
 
     def fps(self) -> float:
         """Frames finished per second, over the last second or so."""
@@ -160,8 +164,11 @@ class Engine:
     def _advance(self, now: float) -> None:
         """Make one frame for every player who is due, and pass on what the session has to say."""
         players = self._present()
-        for player in schedule.restarts(players, now):
-            self._begin(player, next(self._starts))
+        for player in schedule.ended(players, now):
+            self._want_start(player)
+        # one at a time: a start costs several frames, which others may be due for
+        if (starting := schedule.next_start(players, now)) is not None:
+            self._begin(starting)
         for (view, steps), group in schedule.groups(players, now).items():
             self._frame(group, view, steps, now)
         for slot, text in self.session.notices():
@@ -181,9 +188,19 @@ class Engine:
         frame = self.session.frame(action, by_agent, rows, view, steps)
         self._send(frame, [(player, player.slot, player.header()) for player in players])
 
-    def _begin(self, player: Client, number: int) -> None:
-        """Begin an episode from the start `number`."""
-        if not self._plays(player):
+    def _want_start(self, player: Client, number: int | None = None) -> None:
+        """Have an episode begin before the player's next frame: a new one, or again `number`.
+
+        A place may begin a few at once and then `STARTS` per second, whoever has it.
+        """
+        if player.wanted_start is None:
+            player.start_at = time.monotonic() + self._start_pace[player.slot].reserve()
+        player.wanted_start = next(self._starts) if number is None else number
+
+    def _begin(self, player: Client) -> None:
+        """Begin the episode that the player waits for."""
+        number = player.wanted_start
+        if number is None or not self._plays(player):
             return
         player.begin(number)
         self._room.acquire()
@@ -198,26 +215,32 @@ class Engine:
         if player.epoch == epoch and player.over_at is None:
             player.over_at = time.monotonic() + PAUSE_AFTER_END_S
 
+    def _obey_all(self, player: Client) -> None:
+        """Obey what the player's page has ordered, and answer once."""
+        orders = player.orders.take()
+        for order in orders:
+            self._obey(player, order)
+        if not all(isinstance(order, Act) for order in orders):
+            player.notify(type='state', **player.state())
+
     def _obey(self, player: Client, order: Order) -> None:
         if not self._plays(player):
             return
         if isinstance(order, Act):
             player.act(order.action, order.id)
-            return
-        if isinstance(order, Set):
+        elif isinstance(order, Set):
             self._set(player, order)
         elif order.what == 'step':
             player.step_once()
             if player.over_at is not None:
-                self._begin(player, next(self._starts))
+                self._want_start(player)
         elif order.what == 'reset':
-            self._begin(player, next(self._starts))
+            self._want_start(player)
         elif order.what == 'again':
-            self._begin(player, player.number)
+            self._want_start(player, player.start_number())
         elif self.saver is not None:  # by the thread that writes the recording
             save = functools.partial(self.saver.save, order.what, player, self.symbolic)
             self._outbox.put(functools.partial(save, self.session.agent.spec))
-        player.notify(type='state', **player.state())
 
     def _set(self, player: Client, order: Set) -> None:
         view, steps = _program_of(player, order)
@@ -229,15 +252,15 @@ class Engine:
         setattr(player, order.field, order.value)
         player.due = min(player.due, time.monotonic() + 1 / player.pace)
         if order.field == 'view':
-            number = player.number
-            if view != 'dream' and player.source != 'game':
-                # a recording cannot be played on: real and both need a game
-                player.source, number = 'game', next(self._starts)
-            self._begin(player, number)
+            # a recording cannot be played on: real and both need a game
+            other = view != 'dream' and player.source != 'game'
+            if other:
+                player.source = 'game'
+            self._want_start(player, None if other else player.start_number())
         elif order.field == 'source':
             if order.value == 'data':
                 player.view = 'dream'
-            self._begin(player, next(self._starts))
+            self._want_start(player)
 
     def _resume(self) -> None:
         """Obey the changes whose programs are compiled by now."""
@@ -246,6 +269,7 @@ class Engine:
             if order is not None and self.session.ready(*_program_of(player, order)):
                 player.wanted = None
                 self._obey(player, order)
+                player.notify(type='state', **player.state())
 
     # ---------------------------------------------------------------- the thread that waits
 

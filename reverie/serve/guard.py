@@ -1,8 +1,10 @@
-"""Guard of the server: Host, Origin and token of a request, and the rate of a page's orders."""
+"""Guard of the server: Host, Origin and token of a request, rates, and what is logged of clients."""
 
+import collections
 import dataclasses
 import hmac
 import ipaddress
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -79,18 +81,49 @@ class Guard:
 
 
 class Bucket:
-    """Token bucket: lets `rate` orders per second pass in the long run, `burst` at once."""
+    """Token bucket: lets `rate` tokens per second pass in the long run, `burst` at once."""
 
     def __init__(self, rate: float, burst: float):
         self.rate, self.burst = rate, burst
         self.left, self.then = float(burst), time.monotonic()
+        self._empty_since: float | None = None
 
-    def take(self) -> bool:
-        """Whether one more order may pass; counts it if so."""
+    def wait(self, count: int = 1) -> float:
+        """Take `count` tokens and return 0; if there are too few, seconds until there are enough."""
         now = time.monotonic()
         self.left = min(self.burst, self.left + (now - self.then) * self.rate)
         self.then = now
-        if self.left < 1:
-            return False
-        self.left -= 1
-        return True
+        if self.left > self.burst / 2:
+            self._empty_since = None
+        if self.left + 1e-6 >= min(count, self.burst):
+            self.left -= count
+            return 0.0
+        if self._empty_since is None:
+            self._empty_since = now
+        return (min(count, self.burst) - self.left) / self.rate
+
+    def reserve(self) -> float:
+        """Take a token that may be still to come, one at most; return seconds until it is there."""
+        self.wait(0)
+        self.left = max(self.left - 1, -1.0)
+        return max(0.0, -self.left / self.rate)
+
+    def held_back(self) -> float:
+        """Seconds since tokens began to lack, without a pause in which half of them came back."""
+        return 0.0 if self._empty_since is None else time.monotonic() - self._empty_since
+
+
+class FirstOfEach(logging.Filter):
+    """Passes the first few records of each message, so that no client can fill a log."""
+
+    def __init__(self, most: int = 5):
+        super().__init__()
+        self.most = most
+        self._seen: collections.Counter[tuple[str, int, str]] = collections.Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        where = record.pathname, record.lineno, record.levelname
+        self._seen[where] += 1
+        if self._seen[where] == self.most:
+            record.msg, record.args = f'{record.getMessage()} (no more lines of this kind)', None
+        return self._seen[where] <= self.most

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reverie.serve.frame import HostFrame, View
-from reverie.serve.mailbox import Mailbox
+from reverie.serve.mailbox import WAITING, Mailbox, Orders
 from reverie.serve.messages import Set
 from reverie.serve.session import StartFrom
 
@@ -117,6 +117,8 @@ class Client:
     by_agent: bool = False
     paused: bool = False
     number: int = 0  # of the start
+    wanted_start: int | None = None  # number of the one to come: until then there are no frames
+    start_at: float = 0.0  # when it may
     epoch: int = 0  # starts so far
     t: int = 0  # frames since the start
     single: int = 0  # frames still to make while paused
@@ -126,9 +128,10 @@ class Client:
     wanted: Set | None = None  # a change that waits for its program to be compiled
     due: float = dataclasses.field(default_factory=time.monotonic)
     recording: Recording = dataclasses.field(default_factory=Recording)
+    orders: Orders = dataclasses.field(default_factory=Orders)
 
     def __post_init__(self) -> None:
-        self._waiting = collections.deque[tuple[tuple[float, ...], int]](maxlen=4)
+        self._waiting = collections.deque[tuple[tuple[float, ...], int]](maxlen=WAITING)
 
     def act(self, action: tuple[float, ...], number: int) -> None:
         """Queue an action: each counts for one frame at least, so that a short press is not lost.
@@ -143,9 +146,13 @@ class Client:
             self.held, self.id = self._waiting.popleft()
         return self.held
 
+    def start_number(self) -> int:
+        """Number of the start that is played, or will be in a moment."""
+        return self.number if self.wanted_start is None else self.wanted_start
+
     def begin(self, number: int) -> None:
         """Begin an episode; of the actions that wait, only what is held now counts."""
-        self.number, self.t = number, 0
+        self.number, self.t, self.wanted_start = number, 0, None
         self.epoch += 1
         self.over_at, self.due = None, time.monotonic() + 1 / self.pace
         if self._waiting:
@@ -153,12 +160,12 @@ class Client:
             self._waiting.clear()
 
     def step_once(self) -> None:
-        """Pause, and make one more frame; at most four may be asked for."""
-        self.paused, self.single = True, min(self.single + 1, 4)
+        """Pause, and make one more frame; only a few may be asked for."""
+        self.paused, self.single = True, min(self.single + 1, WAITING)
 
     def wants_frame(self, now: float) -> bool:
         """Whether a frame is due."""
-        if self.over_at is not None or not self.epoch:
+        if self.over_at is not None or self.wanted_start is not None or not self.epoch:
             return False
         return self.single > 0 if self.paused else now >= self.due - 0.001
 

@@ -1,26 +1,33 @@
 """Recordings of play: GIF, MP4, and episodes in the native format."""
 
+import collections
 import concurrent.futures
 import functools
 import itertools
 import logging
 import math
+import os
 import pathlib
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from reverie.evaluation.video import enlarge, gif
 from reverie.serve.messages import rgb_of
 from reverie.serve.players import Client, RecordedFrame
+from reverie.text import number as number_of
 from reverie.types import EnvSpec, Step, UserError
 
 log = logging.getLogger(__name__)
 SIDE = 320  # pixels that the shorter side of a saved picture has at least
-MOST = 200  # files one server writes
+MOST = 200  # recordings of one server
+MOST_BYTES = 2 * 10**9  # of a folder of recordings, unless its owner says otherwise
+ASIDE = '.saving-'  # how folders begin that hold what is being written
 
 
 def pictures_of(frames: list[RecordedFrame], symbolic: bool) -> np.ndarray:
@@ -82,63 +89,52 @@ class RecordingSaver:
     """Writes recordings into `folder`, one after another, away from the threads that play.
 
     files: what it wrote, by the name that pages ask for.
+
+    Args:
+        facts: provenance of episodes.
+        most_bytes: that the folder may hold, with what was there before.
+        places: each may have its part of them written.
     """
 
-    def __init__(self, folder: pathlib.Path, facts: dict[str, Any]):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        facts: dict[str, Any],
+        most_bytes: int = MOST_BYTES,
+        places: int = 1,
+    ):
         self.folder, self.facts = folder, facts
+        self.most_bytes, self.share = most_bytes, most_bytes // places
         self.files: dict[str, pathlib.Path] = {}
+        self._written: collections.Counter[int] = collections.Counter()  # bytes, by place
         self._numbers = itertools.count(1)
         self._pool = concurrent.futures.ThreadPoolExecutor(1, 'save')
         self._busy = False
+        self._logged: set[str] = set()
 
     def save(self, what: str, player: Client, symbolic: bool, spec: EnvSpec) -> None:
         """Begin to save the player's episode so far; tell the page when it is done, or why not."""
         # an episode needs rewards; of the newest frame it may not be known yet
         frames = [f for f in player.recording.frames if what != 'episode' or f.reward is not None]
-        if refusal := self._refusal(frames):
-            player.notify(type='notice', text=refusal)
+        if len(frames) < 2 or self._busy:
+            why = 'another recording is being saved' if self._busy else 'nothing to save yet'
+            player.notify(type='notice', text=why)
             return
         self._busy = True
-        write = functools.partial(self._write, what, frames, player.pace, player.view)
-        self._pool.submit(self._save, what, player, functools.partial(write, symbolic, spec))
+        facts = {**self.facts, 'view': player.view}
+        write = functools.partial(write_recording, what, frames, player.pace, symbolic, spec, facts)
+        self._pool.submit(self._save, what, len(frames), player, write)
 
-    def _refusal(self, frames: list[RecordedFrame]) -> str | None:
-        if len(frames) < 2:
-            return 'nothing to save yet'
-        if self._busy:
-            return 'another recording is being saved'
-        if len(self.files) >= MOST:
-            return f'{MOST} recordings were saved already'
-        return None
-
-    def _write(
-        self,
-        what: str,
-        frames: list[RecordedFrame],
-        pace: float,
-        view: str,
-        symbolic: bool,
-        spec: EnvSpec,
-    ) -> dict[str, Any]:
-        """Write one recording; return the notice of it."""
-        name = f'{time.strftime("%Y%m%d-%H%M%S")}-{next(self._numbers)}'
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / (name if what == 'episode' else f'{name}.{what}')
-        text = f'{len(frames)} frames in {path}'
-        if what == 'episode':
-            episode(frames, view, spec, path, {**self.facts, 'view': view})
-            return {'text': text, 'id': None}
-        pictures = pictures_of(frames, symbolic)
-        if what == 'gif':
-            path.write_bytes(gif(pictures, pace))
-        else:
-            mp4(pictures, pace, path)
-        self.files[path.name] = path
-        return {'text': text, 'id': path.name}
-
-    def _save(self, what: str, player: Client, write: Callable[[], dict[str, Any]]) -> None:
+    def _save(
+        self, what: str, count: int, player: Client, write: Callable[[pathlib.Path], None]
+    ) -> None:
         try:
-            player.notify(type='saved', what=what, **write())
+            path = self._place(what, player.slot, write)
+            name = None if what == 'episode' else path.name
+            if name is not None:
+                self.files[name] = path
+            text = f'{count} frames in {path}'
+            player.notify(type='saved', what=what, text=text, id=name)
         except (UserError, OSError, subprocess.TimeoutExpired) as error:
             player.notify(type='notice', text=f'not saved: {error}')
         except Exception as error:
@@ -146,3 +142,70 @@ class RecordingSaver:
             player.notify(type='notice', text=f'not saved: {type(error).__name__}')
         finally:
             self._busy = False
+
+    def _place(self, what: str, slot: int, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        """Write a recording aside, and put it into the folder if there is room for it."""
+        number = next(self._numbers)
+        if number > MOST:
+            self._refuse(f'{MOST} recordings were asked for already, as many as one server writes')
+        for left in self.folder.glob(f'{ASIDE}*'):  # by a server that was killed
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
+        room = self._room(slot, 1)
+        name = f'{time.strftime("%Y%m%d-%H%M%S")}-{number}{"" if what == "episode" else f".{what}"}'
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=ASIDE, dir=self.folder) as aside:
+            made = pathlib.Path(aside) / name
+            write(made)
+            size = size_of(made)
+            if size > room:
+                self._room(slot, size)
+            os.replace(made, self.folder / name)
+        self._written[slot] += size
+        return self.folder / name
+
+    def _room(self, slot: int, size: int) -> int:
+        """Bytes that the place may still have written; raises UserError if it is less than size."""
+        in_all, mine = self.most_bytes - size_of(self.folder), self.share - self._written[slot]
+        if in_all < size:
+            most = f'{number_of(self.most_bytes)}B, as many as --recordings allows'
+            self._refuse(f'{self.folder} would have more than {most}')
+        if mine < size:
+            self._refuse(
+                f"a player's recordings would have more than {number_of(self.share)}B, "
+                'an equal part of --recordings'
+            )
+        return min(in_all, mine)
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Raise UserError, and log its reason the first time."""
+        if why not in self._logged:
+            log.warning('a recording was not saved: %s', why)
+            self._logged.add(why)
+        raise UserError(why)
+
+
+def write_recording(
+    what: str,
+    frames: list[RecordedFrame],
+    pace: float,
+    symbolic: bool,
+    spec: EnvSpec,
+    facts: dict[str, Any],
+    path: pathlib.Path,
+) -> None:
+    """Write frames as `what` they were asked for: gif, mp4 or episode."""
+    if what == 'episode':
+        episode(frames, facts['view'], spec, path, facts)
+        return
+    pictures = pictures_of(frames, symbolic)
+    if what == 'gif':
+        path.write_bytes(gif(pictures, pace))
+    else:
+        mp4(pictures, pace, path)
+
+
+def size_of(path: pathlib.Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 if there is none."""
+    files = path.rglob('*') if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -12,18 +12,25 @@ def until_due(players: Sequence[Client], now: float) -> float:
     """Seconds until some player is due for a frame or a new episode, 1 at most."""
     soonest = LONGEST_WAIT_S
     for player in players:
-        if player.over_at is not None:
-            soonest = min(soonest, player.over_at - now)
+        if player.wanted_start is not None:
+            soonest = min(soonest, player.start_at - now)
         elif not player.paused:
-            soonest = min(soonest, player.due - now)
-        elif player.single:
+            soonest = min(soonest, (player.over_at or player.due) - now)
+        elif player.single and player.over_at is None:
             soonest = 0.0
     return max(0.0, soonest)
 
 
-def restarts(players: Sequence[Client], now: float) -> list[Client]:
-    """Players whose pause after the end of an episode is over."""
-    return [p for p in players if p.over_at is not None and now >= p.over_at and not p.paused]
+def ended(players: Sequence[Client], now: float) -> list[Client]:
+    """Players whose pause after the end of an episode is over, and who wait for no start yet."""
+    over = [p for p in players if p.over_at is not None and now >= p.over_at and not p.paused]
+    return [player for player in over if player.wanted_start is None]
+
+
+def next_start(players: Sequence[Client], now: float) -> Client | None:
+    """The player who has waited longest for a start and may have it now."""
+    waiting = [p for p in players if p.wanted_start is not None and p.start_at <= now]
+    return min(waiting, key=lambda player: player.start_at, default=None)
 
 
 def groups(players: Sequence[Client], now: float) -> dict[tuple[View, int], list[Client]]:

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import importlib.resources
+import logging
 import re
 import socket
 from collections.abc import Callable
@@ -19,17 +21,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from reverie.evaluation.video import PALETTE
-from reverie.serve import keys, messages
+from reverie.serve import connections, keys, messages
 from reverie.serve.engine import Engine
-from reverie.serve.guard import Bucket, Guard
+from reverie.serve.guard import Bucket, FirstOfEach, Guard
 from reverie.serve.mailbox import Mailbox
 from reverie.serve.players import Client
 from reverie.serve.session import Session
 from reverie.types import UserError
 
-RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once
+RATE, BURST = 100.0, 200.0  # orders of one page, per second and at once; more must wait
 SEND_S = 10.0  # a page that takes no frame for so long is gone
-CONNECTIONS = 128  # open at once, beyond which requests get 503
+CONNECTIONS = 128  # known to the guard and open at once, beyond which requests get 503
+BACKLOG = 2048  # connections that may wait to be accepted; where few may, a burst keeps others out
 # Codes that a socket is closed with
 MALFORMED, BINARY = 1008, 1003
 FULL, SLOW = 1013, 1011
@@ -76,10 +79,13 @@ def hello(session: Session, title: str, symbolic: bool) -> dict[str, Any]:
 
 
 class Guarded:
-    """Refuses with 403 what the guard refuses, before any route; adds headers to answers."""
+    """Refuses with 403 what the guard refuses, before any route; adds headers to answers.
+
+    What it lets pass is counted while it is open: beyond `CONNECTIONS` it gets 503.
+    """
 
     def __init__(self, app: ASGIApp, guard: Guard, csp: str):
-        self.app, self.guard = app, guard
+        self.app, self.guard, self.open = app, guard, 0
         self.headers = [
             (b'content-security-policy', csp.encode()),
             (b'x-content-type-options', b'nosniff'),
@@ -94,14 +100,28 @@ class Guarded:
             return
         connection = HTTPConnection(scope)
         refusal = self.guard.refusal(connection.headers, connection.query_params.get('token'))
-        if refusal is None:
-            await self.app(scope, receive, self._with_headers(send))
-        elif scope['type'] == 'http':
-            await PlainTextResponse(refusal, 403)(scope, receive, self._with_headers(send))
+        if scope['type'] == 'http':
+            send = self._with_headers(send)
+        if refusal is not None:
+            await self._refuse(403, refusal, scope, receive, send)
+        elif self.open >= CONNECTIONS:
+            await self._refuse(503, 'too many connections', scope, receive, send)
         else:
-            await WebSocket(scope, receive, send).send_denial_response(
-                PlainTextResponse(refusal, 403)
-            )
+            self.open += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.open -= 1
+
+    async def _refuse(
+        self, status: int, why: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer, and end the connection."""
+        answer = PlainTextResponse(why, status, {'Connection': 'close'})
+        if scope['type'] == 'http':
+            await answer(scope, receive, send)
+        else:
+            await WebSocket(scope, receive, send).send_denial_response(answer)
 
     def _with_headers(self, send: Send) -> Send:
         async def wrapped(message: Any) -> None:
@@ -169,8 +189,8 @@ class App:
             await asyncio.gather(*tasks, return_exceptions=True)
         states = (ws.application_state, ws.client_state)
         if states == (WebSocketState.CONNECTED, WebSocketState.CONNECTED):
-            with contextlib.suppress(RuntimeError):  # it went away in the meantime
-                await ws.close(SLOW, 'no frame was taken for too long')
+            with contextlib.suppress(RuntimeError, TimeoutError):  # it went away, or takes nothing
+                await asyncio.wait_for(ws.close(SLOW, 'no frame was taken for too long'), 1.0)
 
     async def _send(self, ws: WebSocket, mailbox: Mailbox, player: Client) -> None:
         await ws.send_json({**self.hello, 'type': 'hello', 'place': player.slot, **player.state()})
@@ -193,9 +213,11 @@ class App:
             if text is None:
                 await ws.close(BINARY, 'orders are text')
                 return
-            if not bucket.take():
-                await ws.close(MALFORMED, 'too many orders')
-                return
+            while wait := bucket.wait():  # nothing more is read meanwhile
+                if bucket.held_back() > connections.ABUSE_S:
+                    await ws.close(MALFORMED, 'too many orders')
+                    return
+                await asyncio.sleep(wait)
             try:
                 order = messages.parse(
                     text, space, session.views, session.steps_choices, session.sources
@@ -207,17 +229,45 @@ class App:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before anything slow starts; raises UserError if it is in use."""
+    """A listening socket, taken before anything slow starts.
+
+    Raises UserError if the host is not one of this machine, or the port not to be had.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f'--port {port}: expected 1 to 65535, or 0 for any free one')
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family[0], socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(family[4])
-    except OSError as error:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host.strip() else []
+    except (OSError, UnicodeError):
+        found = []
+    if not found:
         raise UserError(
-            f'cannot listen on {host}:{port}: {error.strerror}; expected a free port, e.g. --port 0'
-        ) from None
+            f'--host {host!r} is no address and no name that resolves to one; expected one of this '
+            'machine, e.g. 127.0.0.1, or 0.0.0.0 for all'
+        )
+    family, _, _, _, address = found[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, 'TCP_USER_TIMEOUT'):  # of every connection: one that takes nothing
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SEND_S))
+        sock.bind(address)
+        sock.listen(BACKLOG)  # until then another process may bind the port, too
+    except OSError as error:
+        sock.close()
+        raise UserError(_why_not(error, host, port)) from None
     return sock
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    """One line for a socket that could not be bound."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f'--host {host} is not an address of this machine; expected one that is, e.g. '
+            '127.0.0.1, or 0.0.0.0 for all'
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f'--port {port}: not allowed to this user; expected a port above 1023'
+    return f'cannot listen on {host}:{port}: {error.strerror}; expected a free port, e.g. --port 0'
 
 
 def make_server(app: App) -> uvicorn.Server:
@@ -226,16 +276,21 @@ def make_server(app: App) -> uvicorn.Server:
         log_level='warning',
         access_log=False,
         lifespan='off',
-        ws='websockets-sansio',
+        loop='asyncio',
+        http=connections.HttpConnection,
+        ws=connections.SocketConnection,
         ws_max_size=messages.MAX_BYTES,
         ws_per_message_deflate=False,
         ws_ping_interval=5.0,
         ws_ping_timeout=5.0,
-        limit_concurrency=CONNECTIONS,
+        backlog=BACKLOG,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
         server_header=False,
     )
+    scarce = FirstOfEach()
+    for name in ('uvicorn.error', 'asyncio'):
+        logging.getLogger(name).addFilter(scarce)
     return uvicorn.Server(config)
 
 

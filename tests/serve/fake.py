@@ -121,12 +121,12 @@ class Client:
 class Running:
     """A server on a free port."""
 
-    def __init__(self, session, folder, pace=100.0):
+    def __init__(self, session, folder, pace=100.0, **limits):
         self.session = session
         self.sock = bind('127.0.0.1', 0)
         self.port = self.sock.getsockname()[1]
         guard = Guard('127.0.0.1', self.port, TOKEN)
-        self.engine = Engine(session, pace=pace, saver=RecordingSaver(folder, {}))
+        self.engine = Engine(session, pace=pace, saver=RecordingSaver(folder, {}, **limits))
         self.app = App(self.engine, guard, hello(session, 'a fake', False))
         self.server = make_server(self.app)
         self.thread = threading.Thread(target=self.server.run, kwargs={'sockets': [self.sock]})
@@ -149,21 +149,24 @@ class Running:
             url, params={'token': token} if token else {}, headers=headers, timeout=60.0
         )
 
-    def raw(self):
+    def open(self, *lines, then=''):
+        """A connection that has sent these lines; with `then`, the beginning of another."""
+        client = socket.create_connection(('127.0.0.1', self.port), timeout=10)
+        client.sendall(''.join([*(f'{line}\r\n' for line in lines), then]).encode())
+        return client
+
+    def raw(self, *headers, token=TOKEN):
         """A client that says what it must and then never reads."""
-        client = socket.create_connection(('127.0.0.1', self.port))
-        lines = (
-            f'GET /play?token={TOKEN} HTTP/1.1',
+        return self.open(
+            f'GET /play?token={token} HTTP/1.1',
             f'Host: 127.0.0.1:{self.port}',
             'Upgrade: websocket',
             'Connection: Upgrade',
             'Sec-WebSocket-Version: 13',
             'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==',
-            '',
+            *headers,
             '',
         )
-        client.sendall('\r\n'.join(lines).encode())
-        return client
 
     @contextlib.contextmanager
     def join(self, **kwargs):

@@ -7,7 +7,8 @@ import pytest
 
 from reverie.serve import schedule
 from reverie.serve.frame import Frame
-from reverie.serve.mailbox import Mailbox
+from reverie.serve.mailbox import Mailbox, Orders
+from reverie.serve.messages import Act, Do, Set
 from reverie.serve.players import Client, Recording
 
 MAILBOX = Mailbox(asyncio.new_event_loop())
@@ -60,13 +61,63 @@ def test_players_of_equal_pace_fall_into_step():
         (dict(due=0.2, paused=True, single=2), 0.0, False),
         (dict(due=0.2, over_at=1.3), 0.3, False),
         (dict(due=0.2, over_at=0.9), 0.0, True),
-        (dict(due=0.2, over_at=0.9, paused=True), 0.0, False),
+        (dict(due=0.2, over_at=0.9, paused=True), 1.0, False),
+        (dict(due=0.2, over_at=0.9, paused=True, single=1), 1.0, False),
+        (dict(due=0.2, wanted_start=3, start_at=1.4), 0.4, False),
+        (dict(due=0.2, wanted_start=3, start_at=0.4, paused=True), 0.0, False),
     ],
 )
 def test_the_wait_is_until_a_frame_or_a_new_episode_is_due(options, wait, restarts):
     players = [player(0, **options)]
     assert schedule.until_due(players, 1.0) == pytest.approx(wait)
-    assert bool(schedule.restarts(players, 1.0)) == restarts
+    assert bool(schedule.ended(players, 1.0)) == restarts
+
+
+def test_starts_come_one_by_one_and_nobody_moves_before_his():
+    players = [
+        player(i, due=0.5, wanted_start=i, start_at=at) for i, at in enumerate((0.9, 0.8, 3))
+    ]
+    assert schedule.groups(players, 1.0) == {}
+    begun = []
+    while (found := schedule.next_start(players, 1.0)) is not None:
+        begun.append(found.slot)
+        found.begin(found.wanted_start)
+    assert begun == [1, 0]
+
+
+def order(*values):
+    """An action, or what a page does or sets."""
+    if isinstance(values[0], int):
+        return Act((1.0, 0.0), values[0])
+    return Do(*values) if len(values) == 1 else Set(*values)
+
+
+def test_a_flood_is_as_few_orders_as_it_has_different_ones_and_the_last_one_counts():
+    orders = Orders()
+    assert orders.put(order('pace', 1.0)) and not orders.put(order(0))
+    for i in range(1000):
+        for each in (
+            order(i),
+            order('reset'),
+            order('pace', float(i)),
+            order('step'),
+            order('gif'),
+        ):
+            assert not orders.put(each)
+    found = orders.take()
+    assert [o.id for o in found if isinstance(o, Act)] == [996, 997, 998, 999]
+    assert [o for o in found if isinstance(o, Set)] == [order('pace', 999.0)]
+    does = [o.what for o in found if isinstance(o, Do)]
+    assert sorted(does) == ['gif', 'reset', 'step', 'step', 'step', 'step']
+    assert not orders.take() and orders.put(order('reset'))
+
+
+def test_orders_that_differ_are_obeyed_in_the_order_they_came():
+    orders = Orders()
+    came = [order('step'), order('paused', False), order(1), order('view', 'real'), order('reset')]
+    for each in came:
+        orders.put(each)
+    assert orders.take() == came
 
 
 def frame(number, reward, is_last=False):

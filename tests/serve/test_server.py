@@ -1,10 +1,17 @@
 """The socket and the routes as a page, a careless client and a hostile one meet them."""
 
+import contextlib
+import errno
 import json
 import os
+import pathlib
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
+import types
 
 import httpx
 import numpy as np
@@ -16,8 +23,9 @@ from websockets.sync.client import connect
 
 from reverie.data.episodes import Episodes, verify
 from reverie.data.records import TERMINAL
+from reverie.serve import connections, guard
 from reverie.serve.guard import Bucket, Guard, split_host
-from reverie.serve.server import BURST, bind
+from reverie.serve.server import bind
 from reverie.types import UserError
 from tests.serve.fake import TOKEN, Client, FakeSession, Running, wait
 
@@ -332,13 +340,15 @@ def test_a_malformed_order_closes_its_own_socket_with_a_stated_code(running, mes
     assert running.get('/status').status_code == 200
 
 
-def test_a_flood_of_orders_is_cut_off(running):
+def test_a_flood_of_orders_waits_and_is_then_cut_off(running, monkeypatch):
+    monkeypatch.setattr(connections, 'ABUSE_S', 1.0)
     with running.join() as page, pytest.raises(ConnectionClosed) as closed:
-        for _ in range(int(BURST) + 400):
+        begin = time.monotonic()
+        while time.monotonic() - begin < 30:
             page.send(type='step')
-        while True:
-            page.socket.recv(timeout=5)
-    assert closed.value.rcvd.code == 1008
+            with contextlib.suppress(TimeoutError):
+                page.socket.recv(timeout=0)
+    assert closed.value.rcvd.code == 1008 and 'too' in closed.value.rcvd.reason
 
 
 json_values = st.recursive(
@@ -423,10 +433,67 @@ def test_a_failing_session_ends_the_server_instead_of_leaving_it_mute(tmp_path):
 
 def test_a_port_in_use_is_one_line_that_names_it():
     with bind('127.0.0.1', 0) as sock:
-        sock.listen()
         port = sock.getsockname()[1]
         with pytest.raises(UserError, match=f'127.0.0.1:{port}.*free port'):
             bind('127.0.0.1', port)
+
+
+@pytest.mark.parametrize(
+    'host, port, said',
+    [
+        ('127.0.0.1', 99999, '--port 99999: expected 1 to 65535'),
+        ('127.0.0.1', -1, '--port -1: expected 1 to 65535'),
+        ('nowhere.invalid', 0, "--host 'nowhere.invalid' is no address"),
+        ('a' * 300, 0, 'is no address'),
+        ('', 0, "--host '' is no address"),
+        ('192.0.2.7', 0, '--host 192.0.2.7 is not an address of this machine'),
+        ('::99', 0, '--host ::99 is not an address of this machine|cannot listen'),
+    ],
+)
+def test_a_host_or_port_that_cannot_be_had_is_one_line_that_names_it(host, port, said):
+    with pytest.raises(UserError, match=said) as refused:
+        bind(host, port)
+    assert '\n' not in str(refused.value) and 'expected' in str(refused.value)
+
+
+def test_a_port_that_needs_a_privilege_is_one_line_that_names_it(monkeypatch):
+    def refuse(self, address):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(socket, 'socket', type('Socket', (socket.socket,), {'bind': refuse}))
+    with pytest.raises(UserError, match='--port 80: not allowed to this user; expected a port ab'):
+        bind('127.0.0.1', 80)
+
+
+SERVER = """
+import pathlib, sys
+from reverie.serve.engine import Engine
+from reverie.serve.guard import Guard
+from reverie.serve.server import App, bind, hello, serve
+from tests.serve.fake import TOKEN, FakeSession
+sock = bind('127.0.0.1', 0)
+port, session = sock.getsockname()[1], FakeSession(1)
+app = App(Engine(session, pace=100.0), Guard('127.0.0.1', port, TOKEN), hello(session, '', False))
+serve(app, sock, lambda: print(port, flush=True))
+print('ended')
+"""
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_ctrl_c_ends_the_server_without_a_traceback_also_twice(times):
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, '-c', SERVER]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=root, **pipes) as process:
+        port = int(process.stdout.readline())
+        url = f'ws://127.0.0.1:{port}/play?token={TOKEN}'
+        with connect(url, max_size=None, close_timeout=0.1) as ws:
+            ws.recv(timeout=30)
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.05)  # two signals at once would be one
+            said, errors = process.communicate(timeout=30)
+    assert said.strip() == 'ended' and errors == '' and process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -441,19 +508,21 @@ def test_host_headers_are_split_or_refused(header, expected):
 
 
 def test_an_open_server_answers_to_addresses_and_given_names_only():
-    guard = Guard('0.0.0.0', 80, TOKEN, ('play.example.org',))
-    assert (
-        guard.knows('192.168.0.9:80')
-        and guard.knows('play.example.org')
-        and guard.knows('localhost:80')
-    )
-    assert not guard.knows('rebound.example:80') and not guard.knows('192.168.0.9:81')
+    open_ = Guard('0.0.0.0', 80, TOKEN, ('play.example.org',))
+    for known in ('192.168.0.9:80', 'play.example.org', 'localhost:80'):
+        assert open_.knows(known)
+    assert not open_.knows('rebound.example:80') and not open_.knows('192.168.0.9:81')
 
 
 def test_a_bucket_gives_its_burst_at_once_and_then_its_rate(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])  # not that of servers in other threads
+    monkeypatch.setattr(guard, 'time', clock)
     bucket = Bucket(10.0, 5.0)
-    assert [bucket.take() for _ in range(7)] == [True] * 5 + [False] * 2
+    assert [bucket.wait() for _ in range(7)] == [0] * 5 + [pytest.approx(0.1)] * 2
     now[0] = 0.31
-    assert [bucket.take() for _ in range(4)] == [True] * 3 + [False]
+    assert [bucket.wait() == 0 for _ in range(4)] == [True] * 3 + [False]
+    now[0] += 0.2
+    assert bucket.wait() == 0 and bucket.held_back() == pytest.approx(0.2)  # no pause yet
+    now[0] += 0.4
+    assert bucket.wait() == 0 and bucket.held_back() == 0

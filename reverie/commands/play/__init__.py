@@ -33,6 +33,8 @@ class Play(Compiling):
     """Further names that this server is reached by, e.g. that of a proxy."""
     browser: bool = True
     """Open the page when it is ready."""
+    recordings: float = 2.0
+    """Gigabytes of saved recordings that the run's folder may have; each place has an equal part."""
     steps: int | None = None
     """K, denoising steps of a frame to begin with, for agents that have a choice."""
 
@@ -53,6 +55,7 @@ def run(args: Play) -> None:
         browser=args.browser,
         names=args.allow_host,
         steps=args.steps,
+        recordings=args.recordings,
         cache=args.cache,
         say=say,
     )

@@ -1,8 +1,8 @@
 """Serving the page of `reverie play`, from a name to an address, in stages that can be seen."""
 
 import contextlib
+import math
 import time
-import webbrowser
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from reverie.commands.doctor import matmul_tflops
+from reverie.commands.play.browser import opener
 from reverie.commands.play.setup import open_session, resolve_play
 from reverie.commands.programs import keep_programs
 from reverie.evaluation.results import device_name
@@ -40,6 +41,7 @@ def play(
     browser: bool = True,
     names: tuple[str, ...] = (),
     steps: int | None = None,
+    recordings: float = 2.0,
     token: str | None = None,
     cache: bool = True,
     say: Say = print,
@@ -54,6 +56,7 @@ def play(
         seed: of the run's seeds.
         names: further host names to answer to.
         steps: K to begin with, for agents that have a choice.
+        recordings: gigabytes of them that the run may have.
         token: part of the address; a new one if not given.
         cache: keep compiled programs for the next time.
 
@@ -63,6 +66,8 @@ def play(
         raise UserError(f'--players {players}: expected 1 to 64')
     if not 1 <= pace <= 120:
         raise UserError(f'--fps {pace:g}: expected 1 to 120')
+    if not 0 <= recordings < math.inf:
+        raise UserError(f'--recordings {recordings:g}: expected gigabytes, 0 or more')
     with contextlib.ExitStack() as left:
         sock = left.enter_context(contextlib.closing(bind(host, port)))
         keep_programs(cache)
@@ -84,14 +89,15 @@ def play(
         port = sock.getsockname()[1]
         guard = Guard(host, port, token or new_token(), tuple(n.lower() for n in names))
         symbolic = is_symbolic(setup.agent.spec)
-        saver = RecordingSaver(setup.folder, setup.facts)
+        saver = RecordingSaver(setup.folder, setup.facts, int(1e9 * recordings), players)
         engine = Engine(session, pace=pace, symbolic=symbolic, saver=saver)
         url = address(host, port, guard.token)
+        open_page = left.enter_context(opener())
 
         def ready() -> None:
             stage(5, f'play at {url}   (Ctrl-C ends)')
             if browser:
-                webbrowser.open(url)
+                open_page(url)
 
         serve(App(engine, guard, hello(session, setup.title, symbolic)), sock, ready)
 
