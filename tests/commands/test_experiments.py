@@ -14,7 +14,7 @@ from reverie.commands.experiment import Recorded, load, played
 from reverie.commands.play.setup import open_session, resolve_play
 from reverie.data import Episodes, Writer
 from reverie.evaluation.game import HostGame
-from reverie.training import metrics
+from reverie.training import checkpoint, metrics
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 SPEC = EnvSpec('mygame', (20, 20, 3), ActionSpace('discrete', 4))
@@ -122,19 +122,32 @@ def test_a_dataset_of_another_shape_than_its_game_is_refused(tmp_path):
         Recorded('dreamer4_debug', registry.get('dreamer4_debug'), 'minatar/breakout', data=data)
 
 
-@pytest.mark.parametrize(
-    'phase, readouts', [('dynamics', set()), ('finetune', {'wm_bc'}), ('imagine', {'imagination', 'wm_bc'})]
-)  # fmt: skip
-def test_a_stopped_run_is_scored_with_what_has_been_learnt(tmp_path, phase, readouts):
-    """A prior that imagination has not begun from yet is the policy so far."""
+@pytest.fixture(scope='module')
+def stopped_run(tmp_path_factory):
+    """Dreamer 4 on Breakout, stopped in the middle of imagination; ends of phases are kept."""
+    folder = tmp_path_factory.mktemp('stopped')
     spec = EnvSpec('minatar/breakout', (10, 10, 4), ActionSpace('discrete', 6))
-    data = write(tmp_path / 'data', bool, spec)
+    data = write(folder / 'data', bool, spec)
     config = registry.get('dreamer4_debug')
     experiment = Recorded('dreamer4_debug', config, 'minatar/breakout', data=data)
-    folder = tmp_path / 'run'
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(metrics, 'Terminal', lambda phases: StopAt(phase))
-        experiment.train(folder, updates_per_call=2, checkpoint_every_s=0.0, log_every_s=0.0)
+        patch.setattr(metrics, 'Terminal', lambda phases: StopAt('imagine'))
+        how = dict(updates_per_call=2, checkpoint_every_s=0.0, log_every_s=0.0)
+        experiment.train(folder / 'run', **how)
+    return folder / 'run'
+
+
+@pytest.mark.parametrize(
+    'phase, readouts',
+    [('dynamics', set()), ('finetune', {'wm_bc'}), ('imagine', {'imagination', 'wm_bc'})],
+)
+def test_a_stopped_run_is_scored_with_what_has_been_learnt(tmp_path, stopped_run, phase, readouts):
+    """A prior that imagination has not begun from yet is the policy so far."""
+    folder = shutil.copytree(stopped_run, tmp_path / 'run')
+    for step in reversed(checkpoint.steps(folder / 'checkpoints')):
+        if json.loads((step / 'meta.json').read_text())['phase'] == phase:
+            break
+        checkpoint.remove(step)
     stopped, params = load(folder)
     assert set(stopped.readouts) == readouts
     said: list[str] = []

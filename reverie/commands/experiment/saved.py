@@ -10,10 +10,13 @@ from reverie.agents import registry
 from reverie.commands.experiment.base import SAFE, Experiment
 from reverie.commands.experiment.played import played
 from reverie.commands.experiment.recorded import MAX_LOST, Recorded
+from reverie.data.fields import Declared, misfit
 from reverie.training import checkpoint, legacy
 from reverie.training.legacy import read_config
 from reverie.training.run_folder import check_unedited
 from reverie.types import Params, UserError
+
+REACHED: dict[Any, Declared] = {'phase': str, 'step': int, 'complete': bool}
 
 
 def describe(folder: pathlib.Path, data: pathlib.Path | None = None) -> Experiment:
@@ -61,12 +64,18 @@ def load(folder: pathlib.Path, data: pathlib.Path | None = None) -> tuple[Experi
     expected = jax.eval_shape(experiment.agent.init, jax.random.key(0))
     params = {k: x for k, x in params.items() if k not in legacy.gone_groups(params, expected)}
     phases = experiment.agent.phases
-    if meta['phase_index'] == len(phases) - 1 and meta['complete']:
+    if wrong := misfit(meta, REACHED):
+        raise UserError(f'{folder}: checkpoint at step {meta.get("gradient_steps")}: {wrong}')
+    names = [phase.name for phase in phases]
+    if meta['phase'] not in names:
+        raise UserError(f'{folder} stands in phase {meta["phase"]!a:.40}, expected one of {names}')
+    index = names.index(meta['phase'])
+    if index == len(phases) - 1 and meta['complete']:
         return experiment, params
-    for phase in phases[meta['phase_index'] + 1 :]:
+    for phase in phases[index + 1 :]:
         if phase.begin is not None:
             params = jax.vmap(phase.begin)(params)
-    return dataclasses.replace(experiment, reached=meta), params
+    return dataclasses.replace(experiment, reached=meta | {'phase_index': index}), params
 
 
 def restore(like: Any, value: dict[str, Any]) -> Any:

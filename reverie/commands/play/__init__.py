@@ -1,6 +1,7 @@
 """`reverie play`: play in an agent's dream, in the browser."""
 
 import dataclasses
+import pathlib
 
 import tyro
 
@@ -19,6 +20,8 @@ class Play(Compiling):
     """Environment for a preset, e.g. minatar/asterix."""
     env_options: tuple[str, ...] = ()
     """Options of that environment as name=value."""
+    data: pathlib.Path | None = None
+    """Recordings of a run to begin dreams from, if they are not where they were."""
     seed: int = 0
     """Which of a run's seeds."""
     players: int = 2
@@ -47,6 +50,7 @@ def run(args: Play) -> None:
         args.agent,
         env_name=args.env,
         options=options_of(args.env_options),
+        data=args.data,
         host=args.host,
         port=args.port,
         players=args.players,

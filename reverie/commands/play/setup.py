@@ -32,7 +32,13 @@ class PlaySetup:
     facts: dict[str, Any]  # provenance of recordings
 
 
-def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed: int) -> PlaySetup:
+def resolve_play(
+    name: str,
+    env_name: str | None,
+    options: dict[str, Any],
+    seed: int,
+    data: pathlib.Path | None = None,
+) -> PlaySetup:
     """The setup of a run folder, or of a preset with random weights.
 
     Raises UserError if it is neither.
@@ -46,7 +52,7 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
         )
     if env_name or options:
         raise UserError('--env and --env-options go with a preset; a run has its own environment')
-    experiment = describe(folder)
+    experiment = describe(folder, data)
     if not 0 <= seed < experiment.seeds:
         raise UserError(
             f'--seed {seed}: expected 0 to {experiment.seeds - 1}, the seeds of the run'
@@ -54,7 +60,7 @@ def resolve_play(name: str, env_name: str | None, options: dict[str, Any], seed:
     agent = playable(experiment.agent, name)
 
     def params() -> Params:
-        found: Params = jax.tree.map(lambda x: x[seed], load(folder)[1])
+        found: Params = jax.tree.map(lambda x: x[seed], load(folder, data)[1])
         check_params(agent, found, str(folder))
         return found
 
