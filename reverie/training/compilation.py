@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -57,18 +57,12 @@ class Compiler:
 
     def _wait(self, compiling: Future[tuple[Program, Any]]) -> tuple[Program, Any]:
         """Wait for a program in pieces, between which signals are heard."""
-        while True:
-            try:
-                return compiling.result(timeout=HEARD_S)
-            except TimeoutError:
-                if compiling.done():
-                    raise  # of the compiler itself
-                if self.signals:
-                    warn(
-                        f'{self.signals[0].name}: stopped while compiling; run the same command to '
-                        'continue'
-                    )
-                    raise SystemExit(EXIT[self.signals[0]]) from None
+        while not wait([compiling], HEARD_S).done:
+            if self.signals:
+                name = self.signals[0].name
+                warn(f'{name}: stopped while compiling; run the same command to continue')
+                raise SystemExit(EXIT[self.signals[0]])
+        return compiling.result()
 
     def _compile(
         self, index: int, train: TrainState, data: PyTree, loaded: PyTree, updates: int
