@@ -196,7 +196,7 @@ def check_record(record: Record, schema: Schema, where: str) -> None:
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
             raise UserError(f'{where}: {name} has NaN or infinity, expected numbers')
     if len(schema.obs_shape) == 3 and not schema.packed:
-        _check_picture(record.obs, where)
+        check_picture(record.obs, where)
     _check_flags(record, where)
     if schema.actions.kind == 'discrete':
         _check_actions(record, schema.actions.size, where)
@@ -204,7 +204,7 @@ def check_record(record: Record, schema: Schema, where: str) -> None:
         raise UserError(f'{where}: has rewards and yet is marked as without')
 
 
-def _check_picture(obs: np.ndarray, where: str) -> None:
+def check_picture(obs: np.ndarray, where: str) -> None:
     """Raise UserError for pictures [T, h, w, c] that no agent can scale: models take uint8 as 0 to
     255, and other numbers as 0 to 1.
     """

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from reverie.data.records import check_picture
 from reverie.envs import device, host
+from reverie.envs.device import Vector
 from reverie.envs.host import HostVector
 from reverie.envs.registry import on_host
 from reverie.evaluation import returns
@@ -53,6 +55,23 @@ class DeviceGame:
     @property
     def spec(self) -> EnvSpec:
         return self.env.spec
+
+    def check(self, steps: int = 16) -> None:
+        """Raise UserError for pictures [h, w, c] that no model can scale, in a few random steps."""
+        vector = Vector(self.env, 1)
+
+        def move(state: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
+            action = self.spec.actions.sample(key, 1)
+            state, step = vector.step(state, action, key)
+            return state, step.obs
+
+        def play(key: PRNGKeyArray) -> tuple[Any, Any]:
+            state, first = vector.reset(key)
+            return first.obs, jax.lax.scan(move, state, jax.random.split(key, steps))[1]
+
+        for x in jax.tree.leaves(jax.device_get(jax.jit(play)(jax.random.key(0)))):
+            if x.dtype != np.bool_ and x.ndim >= 4:
+                check_picture(x, self.name)
 
     def score(self, actor: Actor, params: Params, key: PRNGKeyArray, **how: Any) -> returns.Scores:
         return returns.evaluate_seeds(self.env, actor, params, key, **how)

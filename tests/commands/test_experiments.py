@@ -2,10 +2,12 @@
 asked for more; seeds of environments on the host.
 """
 
+import dataclasses
 import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +15,8 @@ from reverie.agents import registry
 from reverie.commands.experiment import Recorded, load, played
 from reverie.commands.play.setup import open_session, resolve_play
 from reverie.data import Episodes, Writer
-from reverie.evaluation.game import HostGame
+from reverie.envs import device
+from reverie.evaluation.game import DeviceGame, HostGame
 from reverie.training import checkpoint, metrics
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
@@ -191,3 +194,34 @@ def test_the_seed_of_an_evaluation_chooses_the_episodes_on_the_host():
         return experiment.score(random, {'none': np.zeros(1)}, key, **how).lengths.tolist()
 
     assert lengths(1) == lengths(1) != lengths(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bright:
+    """A game of one picture, of numbers that its dtype does not tell the scale of."""
+
+    top: float
+
+    @property
+    def spec(self):
+        return EnvSpec('bright', (4, 4, 1), ActionSpace('discrete', 2))
+
+    def reset(self, key):
+        no, yes = jnp.asarray(False), jnp.asarray(True)
+        return (), Step(jnp.zeros((4, 4, 1)), jnp.zeros(2), jnp.zeros(()), yes, no, no)
+
+    def step(self, state, action, key):
+        no = jnp.asarray(False)
+        obs = jnp.full((4, 4, 1), self.top)
+        return (), Step(obs, jax.nn.one_hot(action, 2), jnp.zeros(()), no, no, no)
+
+
+def test_pictures_of_ones_own_environment_lie_between_0_and_1(monkeypatch):
+    for top in (1.0, 255.0):
+        monkeypatch.setattr(device, 'make', lambda name, top=top, **options: Bright(top))
+        game = DeviceGame('my_lab.envs:Bright', {})
+        if top == 1.0:
+            game.check()
+        else:
+            with pytest.raises(UserError, match='pictures of float32 with numbers from 255 to 255'):
+                game.check()

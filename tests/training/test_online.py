@@ -284,7 +284,7 @@ def test_a_killed_run_continues_bit_for_bit_ring_and_all(whole, tmp_path, record
 
 
 def test_a_finished_run_with_more_frames_equals_one_that_had_them_from_the_start(tmp_path):
-    """Its ring grows, as nothing was forgotten yet; a ring that was just full would not have begun
+    """The ring grows, as nothing was forgotten yet; a ring that was just full would not have begun
     a window at its first step in the last update.
     """
 

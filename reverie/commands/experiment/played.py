@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from reverie import imports
 from reverie.agents import registry
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.planet import Planet
@@ -44,6 +45,11 @@ class Played(Experiment):
     @property
     def spec(self) -> EnvSpec:
         return self.game.spec
+
+    def train(self, folder: pathlib.Path, **options: Any) -> Params:
+        if isinstance(self.game, DeviceGame) and imports.is_own(self.env_name):
+            self.game.check()  # ours are tested, and gymnax's declare their bounds
+        return super().train(folder, **options)
 
     def under(self, options: Mapping[str, Any]) -> 'Played':
         other = dataclasses.replace(self, options={**self.options, **options})
