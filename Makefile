@@ -43,7 +43,7 @@ probes: .venv/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 -m 'probe or docs'
 
 faults: .venv/ready-dev
-	$(BIN)/python benchmarks/faults.py --results results/faults.json
+	$(BIN)/python benchmarks/faults.py --results results/bench/faults.json
 
 page: .venv/ready-dev
 	@test -e $(RUN)/config.json || { echo 'error: no run in $(RUN); make it with: make demo' >&2; exit 2; }
