@@ -2,7 +2,7 @@
 # make test-extras: external packages, and what another Python or JAX could break, on Python 3.12 with the newest JAX
 #   in .venv-extras; whatever cannot be installed is said and skipped.
 # make probes: every agent that plays learns a world whose best policy is known; the code of README.md and
-#   docs/EXTENDING.md runs as it stands.
+#   docs/EXTENDING.md runs as it stands; commands are killed, run again and end as if nothing had been.
 # make faults: kills, damaged files and odd command lines, each followed by a command; twenty to forty minutes.
 # make page: the page of reverie play, in headless Chromium, on the run that make demo left.
 # make docs: the plots and tables of the documentation, from results/*.json.
@@ -32,7 +32,7 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python $(PYTEST) -m 'not (probe or docs or page)'
+	$(BIN)/python $(PYTEST) -m 'not (probe or docs or whole or page)'
 
 test-extras:
 	@test -n "$(PYTHON312)" || echo 'test-extras: skipped, no Python 3.12 found; set PYTHON312=/path/to/python3.12' >&2
@@ -40,7 +40,7 @@ test-extras:
 	@test -z "$(PYTHON312)" || WANDB_MODE=offline .venv-extras/bin/python $(PYTEST) -rs -m 'external or compat'
 
 probes: .venv/ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 -m 'probe or docs'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 -m 'probe or docs or whole'
 
 faults: .venv/ready-dev
 	$(BIN)/python benchmarks/faults.py --results results/bench/faults.json

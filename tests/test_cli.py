@@ -133,6 +133,7 @@ def newest(folder: pathlib.Path) -> int:
     return max(done, default=0)
 
 
+@pytest.mark.whole
 def test_killed_and_started_again_equals_never_interrupted(run, data, tmp_path):
     """SIGKILL in the middle of a phase, then the same command: the same weights, bit for bit."""
     folder = tmp_path / 'killed'

@@ -75,6 +75,7 @@ def test_one_command_trains_scores_and_reports(run):
     assert 'score during training' in page and 'dream 1, animated' in page
 
 
+@pytest.mark.whole
 def test_the_same_command_killed_and_run_again_gives_the_same_weights_scores_and_replay(
     run, tmp_path
 ):

@@ -22,7 +22,7 @@ from reverie.training.warm import Init
 from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, options, reverie
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.xdist_group('warm')]
 
 SOURCE = registry.get('dreamer4_debug')
 
