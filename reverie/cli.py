@@ -53,6 +53,9 @@ def dispatch(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ('-h', '--help'):
         say(usage())
         return
+    for word in argv:
+        if any('\ud800' <= c <= '\udfff' for c in word):  # bytes that were no text
+            raise UserError(f'{word!a:.200} is not UTF-8; expected names and values that are')
     name, *rest = argv
     if name not in COMMANDS:
         raise UserError(f'unknown command {name!r}; expected one of {", ".join(COMMANDS)}')

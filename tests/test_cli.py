@@ -181,6 +181,7 @@ def fails(capsys, monkeypatch, *args: object) -> str:
     [
         (['trian'], ['trian', 'train']),
         (['train'], ['preset', 'dreamer4']),
+        (['report', 'run\udcff'], ['run\\udcff', 'not UTF-8']),
         (['train', 'dreamer5', '--env', 'minatar/breakout'], ['dreamer5', 'dreamer4']),
         (['train', 'dreamer4', '--env', 'minatar/breakout', '--lr', '3'], ['--lr']),
         (['collect', '--env', 'minatar/pong'], ['minatar/pong', 'minatar/breakout']),
