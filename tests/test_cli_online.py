@@ -109,7 +109,7 @@ def test_the_same_command_killed_and_run_again_gives_the_same_weights_scores_and
 
 
 def test_a_second_agent_begins_with_the_world_model_of_the_first(run, tmp_path):
-    """Whose weights are checked before the first update; a phase that plays is not trained on."""
+    """The weights are checked before the first update; a phase that plays is not trained on."""
     experiment = played('minatar/breakout')
     begin = experiment(
         'dreamer_v3_debug',

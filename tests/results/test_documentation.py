@@ -32,7 +32,7 @@ def test_making_the_tables_again_changes_nothing(tables, monkeypatch, capsys):
 
 
 def test_plots_are_made_from_the_results_files_as_they_are(tmp_path):
-    """Their data are compared, not their bytes, which depend on Matplotlib and its fonts."""
+    """The data of plots are compared, not the bytes, which depend on Matplotlib and its fonts."""
     shutil.copytree(
         RESULTS, tmp_path / 'results', ignore=shutil.ignore_patterns('*.svg', '*.py', '__pycache__')
     )

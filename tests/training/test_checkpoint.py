@@ -155,9 +155,7 @@ def test_when_every_step_is_damaged_the_run_refuses_now_and_the_next_time(copy):
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_step(copy, tmp_path, monkeypatch):
-    """What is on the disk before each write, sync, rename and removal is what a kill there would
-    leave.
-    """
+    """A kill before any write, sync, rename or removal would leave what is on the disk there."""
     moments = []
 
     def watched(place, name):
