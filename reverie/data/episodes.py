@@ -3,13 +3,14 @@
 `writing` makes such folders; `Episodes` opens one, `verify` reads every byte of it.
 """
 
+import copy
 import hashlib
 import logging
 import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from reverie.types import EnvSpec, UserError
 __all__ = ['Episodes', 'Splitter', 'Writer', 'split_stream', 'verify']
 log = logging.getLogger(__name__)
 READ_AT_ONCE = 512  # records per read call: bounds the memory that undecoded bytes take
+Part = Literal['all', 'train', 'held_out']
 
 
 class Episodes:
@@ -38,14 +40,17 @@ class Episodes:
 
     Raises UserError if it is missing, empty, damaged or of another version. max_lost: share of the
     episodes that may be damaged; a warning names them, `lost` holds their numbers, and `records`
-    yields all others. The files stay as they are.
+    yields all others. The files stay as they are. part: yield only episodes to train on, or only
+    those held out.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_lost: float = 0.0):
-        self.path, self.max_lost = pathlib.Path(path), max_lost
+    def __init__(self, path: str | os.PathLike[str], max_lost: float = 0.0, part: Part = 'all'):
+        self.path, self.max_lost, self.part = pathlib.Path(path), max_lost, part
         self.manifest = read_manifest(self.path)
         self.schema, self.spec = read_schema(self.path / MANIFEST, self.manifest)
         self.counts: dict[str, Any] = self.manifest['counts']
+        self.held_out = frozenset[int](self.manifest.get('held_out', ()))
+        self.task: str = self.manifest.get('task') or self.spec.name
         self.shards = [self.path / shard['file'] for shard in self.manifest['shards']]
         sizes = [shard['records'] for shard in self.manifest['shards']]
         self.first = np.cumsum([0, *sizes])  # number of each shard's first record
@@ -57,6 +62,21 @@ class Episodes:
                 self.sound.append(i)
             except UserError as error:
                 self.lose(range(self.first[i], self.first[i + 1]), error)
+
+    def only(self, part: Part) -> 'Episodes':
+        """Return a view of the same dataset that yields a part of its episodes."""
+        view = copy.copy(self)
+        view.part = part
+        return view
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the sound episodes of `part`."""
+        sound = (n for i in self.sound for n in range(self.first[i], self.first[i + 1]))
+        return [n for n in sound if self._wanted(n) and n not in self.lost]
+
+    def _wanted(self, number: int) -> bool:
+        return self.part == 'all' or (number in self.held_out) == (self.part == 'held_out')
 
     def lose(self, numbers: Iterable[int], fault: UserError) -> None:
         """Leave damaged episodes out.
@@ -151,19 +171,24 @@ class Episodes:
                 raise UserError(f'{self.path}: dataset has {what} {given}, expected {expected}')
 
     def records(self) -> Iterator[Record]:
-        """Yield every sound record in file order, decoded and checked.
+        """Yield every sound record of `part` in file order, decoded and checked.
 
         Raises UserError naming one that is wrong.
         """
         return (record for _, record in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, Record]]:
-        """Yield every sound record as (its number in the dataset, record)."""
+        """Yield every sound record of `part` as (its number in the dataset, record)."""
         for i in self.sound:
             path, count = self.shards[i], self.manifest['shards'][i]['records']
             for begin in range(0, count, READ_AT_ONCE):
-                indices = list(range(begin, min(begin + READ_AT_ONCE, count)))
-                for index, data in zip(indices, self._read(path, indices), strict=True):
+                indices = [
+                    index
+                    for index in range(begin, min(begin + READ_AT_ONCE, count))
+                    if self._wanted(int(self.first[i]) + index)
+                ]
+                found = self._read(path, indices) if indices else []
+                for index, data in zip(indices, found, strict=True):
                     number = int(self.first[i]) + index
                     try:
                         if isinstance(data, UserError):

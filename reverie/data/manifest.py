@@ -7,21 +7,24 @@ Alignment 'arrival': prev_action led to this observation, reward was earned by p
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from reverie.data.fields import Declared, misfit
+from reverie.data.pictures import CODECS, codec_for
 from reverie.data.records import DTYPES, Record, Schema
-from reverie.types import ActionSpace, EnvSpec, UserError
+from reverie.types import ActionSpace, Component, EnvSpec, UserError
 
 FORMAT = 'reverie-episodes'
-VERSION = 1
+VERSION = 2  # of a dataset with pictures as files, composite actions, a task or held-out episodes
+PLAIN = 1  # of all others
 ALIGNMENT = 'arrival'
 MANIFEST = 'manifest.json'
 
@@ -33,10 +36,16 @@ SUMMARY: dict[Any, Declared] = {
     'episodes': int, 'frames': int, 'complete': int, 'labelled_frames': int, 'rewarded_steps': int,
     'mean_length': float | None, 'returns': RETURNS,
 }  # fmt: skip
+COMPONENT: dict[Any, Declared] = {
+    'name': str, 'choices': [str], 'low': float, 'high': float, 'rest': float, 'keys': [[str]],
+    'camera': str,
+}  # fmt: skip
 FIELDS: dict[Any, Declared] = {
     'env': str,
-    'obs': {'shape': [int], 'dtype': str, 'channels': [str]},
-    'actions': {'kind': str, 'size': int, 'meanings': [str]},
+    'task?': str,
+    'obs': {'shape': [int], 'dtype': str, 'channels': [str], 'codec?': str},
+    'actions': {'kind': str, 'size': int, 'meanings': [str], 'parts?': [COMPONENT]},
+    'held_out?': [int],
     'max_return': float | None,
     'counts': SUMMARY | {'kinds': {str: SUMMARY}},
     'shards': [{'file': str, 'records': int, 'bytes': int, 'sha256': str}],
@@ -113,22 +122,33 @@ def make_manifest(
     tallies: dict[str, Tally],
     shards: list[dict[str, Any]],
     provenance: dict[str, Any],
+    held_out: Sequence[int] = (),
+    task: str = '',
 ) -> dict[str, Any]:
-    """Return the manifest of a dataset."""
-    actions = {
+    """Return the manifest of a dataset; held_out: numbers of the episodes nothing is trained on."""
+    actions: dict[str, Any] = {
         'kind': spec.actions.kind,
         'size': spec.actions.size,
         'meanings': list(spec.actions.meanings),
     }
+    if spec.actions.kind == 'composite':
+        actions['parts'] = [dataclasses.asdict(part) for part in spec.actions.parts]
+    obs: dict[str, Any] = {
+        'shape': list(schema.obs_shape),
+        'dtype': schema.obs_dtype,
+        'channels': list(spec.channels),
+    }
+    newer: dict[str, Any] = {'task': task} if task else {}
+    if held_out:
+        newer['held_out'] = list(held_out)
+    if schema.codec:
+        obs['codec'] = schema.codec
     body = {
         'format': FORMAT,
-        'version': VERSION,
+        'version': VERSION if newer or schema.codec or 'parts' in actions else PLAIN,
+        **newer,
         'env': spec.name,
-        'obs': {
-            'shape': list(schema.obs_shape),
-            'dtype': schema.obs_dtype,
-            'channels': list(spec.channels),
-        },
+        'obs': obs,
         'actions': actions,
         'max_return': spec.max_return,
         'alignment': ALIGNMENT,
@@ -158,9 +178,9 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f'{file}: not JSON, expected the manifest of a dataset') from error
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         raise UserError(f'{file}: not the manifest of a dataset, expected format {FORMAT!r}')
-    if manifest.get('version') != VERSION:
+    if manifest.get('version') not in (PLAIN, VERSION):
         given = ascii(manifest.get('version'))
-        raise UserError(f'{file}: dataset version {given:.40}, expected {VERSION}')
+        raise UserError(f'{file}: dataset version {given:.40}, expected {PLAIN} or {VERSION}')
     if manifest.get('checksum') != checksum(manifest):
         raise UserError(
             f'{file}: changed since it was written, expected checksum {manifest.get("checksum")}'
@@ -169,7 +189,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
         given = ascii(manifest.get('alignment'))
         raise UserError(f'{file}: alignment {given:.40}, expected {ALIGNMENT!r}')
     if wrong := misfit(manifest, FIELDS):
-        raise UserError(f'{file}: {wrong}, in version {VERSION}')
+        raise UserError(f'{file}: {wrong}, in version {manifest["version"]}')
     if not manifest['counts']['episodes'] or not manifest['shards']:
         raise UserError(f'{path}: dataset is empty, expected at least one episode')
     return manifest
@@ -180,8 +200,10 @@ def read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, E
     try:
         obs, a = manifest['obs'], manifest['actions']
         kind: Any = str(a['kind'])
-        actions = ActionSpace(kind, int(a['size']), tuple(a['meanings']))
-        schema = Schema(tuple(int(n) for n in obs['shape']), str(obs['dtype']), actions)
+        parts = tuple(_component(part) for part in a.get('parts', ()))
+        actions = ActionSpace(kind, int(a['size']), tuple(a['meanings']), parts)
+        shape = tuple(int(n) for n in obs['shape'])
+        schema = Schema(shape, str(obs['dtype']), actions, str(obs.get('codec', '')))
         shards = [
             (str(s['file']), int(s['records']), int(s['bytes']), str(s['sha256']))
             for s in manifest['shards']
@@ -201,8 +223,24 @@ def read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, E
         raise UserError(
             f'{file}: observations are {schema.obs_dtype}, expected one of {", ".join(DTYPES)}'
         )
+    if schema.codec and codec_for(schema.obs_shape, schema.obs_dtype) == '':
+        raise UserError(
+            f'{file}: observations {schema.obs_dtype}{list(shape)} as {schema.codec} files, expected '
+            'uint8 pictures of one or three colours'
+        )
+    if schema.codec not in ('', *CODECS):
+        raise UserError(
+            f'{file}: pictures are {schema.codec} files, expected one of {", ".join(CODECS)}'
+        )
+    if actions.kind == 'composite' and actions != ActionSpace.composite(actions.parts):
+        raise UserError(f'{file}: {words(actions)}, expected a size of all parts together')
+    held_out, count = manifest.get('held_out', ()), manifest['counts']['episodes']
+    if max(held_out, default=0) >= count or len(set(held_out)) == count:
+        raise UserError(
+            f'{file}: episodes {held_out!s:.60} are held out, expected some but not all of {count}'
+        )
     if (
-        actions.kind not in ('discrete', 'continuous')
+        actions.kind not in ('discrete', 'continuous', 'composite')
         or actions.size < 1
         or min(schema.obs_shape, default=1) < 1
     ):
@@ -216,7 +254,20 @@ def read_schema(file: pathlib.Path, manifest: dict[str, Any]) -> tuple[Schema, E
     return schema, spec
 
 
+def _component(part: Mapping[str, Any]) -> Component:
+    fields = dict(part) | {
+        'choices': tuple(part['choices']),
+        'keys': tuple(map(tuple, part['keys'])),
+    }
+    if not fields['choices'] and not fields['low'] < fields['high']:
+        raise ValueError(f'{part["name"]} from {part["low"]} to {part["high"]}')
+    return Component(**fields)
+
+
 def words(actions: ActionSpace) -> str:
+    if actions.kind == 'composite':
+        parts = ', '.join(f'{p.name} ({len(p.choices) or "number"})' for p in actions.parts)
+        return f'composite of {parts or "no parts"}'
     return f'{actions.kind} of size {actions.size}'
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from reverie.data.pictures import compress, decompress
 from reverie.types import ActionSpace, Step, UserError
 
 VERSION = 1
@@ -36,6 +37,7 @@ class Schema:
     obs_shape: tuple[int, ...]
     obs_dtype: str
     actions: ActionSpace
+    codec: str = ''  # of pictures in files, one of `CODECS`; '' for plain numbers
 
     @property
     def packed(self) -> bool:
@@ -53,13 +55,21 @@ class Schema:
 
     @property
     def action_dtype(self) -> str:
-        if self.actions.kind == 'continuous':
-            return 'float32'
-        return index_dtype(self.actions.size)
+        return index_dtype(self.actions.size) if self.actions.kind == 'discrete' else 'float32'
 
     @property
     def action_shape(self) -> tuple[int, ...]:
+        if self.actions.kind == 'composite':
+            return (len(self.actions.parts),)
         return (self.actions.size,) if self.actions.kind == 'continuous' else ()
+
+    @property
+    def no_action(self) -> np.ndarray:
+        """Stored form of an action that is not there or not known."""
+        if self.actions.kind == 'composite':
+            return np.array([-1.0 if part.choices else 0.0 for part in self.actions.parts], 'f4')
+        fill = -1 if self.actions.kind == 'discrete' else 0
+        return np.full(self.action_shape, fill, self.action_dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Record:
     has_action: bool
     has_reward: bool
     obs: np.ndarray  # [T, *stored_shape]
-    action: np.ndarray  # [T] (-1: none) or [T, A]; none at the first step or without has_action
+    action: np.ndarray  # [T, *action_shape], `no_action` at the first step or without has_action
     reward: np.ndarray  # [T] float32; zeros where has_reward is false
     flags: np.ndarray  # [T] uint8, bits FIRST, LAST, TERMINAL
 
@@ -115,7 +125,8 @@ def from_step(
 ) -> Record:
     """Make the record of one episode, a `Step` of NumPy arrays with leading dim [T].
 
-    Discrete `prev_action` may be one-hot [T, A] or indices [T]. Raises UserError if anything does
+    Discrete `prev_action` may be one-hot [T, A] or indices [T], composite ones are [T, parts] as they
+    are stored. Raises UserError if anything does
     not fit the schema.
     """
     first, last, terminal = (np.asarray(x) for x in (step.is_first, step.is_last, step.is_terminal))
@@ -152,8 +163,7 @@ def from_step(
 
 
 def _no_action(length: int, schema: Schema) -> np.ndarray:
-    fill = -1 if schema.actions.kind == 'discrete' else 0
-    return np.full((length, *schema.action_shape), fill, schema.action_dtype)
+    return np.tile(schema.no_action, (length, *(1 for _ in schema.action_shape)))
 
 
 def hide_actions(record: Record, schema: Schema) -> Record:
@@ -162,8 +172,8 @@ def hide_actions(record: Record, schema: Schema) -> Record:
 
 
 def _stored_action(action: np.ndarray, first: np.ndarray, schema: Schema) -> np.ndarray:
-    if schema.actions.kind == 'continuous':
-        return np.where(first[:, None], 0, action).astype(np.float32)
+    if schema.actions.kind != 'discrete':
+        return np.where(first[:, None], schema.no_action, action).astype(np.float32)
     if action.ndim == 2:
         if action.shape[1] != schema.actions.size:
             raise UserError(
@@ -200,6 +210,8 @@ def check_record(record: Record, schema: Schema, where: str) -> None:
     _check_flags(record, where)
     if schema.actions.kind == 'discrete':
         _check_actions(record, schema.actions.size, where)
+    elif schema.actions.kind == 'composite':
+        _check_parts(record, schema, where)
     if not record.has_reward and record.reward.any():
         raise UserError(f'{where}: has rewards and yet is marked as without')
 
@@ -248,17 +260,39 @@ def _check_actions(record: Record, size: int, where: str) -> None:
         )
 
 
-def encode(record: Record) -> bytes:
-    """Encode a record as bytes; unlabelled actions and rewards take no space."""
-    arrays = {'obs': record.obs, 'flags': record.flags}
+def _check_parts(record: Record, schema: Schema, where: str) -> None:
+    """Raise UserError for composite actions out of range; a choice that is not known is -1."""
+    for i, part in enumerate(schema.actions.parts):
+        values = record.action[:, i]
+        low, high = (-1, len(part.choices) - 1) if part.choices else (-1, 1)
+        whole = not part.choices or np.array_equal(values, np.round(values))
+        if values.min() < low or values.max() > high or not whole:
+            raise UserError(
+                f'{where}: action {part.name} from {values.min():g} to {values.max():g}, expected '
+                f'{"whole numbers" if part.choices else "numbers"} from {low} to {high}'
+            )
+    nothing = np.broadcast_to(schema.no_action, record.action.shape)
+    there = record.action[:1] if record.has_action else record.action
+    if not np.array_equal(there, nothing[: len(there)]):
+        raise UserError(f'{where}: has an action where there is none, expected {schema.no_action}')
+
+
+def encode(record: Record, codec: str = '') -> bytes:
+    """Encode a record as bytes, its pictures as files if a codec is given; unlabelled actions and
+    rewards take no space.
+    """
+    arrays = {'flags': record.flags} if codec else {'obs': record.obs, 'flags': record.flags}
     if record.has_action:
         arrays['action'] = record.action
     if record.has_reward:
         arrays['reward'] = record.reward
-    fields = {
+    fields: dict[str, Any] = {
         name: {'dtype': x.dtype.name, 'shape': list(x.shape), 'data': _little(x).tobytes()}
         for name, x in arrays.items()
     }
+    if codec:
+        shape = list(record.obs.shape)
+        fields['obs'] = {'dtype': codec, 'shape': shape, 'data': compress(record.obs, codec)}
     head = {
         'version': VERSION,
         'kind': record.kind,
@@ -306,7 +340,10 @@ def decode(data: bytes, schema: Schema, where: str) -> Record:
     if head['version'] != VERSION:
         raise UserError(f'{where}: record version {head["version"]}, expected {VERSION}')
     fields, length = head['fields'], head['length']
-    obs = _field(fields, 'obs', schema.stored_dtype, (length, *schema.stored_shape), where)
+    if schema.codec:
+        obs = decompress(fields.get('obs'), schema.codec, (length, *schema.obs_shape), where)
+    else:
+        obs = _field(fields, 'obs', schema.stored_dtype, (length, *schema.stored_shape), where)
     flags = _field(fields, 'flags', 'uint8', (length,), where)
     # From here on `length` is backed by real bytes, so arrays of that length are safe to make.
     if head['has_action']:

@@ -11,6 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from reverie.data.episodes import Episodes
+from reverie.data.manifest import words
+from reverie.types import ActionSpace
 
 BAR = 30  # characters of the longest bar
 BINS = 10
@@ -23,32 +25,52 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises UserError if the dataset is missing or damaged.
     """
     episodes = Episodes(path)
-    actions = np.zeros(episodes.schema.actions.size, np.int64)
+    space = episodes.schema.actions
+    labels = _labels(space)
+    actions = np.zeros(len(labels), np.int64)
     rewards: collections.Counter[float] = collections.Counter()
     lengths = []
-    discrete = episodes.schema.actions.kind == 'discrete'
     for record in episodes.records():
         lengths.append(len(record))
-        if record.has_action and discrete:
-            actions += np.bincount(record.action[1:], minlength=len(actions))
+        if record.has_action and labels:
+            actions += _counts(space, record.action[1:])
         if record.has_reward:
             values, counts = np.unique(record.reward[1:], return_counts=True)
             rewards.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     spec = episodes.spec
-    names = spec.actions.meanings or tuple(str(i) for i in range(len(actions)))
     return {
         'path': str(path),
         'env': spec.name,
         'obs': f'{episodes.schema.obs_dtype}{list(spec.obs_shape)}',
-        'action_space': f'{spec.actions.kind}, {spec.actions.size}',
+        'action_space': words(space),
+        'held_out': len(episodes.held_out),
         'bytes': sum(shard['bytes'] for shard in episodes.manifest['shards']),
         'shards': len(episodes.shards),
         'counts': episodes.counts,
-        'actions': dict(zip(names, actions.tolist(), strict=True)) if discrete else {},
+        'actions': dict(zip(labels, actions.tolist(), strict=True)),
         'rewards': _histogram(rewards),
         'lengths': _histogram(collections.Counter(lengths)),
         'provenance': episodes.manifest['provenance'],
     }
+
+
+def _labels(space: ActionSpace) -> tuple[str, ...]:
+    """Names of the choices that are counted: of a discrete space, or of each part that has some."""
+    if space.kind == 'discrete':
+        return space.meanings or tuple(str(i) for i in range(space.size))
+    return tuple(f'{part.name}: {choice}' for part in space.parts for choice in part.choices)
+
+
+def _counts(space: ActionSpace, action: np.ndarray) -> np.ndarray:
+    """How often each label was chosen; an action that is not known counts nowhere."""
+    if space.kind == 'discrete':
+        return np.bincount(action, minlength=space.size)
+    counts = []
+    for i, part in enumerate(space.parts):
+        if part.choices:
+            chosen = action[:, i].astype(int)
+            counts.append(np.bincount(chosen[chosen >= 0], minlength=part.size))
+    return np.concatenate(counts)
 
 
 def _histogram(counter: collections.Counter[Any]) -> dict[str, int]:
@@ -64,9 +86,11 @@ def _histogram(counter: collections.Counter[Any]) -> dict[str, int]:
 def render(report: dict[str, Any]) -> Group:
     """Render the report of `inspect` as tables for a rich console."""
     counts = report['counts']
+    held = f' ({report["held_out"]:,} held out)' if report['held_out'] else ''
     head = (
         f'{report["env"]}  ·  observations {report["obs"]}  ·  actions {report["action_space"]}\n'
-        f'{counts["episodes"]:,} episodes, {counts["frames"]:,} frames, {counts["rewarded_steps"]:,} rewarded steps'
+        f'{counts["episodes"]:,} episodes{held}, {counts["frames"]:,} frames, '
+        f'{counts["rewarded_steps"]:,} rewarded steps'
         f'  ·  {report["shards"]} shards, {report["bytes"] / 1e6:.1f} MB'
     )
     kinds = counts['kinds'] if len(counts['kinds']) == 1 else counts['kinds'] | {'all': counts}

@@ -79,6 +79,8 @@ def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Ba
     if schema.actions.kind == 'discrete':
         # -1 gives zeros.
         action = jax.nn.one_hot(windows.action, schema.actions.size, dtype=jnp.float32)
+    elif schema.actions.kind == 'composite':
+        action = schema.actions.vector(windows.action)
     else:
         action = windows.action
     obs = windows.obs

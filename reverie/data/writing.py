@@ -21,6 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from reverie.data.manifest import MANIFEST, Tally, check_shard, make_manifest
+from reverie.data.pictures import codec_for
 from reverie.data.records import DTYPES, Record, Schema, encode, from_step
 from reverie.io import file_hash, sync
 from reverie.types import EnvSpec, Step, UserError
@@ -33,6 +34,8 @@ class Writer:
     spec: environment of the episodes.
     provenance: what JSON can hold (command, seed, versions, curve of the players' training).
     shard_bytes: bytes of records after which a new shard begins.
+    task: name of the task that the episodes show; the environment's if not given.
+    compressed: keep pictures as files (lossless WebP, JPEG from 128 x 128 pixels on).
     """
 
     def __init__(
@@ -42,12 +45,16 @@ class Writer:
         provenance: dict[str, Any] | None = None,
         overwrite: bool = False,
         shard_bytes: int = 64 << 20,
+        task: str = '',
+        compressed: bool = False,
     ):
         self.path = pathlib.Path(path).absolute()
         self.spec = spec
         self.provenance = provenance if provenance is not None else {}
         self.shard_bytes = shard_bytes
         self.overwrite = overwrite
+        self.task, self.compressed = task, compressed
+        self.held_out: list[int] = []  # numbers of the episodes that nothing is trained on
         _refuse_existing(self.path, overwrite)
         # What cannot be written should fail before a day of collecting.
         json.dumps(self.provenance, allow_nan=False)
@@ -73,11 +80,13 @@ class Writer:
         complete: bool = True,
         has_action: bool = True,
         has_reward: bool = True,
+        held_out: bool = False,
     ) -> None:
-        """Append one episode, arrays with leading dim [T]; `complete` is false if it was cut.
+        """Append one episode, arrays with leading dim [T]; `complete` is false if it was cut,
+        `held_out` true if nothing is to be trained on it.
 
-        Discrete prev_action may be one-hot [T, A] or indices [T] (-1: none). Raises UserError if
-        the episode does not fit the dataset.
+        Discrete prev_action may be one-hot [T, A] or indices [T] (-1: none), composite ones are
+        [T, parts] as `ActionSpace` says. Raises UserError if the episode does not fit the dataset.
         """
         if self._schema is None:
             dtype = np.asarray(episode.obs).dtype.name
@@ -87,14 +96,18 @@ class Writer:
                 raise UserError(
                     f'observations are {sorted(self.spec.obs_shape)}, expected one array'
                 )
-            self._schema = Schema(tuple(self.spec.obs_shape), dtype, self.spec.actions)
+            shape = tuple(self.spec.obs_shape)
+            codec = codec_for(shape, dtype) if self.compressed else ''
+            self._schema = Schema(shape, dtype, self.spec.actions, codec)
+        if held_out:
+            self.held_out.append(sum(tally.episodes for tally in self._tallies.values()))
         self.add_record(from_step(kind, episode, self._schema, complete, has_action, has_reward))
 
     def add_record(self, record: Record) -> None:
         """Append an episode that is in stored form already."""
         if self._folder is None:
             raise UserError('Writer is not open, expected `with Writer(...) as writer`')
-        data = encode(record)
+        data = encode(record, '' if self._schema is None else self._schema.codec)
         if self._writer is None:
             # One record per group: a reader that wants one episode decompresses only that one.
             name = str(self._folder / f'shard-{len(self._shards):05d}.array_record')
@@ -154,7 +167,13 @@ class Writer:
             raise UserError(f'{self.path}: no episode was added, expected at least one')
         self._end_shard()
         manifest = make_manifest(
-            self.spec, self._schema, self._tallies, self._shards, self.provenance
+            self.spec,
+            self._schema,
+            self._tallies,
+            self._shards,
+            self.provenance,
+            self.held_out,
+            self.task,
         )
         target = self._folder / MANIFEST
         target.write_text(json.dumps(manifest, indent=1, allow_nan=False))
