@@ -21,6 +21,7 @@ PACKAGES = ('freedoom', 'dsda-doom')
 ENGINE = 'usr/games/dsda-doom'
 WADS = 'usr/share/games/doom'
 NEW = re.compile(r'^Inst (\S+) ', re.MULTILINE)
+UNREACHABLE = re.compile(r'^W: (Failed to fetch .*)', re.MULTILINE)
 MISSING = re.compile(r'^\s*(\S+) => not found', re.MULTILINE)
 
 
@@ -39,13 +40,15 @@ def private(folder: pathlib.Path) -> list[str]:
 
 
 def run(command: Sequence[object], cwd: pathlib.Path | None = None) -> str:
-    """Output of a command; raises UserError with the last line of its complaint if it fails."""
+    """Output and complaints of a command; raises UserError with the main one if it fails."""
     # LC_ALL: the plan is read by its English words.
     env = {**os.environ, 'LC_ALL': 'C'}
     words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=env)
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=env
+    )
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or 'no message').splitlines()
+        lines = done.stdout.strip().splitlines() or ['no message']
         said = next((line for line in lines if line.startswith('E:')), lines[-1])
         raise UserError(f'{words[0]} failed (exit {done.returncode}): {said}')
     return done.stdout
@@ -73,8 +76,14 @@ def fetch(into: pathlib.Path) -> pathlib.Path:
     into = into.absolute()
     apt = ['apt-get', '-q', *private(into / 'apt')]
     print('reading the lists of packages', flush=True)
-    run([*apt, 'update'])
-    names = needed(run([*apt, 'install', '--simulate', '--no-install-recommends', *PACKAGES]))
+    lists = run([*apt, 'update'])
+    try:
+        plan = run([*apt, 'install', '--simulate', '--no-install-recommends', *PACKAGES])
+    except UserError as error:
+        # Lists that cannot be had are only a warning to apt, and the reason for the error here.
+        failed = UNREACHABLE.search(lists)
+        raise UserError(f'{error}; {failed[1]}' if failed else str(error)) from None
+    names = needed(plan)
     archives, root = into / 'archives', into / 'root'
     shutil.rmtree(root, ignore_errors=True)
     for folder in (archives, root):

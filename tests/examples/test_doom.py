@@ -198,7 +198,7 @@ def test_without_apt_one_line_says_so_and_the_exit_code_is_two(tmp_path, monkeyp
 def test_a_package_that_apt_lacks_is_named_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / 'dpkg').write_text('')
     (tmp_path / 'apt-get').write_text(
-        '#!/bin/sh\ncase "$*" in *update*) exit 0;; esac\n'
+        '#!/bin/sh\ncase "$*" in *update*) echo "W: Failed to fetch lists" >&2; exit 0;; esac\n'
         'echo "W: something" >&2; echo "E: Unable to locate package freedoom" >&2; exit 100\n'
     )
     for name in ('dpkg', 'apt-get'):
@@ -206,7 +206,9 @@ def test_a_package_that_apt_lacks_is_named_in_one_line(tmp_path, monkeypatch, ca
     monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
     assert fetch.main(['--into', str(tmp_path / 'doom')]) == 2
     said = capsys.readouterr().err
-    assert said.endswith('failed (exit 100): E: Unable to locate package freedoom\n')
+    assert said.endswith(
+        'failed (exit 100): E: Unable to locate package freedoom; Failed to fetch lists\n'
+    )
     assert said.count('\n') == 1
 
 
