@@ -85,7 +85,7 @@ use_fullscreen 0
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Recording of one player: the header as it was and, for each tic, forward, side, turn, buttons.
+    """Recording of one player: the header as it was; forward, side, turn and buttons of each tic.
 
     Forward, right and *left* are positive.
     """

@@ -49,7 +49,7 @@ class Params(NamedTuple):
 def distance(
     params: Params, a: Float[Array, '*B h w c'], b: Float[Array, '*B h w c']
 ) -> Float[Array, '*B']:
-    """LPIPS (v0.1, with its linear heads) of images with values in [0, 1]; Zhang et al. 2018, eq. 1.
+    """LPIPS of images in [0, 1], version 0.1 with linear heads; Zhang et al. 2018, eq. 1.
 
     One channel counts as grey. Where a side is below 64, both images are enlarged until none is.
     All of [*B] passes at once: map over parts of a large batch.
