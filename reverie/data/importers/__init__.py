@@ -1,0 +1,13 @@
+"""Import of foreign recordings as datasets, a module for each kind."""
+
+import pathlib
+from collections.abc import Callable
+
+from reverie.data.importers.common import Importer, Options, Say, write
+from reverie.data.importers.decoding import Limits
+from reverie.data.importers.video import Videos
+
+__all__ = ['KINDS', 'Importer', 'Limits', 'Options', 'write']
+
+# (source, name of the environment, options, say) -> importer
+KINDS: dict[str, Callable[[pathlib.Path, str, Options, Say], Importer]] = {'video': Videos}
