@@ -93,6 +93,8 @@ def pictures(request: dict[str, Any]) -> Iterator[tuple[float | None, Any]]:
     for i, path in enumerate(request['files']):
         try:
             with open_picture(path, request) as picture:
+                if request['do'] == 'read':
+                    picture.load()
                 yield float(i), picture
         except Unreadable as error:
             raise Unreadable(f'{os.path.basename(path)}: {error}') from error
