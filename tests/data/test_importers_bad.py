@@ -90,9 +90,10 @@ def _head_first(path) -> None:
     import av
 
     moved = path.with_suffix('.moved.mp4')
-    with av.open(str(path)) as old, av.open(
-        str(moved), 'w', options={'movflags': 'faststart'}
-    ) as new:
+    with (
+        av.open(str(path)) as old,
+        av.open(str(moved), 'w', options={'movflags': 'faststart'}) as new,
+    ):
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(video=0):
             if packet.dts is not None:
@@ -146,7 +147,9 @@ def test_a_video_that_takes_too_much_memory(source, refused):
     'program, words',
     [('import time; time.sleep(60)', 'nothing was decoded'), ('import os; os.abort()', 'died')],
 )
-def test_a_decoder_that_hangs_or_dies(source, refused, monkeypatch, tmp_path_factory, program, words):
+def test_a_decoder_that_hangs_or_dies(
+    source, refused, monkeypatch, tmp_path_factory, program, words
+):
     child = tmp_path_factory.mktemp('child') / 'child.py'
     child.write_text(f'import sys; sys.stdin.read(); {program}')
     monkeypatch.setattr(decoding, 'CHILD', child)
