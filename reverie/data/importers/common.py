@@ -1,6 +1,7 @@
 """Parts that all importers share: options, the split, and the writing of what they yield."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -130,9 +131,21 @@ def _share(word: str) -> float | None:
         return None
 
 
-def longest_episode(shape: Sequence[int]) -> int:
-    """Frames [uint8] of a shape that one episode may have."""
-    return max(SHORTEST, min(LONGEST, LARGEST // max(1, int(np.prod(shape)))))
+def longest_episode(shape: Sequence[int], item: int = 1) -> int:
+    """Frames of a shape, of `item` bytes a number, that one episode may have."""
+    return max(SHORTEST, min(LONGEST, LARGEST // max(1, item * int(np.prod(shape)))))
+
+
+def pieces(edges: Sequence[int], longest: int) -> list[int]:
+    """Return the lengths of the spans between sorted edges, cut where one is longer than `longest`.
+
+    The pieces of a span are equal, so that none is too short to learn from.
+    """
+    lengths: list[int] = []
+    for begin, end in itertools.pairwise(edges):
+        parts = -(-(end - begin) // longest)
+        lengths += [len(part) for part in np.array_split(np.empty(end - begin), parts)]
+    return lengths
 
 
 def make_step(obs: Any, action: Any, reward: Any, terminal: bool) -> Step:

@@ -17,6 +17,7 @@ from reverie.data.importers.common import (
     longest_episode,
     make_step,
     no_actions,
+    pieces,
 )
 from reverie.data.importers.decoding import Decoder, Footage, Probe
 from reverie.data.importers.timing import rate_of, same_rate, shown, ticks
@@ -287,9 +288,4 @@ def _lengths(
     edges = {0, int(stored[-1]), *(int(stored[i]) for i, *_ in video.probe.sizes)}
     if labels is not None:
         edges |= {int(t) + 1 for t in np.flatnonzero(labels.done)}
-    lengths: list[int] = []
-    for length in np.diff(sorted(edges)).tolist():
-        pieces = -(-length // longest)
-        # Equal pieces, so that none is too short to learn from.
-        lengths += [len(piece) for piece in np.array_split(np.empty(length), pieces)]
-    return lengths
+    return pieces(sorted(edges), longest)
