@@ -8,6 +8,7 @@ from reverie.data.importers.decoding import Limits
 from reverie.data.importers.minari import Hdf5
 from reverie.data.importers.npz import Archives
 from reverie.data.importers.video import Videos
+from reverie.data.importers.vpt import Contractors
 
 __all__ = ['KINDS', 'Importer', 'Limits', 'Options', 'write']
 
@@ -16,4 +17,5 @@ KINDS: dict[str, Callable[[pathlib.Path, str, Options, Say], Importer]] = {
     'video': Videos,
     'npz': Archives,
     'minari': Hdf5,
+    'vpt': Contractors,
 }

@@ -171,12 +171,12 @@ def read(request: dict[str, Any]) -> None:
     import numpy as np
 
     repeat, size, cursor = request['repeat'], request['size'], request.get('cursor') or {}
-    for i, _, source in counted(request):
+    for i, _, shot in counted(request):
         if repeat is not None and (i >= len(repeat) or not repeat[i]):
             if i % 1000 == 0:
                 beat()
             continue
-        picture = upright(source) if hasattr(source, 'to_ndarray') else source.convert('RGB')
+        picture = upright(shot) if hasattr(shot, 'to_ndarray') else shot.convert('RGB')
         if str(i) in cursor:
             draw_cursor(picture, cursor[str(i)])
         pixels = np.asarray(fitted(picture, size, request['fit']) if size else picture)

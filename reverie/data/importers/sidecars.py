@@ -48,7 +48,8 @@ class Labels:
     action: np.ndarray  # [rows, parts] as stored; -1 or 0 where not known
     known: np.ndarray  # [rows] bool
     reward: np.ndarray  # [rows] float32
-    done: np.ndarray  # [rows] bool
+    done: np.ndarray  # [rows] bool: the episode ends with the frame that it leads to
+    gap: np.ndarray  # [rows] bool: it leads nowhere, an episode begins at the next frame
     has_reward: bool
 
     def arrived(self, frames: int) -> 'Labels':
@@ -62,6 +63,7 @@ class Labels:
             moved(self.known, False),
             moved(self.reward, 0),
             moved(self.done, False),
+            moved(self.gap, False),
             self.has_reward,
         )
 
@@ -219,8 +221,14 @@ def _read_npy(path: pathlib.Path, parts: Sequence[Component]) -> Labels:
             row = int(np.flatnonzero(inverse == stored.index(None))[0])
             raise _outside(f'{path}: row {row}', part, values[row, i].item())
         action[:, i] = np.asarray(stored, np.float32)[inverse]
-    rows = len(action)
-    return Labels(action, np.ones(rows, bool), np.zeros(rows, 'f4'), np.zeros(rows, bool), False)
+    return without_reward(action)
+
+
+def without_reward(action: np.ndarray, gap: np.ndarray | None = None) -> Labels:
+    """Return the labels of actions [rows, parts] as stored, all of them known."""
+    none = np.zeros(len(action), bool)
+    reward = np.zeros(len(action), np.float32)
+    return Labels(action, ~none, reward, none, none if gap is None else gap, False)
 
 
 def _read_lines(path: pathlib.Path, parts: Sequence[Component]) -> Labels:
@@ -243,7 +251,7 @@ def _read_lines(path: pathlib.Path, parts: Sequence[Component]) -> Labels:
     reward = np.asarray(columns['reward'], np.float32)
     done, label = (np.asarray(columns[name], bool) for name in ('done', 'label'))
     table = np.asarray(action, np.float32).reshape(len(action), len(parts))
-    return Labels(table, label, reward, done, has_reward)
+    return Labels(table, label, reward, done, np.zeros_like(done), has_reward)
 
 
 def _line(line: str, where: str) -> dict[str, Any]:

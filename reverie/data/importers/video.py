@@ -51,8 +51,8 @@ class Videos:
         self.decoder = Decoder(options.limits)
         found = find(source)
         root = found[0][1].path.parent
-        beside = _sidecars(root, [stem for stem, _ in found], source == root)
-        self.declaration = _declaration(root, beside)
+        stems = [stem for stem, _ in found]
+        self.declaration, beside = self.companions(root, stems, source == root)
         videos = []
         for stem, footage in found:
             video = self._look(footage, beside.get(stem))
@@ -68,7 +68,7 @@ class Videos:
             say(f'frames are brought to {options.size[0]}x{options.size[1]} by {options.fit}')
         self.names: Sequence[str] = [video.name for video in self.videos]
         self.task = self.declaration.task if self.declaration else ''
-        unknown = [self._labels(video) for video in self.videos if video.sidecar]
+        unknown = [self._unknown(video) for video in self.videos if video.sidecar]
         self.spec = EnvSpec(name, self.shape, self._space(any(unknown)))
         self.facts: dict[str, Any] = {
             'fps': self.videos[0].fps, 'size': list(self.shape[:2]), 'fit': options.fit,
@@ -77,15 +77,34 @@ class Videos:
         if unknown and unlabelled:
             say(f'{unlabelled} of {len(self.videos)} videos have no actions')
 
+    def companions(
+        self, root: pathlib.Path, stems: Sequence[str], whole: bool
+    ) -> tuple[sidecars.Declaration | None, dict[str, pathlib.Path]]:
+        """Return what the actions are, and the sidecar of each video that has one; whole: every
+        sidecar of the folder must belong to a video.
+        """
+        beside = _sidecars(root, stems, whole)
+        return _declaration(root, beside), beside
+
+    def labels(self, video: Video) -> sidecars.Labels | None:
+        """Read the sidecar of a video; None if it has none."""
+        if video.sidecar is None or self.declaration is None:
+            return None
+        return sidecars.read_labels(video.sidecar, self.declaration.parts, video.probe.count)
+
+    def cursor(self, video: Video) -> dict[int, tuple[float, float]] | None:
+        """Return where a cursor is to be drawn, by frame; the videos show their own."""
+        return None
+
     def _look(self, footage: Footage, sidecar: pathlib.Path | None) -> Video:
         probe = self.decoder.probe(footage)
         rate, constant = rate_of(probe)
         return Video(footage.path.name, footage, sidecar, probe, rate, constant)
 
-    def _labels(self, video: Video) -> bool:
+    def _unknown(self, video: Video) -> bool:
         """Check the sidecar of a video; return whether a step of it has no action."""
-        assert self.declaration is not None and video.sidecar is not None
-        labels = sidecars.read_labels(video.sidecar, self.declaration.parts, video.probe.count)
+        labels = self.labels(video)
+        assert labels is not None
         return not labels.known[: video.probe.count - 1].all()
 
     def _space(self, unknown: bool) -> ActionSpace:
@@ -136,13 +155,11 @@ class Videos:
         """Yield the episodes of a video: one, unless its size changes, it ends or it is long."""
         video = self.videos[number]
         repeat = self._repeat(video)
-        frames = self.decoder.read(
-            video.footage, video.probe, self.options.size, self.options.fit, repeat
-        )
-        labels = None
-        if video.sidecar and self.declaration:
-            rows = sidecars.read_labels(video.sidecar, self.declaration.parts, video.probe.count)
-            labels = rows.arrived(video.probe.count)
+        size, fit = self.options.size, self.options.fit
+        cursor = self.cursor(video)
+        frames = self.decoder.read(video.footage, video.probe, size, fit, repeat, cursor)
+        rows = self.labels(video)
+        labels = rows and rows.arrived(video.probe.count)
         lengths = _lengths(video, repeat, labels, longest_episode(self.shape))
         at = 0
         for length in lengths:
@@ -288,4 +305,5 @@ def _lengths(
     edges = {0, int(stored[-1]), *(int(stored[i]) for i, *_ in video.probe.sizes)}
     if labels is not None:
         edges |= {int(t) + 1 for t in np.flatnonzero(labels.done)}
+        edges |= set(np.flatnonzero(labels.gap).tolist())
     return pieces(sorted(edges), longest)
