@@ -146,12 +146,18 @@ class Experiment(abc.ABC):
             log_every_s=log_every_s,
             sinks=sinks,
             scoring=self.scoring,
+            held_out=self.held_out,
             init=init,
             config=self.describe(),
             safe=SAFE,
             keep_phase_ends=keep_phase_ends,
             wait_lock_s=wait_lock_s,
         )
+
+    @property
+    def held_out(self) -> Source | None:
+        """Recordings that nothing is trained on, whose losses are logged; None without such."""
+        return None
 
     @property
     def scoring(self) -> Scoring | None:

@@ -100,7 +100,15 @@ class Recorded(Experiment):
     def source(self) -> Dataset:
         if not self.has_data:
             raise UserError(f'no dataset at {self.data}; --data says where it is')
-        return open_source(self.episodes, self.spec, label_fraction=self.label_fraction)
+        train = self.episodes.only('train')
+        return open_source(train, self.spec, label_fraction=self.label_fraction)
+
+    @property
+    def held_out(self) -> Dataset | None:
+        """Recordings that nothing is trained on; None without such."""
+        if not self.has_data or not self.episodes.held_out:
+            return None
+        return open_source(self.episodes.only('held_out'), self.spec)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -195,7 +203,7 @@ def standardised(config: Any, episodes: Episodes) -> Any:
     if tokenizer is None or not pictures or (tokenizer.pixel_mean, tokenizer.pixel_std) != (0, 1):
         return config
     frames: list[np.ndarray] = []
-    for record in episodes.records():
+    for record in episodes.only('train').records():
         frames.append(unpack(record.obs, episodes.schema))
         if sum(map(len, frames)) >= MEASURED_FRAMES:
             break
