@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
@@ -108,12 +108,21 @@ def bring_in(args: Import) -> None:
     refuse_existing(args.out, args.overwrite)  # hours of decoding would come first
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise UserError(f'--fps {args.fps:g}: expected a rate above 0 and at most 1000')
-    given: dict[str, Any] = {
+    given: dict[str, float | None] = {
         'pixels': args.max_pixels,
         'seconds': args.max_seconds,
-        'bytes': args.max_gigabytes and int(args.max_gigabytes * 2**30),
+        'gigabytes': args.max_gigabytes,
     }
-    limits = Limits(**{name: value for name, value in given.items() if value is not None})
+    for limit, value in given.items():
+        if value is not None and not 0 < value < 1e15:
+            raise UserError(f'--max-{limit} {value:g}: expected a number above 0')
+    default = Limits()
+    gigabytes = args.max_gigabytes or default.bytes / 2**30
+    limits = Limits(
+        pixels=args.max_pixels or default.pixels,
+        seconds=args.max_seconds or default.seconds,
+        bytes=int(gigabytes * 2**30),
+    )
     options = Options(args.fps, size_of(args.size), args.fit, args.key, args.alignment, limits)
     name = args.name or args.source.absolute().stem
     importer = KINDS[args.kind](args.source, name, options, say)

@@ -15,6 +15,8 @@ OPTIONAL = (
     ('tensorboardX', 'TensorBoard logs', 'tensorboard'),
     ('wandb', 'W&B logs', 'wandb'),
     ('imageio_ffmpeg', 'MP4 recordings of play', 'video'),
+    ('av', 'import of videos', 'video'),
+    ('h5py', 'import of Minari', 'minari'),
     ('minatar', 'tests against the original games', 'dev'),
 )
 

@@ -26,6 +26,7 @@ SURE = 0.95  # share of the samples
 FEWEST = 8  # blocks
 BUDGET = 20_000  # frames that are looked at
 WEAK = 0.05  # correlation below which nothing is said
+WEAK_GAIN = 0.01  # share of the change below which no shift is said without a camera
 DOMINANT = 4.0  # gain of the best shift to that of none, without a camera
 RIDGE = 1e-3
 
@@ -168,14 +169,16 @@ class Alignment:
             if clear[here] and mean[best] < DOMINANT * mean[here]:
                 best = here
             wins = float((sampled.argmax(1) == best).mean())
-            alone = best == here or (not clear[here] and wins >= SURE)
+            alone = best == here or (not clear[here] and wins >= SURE and mean[best] > WEAK_GAIN)
             judged.append(SHIFTS[best] if alone else None)
         if not judged:
             return _unsure('no action explains how the picture changes', totals)
         if len(set(judged)) > 1 or judged[0] is None:
             if 0 in judged and not {-2, -1} & set(judged):  # the rest lag by nature
                 return _sure(0, totals, 'buttons, gain', 'gain')
-            return _unsure('parts of the action fit at different frames', totals)
+            return _unsure('the picture follows the actions of several frames, or weakly', totals)
+        if judged[0] == EDGE:
+            return _unsure('the picture follows two frames later, as buttons may by nature', totals)
         return _sure(judged[0], totals, 'buttons, gain', 'gain')
 
 
@@ -241,18 +244,16 @@ def _unsure(reason: str, scores: dict[int, float]) -> Verdict:
 
 
 def _sure(best: int, scores: dict[int, float], by: str, unit: str) -> Verdict:
-    beside = f'{by} {scores[best]:.2f}'
+    beside = f'{by} {scores[best]:.2g}'
     if best == 0:
         near = max(scores[-1], scores[1])
-        line = (
-            f'actions move the picture: they fit best where they are ({beside}, beside {near:.2f})'
-        )
+        line = f'actions move the picture: they fit best where they are ({beside}, one frame off {near:.2g})'
         return Verdict(0, scores, line)
     count = {1: 'one', 2: 'two'}[abs(best)]
     frames = 'frame' if abs(best) == 1 else 'frames'
     where = f'{count} {frames} {"later" if best > 0 else "earlier"}'
     line = (
         f'actions look shifted by {count}: they fit best {where} ({beside}, {unit} where they are '
-        f'{scores[0]:.2f})'
+        f'{scores[0]:.2g})'
     )
     return Verdict(best, scores, line)
