@@ -101,7 +101,7 @@ class Engine:
             slot = next((i for i in range(session.slots) if i not in self.players), None)
             if slot is None:
                 return None
-            rest = keys.vector(space, keys.rest(space) or 0)
+            rest = keys.vector(space, keys.rest(space))
             player = Client(slot, mailbox, rest, self.pace, session.steps)
             player.source = 'data' if 'data' in session.sources else 'game'
             self.players[slot] = player
