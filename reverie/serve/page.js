@@ -51,11 +51,17 @@ function build() {
   document.title = `Reverie: ${hello.title}`;
   const actions = $('actions');
   actions.textContent = '';
+  actions.className = hello.parts.length ? 'parts' : '';
+  const values = part => hello.bindings.filter(other => other.part === part).length;
+  let lastGroup = null;
   hello.bindings.forEach((binding, i) => {
-    if (hello.parts.length > 1 && binding.part !== (hello.bindings[i - 1] || {}).part) {
+    // parts of one button stand together, under no name
+    const group = values(binding.part) > 1 ? binding.part : -1;
+    if (hello.parts.length > 1 && group !== lastGroup) {
       const heading = document.createElement('h3');
-      heading.textContent = hello.parts[binding.part].name.replace(/_/g, ' ');
+      heading.textContent = group < 0 ? '' : hello.parts[group].name.replace(/_/g, ' ');
       actions.append(heading);
+      lastGroup = group;
     }
     const button = document.createElement('button');
     const bar = document.createElement('b'), label = document.createElement('span'), share = document.createElement('em');
