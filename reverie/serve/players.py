@@ -137,8 +137,14 @@ class Client:
     def act(self, action: tuple[float, ...], number: int) -> None:
         """Queue an action: each counts for one frame at least, so that a short press is not lost.
 
-        Only a few may wait.
+        Only a few may wait. One that changes other entries than the newest that waits takes its
+        place: keys of several parts that are pressed together count from the same frame on.
         """
+        if self._waiting:
+            before = self._waiting[-2][0] if len(self._waiting) > 1 else self.held
+            newest = self._waiting[-1][0]
+            if all(a == b or b == c for a, b, c in zip(before, newest, action, strict=True)):
+                self._waiting.pop()
         self._waiting.append((action, number))
 
     def next_action(self) -> tuple[float, ...]:
