@@ -1,6 +1,8 @@
 """A world model alone whose actions have several parts, from a page's keys to its pictures."""
 
 import dataclasses
+import json
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -9,6 +11,9 @@ import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from reverie.agents import registry
+from reverie.commands.experiment import Recorded
+from reverie.commands.experiment.recorded import spec_of
 from reverie.data.episodes import Episodes
 from reverie.serve.session import Session
 from reverie.types import ActionSpace, EnvSpec, Playable, Prediction, Step
@@ -136,10 +141,14 @@ def test_orders_of_several_parts_move_the_picture(running):
             assert shown(picture) == (at, round(255 * (0.9 if bright else 0.5)))
         page.send(type='episode')
         saved = page.notice('saved')
-        (record,) = Episodes(saved['text'].split(' in ')[1]).records()
+        folder = pathlib.Path(saved['text'].split(' in ')[1])
+        (record,) = Episodes(folder).records()
         scaled = [[2, 5, 1, 0], [1, 0, 0, -1], [1, 3, 1, 1]]
         np.testing.assert_allclose(record.action, [[-1, -1, -1, 0], *scaled], atol=1e-6)
         assert record.has_action and not record.has_reward
+    recorded = Recorded('dreamer4_debug', registry.dreamer4_debug(), 'corridor', data=folder)
+    known = json.loads(json.dumps(recorded.describe()['game']))
+    assert spec_of('corridor', known).actions == WALKER  # a run plays without its recordings
 
 
 def test_nothing_is_compiled_for_an_agent_that_cannot_play(running):
