@@ -17,6 +17,7 @@ never `is_terminal`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -298,6 +299,20 @@ LossFn = Callable[[Params, Batch, PRNGKeyArray, Array], Outcome | tuple[Losses, 
 
 
 @dataclasses.dataclass(frozen=True)
+class LongWindows:
+    """Updates of a phase whose windows are longer, and their rows fewer."""
+
+    length: int
+    share: float  # of the updates
+    end: float = 0.0  # share of the updates, at the end, that are all long
+
+    def at(self, step: int, steps: int) -> bool:
+        """Tell if update number `step` of `steps` is a long one."""
+        passed = math.floor((step + 1) * self.share) > math.floor(step * self.share)
+        return passed or step >= steps - round(self.end * steps)
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """One stage of training, as a value."""
 
@@ -318,6 +333,18 @@ class Phase:
     # (params, updates before this one []) -> params, e.g. slow critics; not after skipped updates.
     after: Callable[[Params, Array], Params] | None = None
     scheduled: bool = False  # the learning rate depends on `steps`, from the first update on
+    long: LongWindows | None = None  # longer windows in some of the updates
+    # Further groups that the loss is handed, neither trained nor saved, e.g. a fixed network.
+    fixed: Params = dataclasses.field(default_factory=dict)
+    tokenizes: bool = False  # its end fixes the latents that later phases learn from
+    held_out: bool = True  # the loss of recordings that are held out says something
+
+    @property
+    def longer(self) -> 'Phase':
+        """The phase as its updates with longer windows see it: as many frames in fewer rows."""
+        assert self.long is not None
+        rows = max(1, self.batch * self.length // self.long.length)
+        return dataclasses.replace(self, batch=rows, length=self.long.length, long=None)
 
     def trained(self, params: Params) -> Params:
         """Parameter groups that the phase trains; raises UserError for an unknown one."""
@@ -342,6 +369,25 @@ class Agent(Protocol):
     readouts: Mapping[str, ReadOut]  # policies to evaluate, by name: 'imagination', 'wm_bc', 'bc'
 
     def init(self, key: PRNGKeyArray) -> Params: ...
+
+
+@runtime_checkable
+class Tokenizing(Agent, Protocol):
+    """Agent whose later phases learn from the latents of a tokenizer that is trained before them."""
+
+    reach: int  # earlier frames that the latents of a frame depend on
+    caches_latents: bool  # computed once, instead of in every update
+    scales_latents: bool  # brought to a standard deviation of 1
+
+    def tokenize(
+        self, params: Params, obs: Array, is_first: Bool[Array, 'B T']
+    ) -> Float[Array, 'B T Z b']:
+        """Return the latents of frames, the first of a window as of an episode's start."""
+        ...
+
+    def with_latent_scale(self, params: Params, scale: Float[Array, '']) -> Params:
+        """Return weights that make latents so many times as large."""
+        ...
 
 
 @runtime_checkable

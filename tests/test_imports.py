@@ -92,7 +92,7 @@ def test_nothing_that_is_read_can_run_code(path):
     safe = {
         'envs/arguments.py': ['cloudpickle'],  # to its own worker processes; none of it is a file
         # One published file of weights, by its SHA-256 and without any name but NumPy's arrays.
-        'evaluation/lpips.py': ['pickle'],
+        'nn/lpips.py': ['pickle'],
     }
     expected = safe.get(path.relative_to(ROOT).as_posix(), [])
     assert executes(ast.parse(path.read_text())) == expected

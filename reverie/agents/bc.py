@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from reverie.agents.dreamer4.agent import DYNAMICS, HEAD, TOKENIZER, phase_of
 from reverie.agents.dreamer4.config import Dreamer4Config, PhaseConfig
 from reverie.agents.dreamer4.losses import Terms, cloning_loss
-from reverie.agents.dreamer4.networks import ACTING, Net, ShortcutActor, check_spec
+from reverie.agents.dreamer4.networks import ACTING, Net, ShortcutActor, check_policy, check_spec
 from reverie.agents.dreamer4.presets import dreamer4, dreamer4_debug, dreamer4_demo
 from reverie.models.dynamics import Dynamics, DynamicsConfig
 from reverie.models.tokenizer import Encoder, TokenizerConfig
@@ -81,6 +81,7 @@ class BC:
 
 def networks(cfg: BCConfig, spec: EnvSpec) -> Networks[Net]:
     """The networks for an environment. Raises UserError if they do not fit it."""
+    check_policy(spec, 'bc')
     image = check_spec(spec, 'bc')
     actions = spec.actions.size
     transformer = cfg.dynamics.transformer
@@ -89,7 +90,12 @@ def networks(cfg: BCConfig, spec: EnvSpec) -> Networks[Net]:
         return dict(
             encoder=Encoder(cfg.tokenizer, image, rngs),
             dynamics=Dynamics(
-                cfg.dynamics, cfg.tokenizer.latents, cfg.tokenizer.bottleneck, actions, rngs
+                cfg.dynamics,
+                cfg.tokenizer.latents,
+                cfg.tokenizer.bottleneck,
+                actions,
+                rngs,
+                len(spec.tasks),
             ),
             policy=MultiTokenHead(
                 Categorical,
@@ -116,7 +122,13 @@ def bc_loss(net: Net, batch: Batch, key: PRNGKeyArray, cfg: BCConfig, step: Arra
     step_exponent = jnp.full(shape, cfg.dynamics.finest)
     labelled = jnp.broadcast_to(batch.has_action[:, None], shape)
     _, feat, _ = net.dynamics(
-        net.dynamics.packed(z), signal_level, step_exponent, s.prev_action, labelled, s.is_first
+        net.dynamics.packed(z),
+        signal_level,
+        step_exponent,
+        s.prev_action,
+        labelled,
+        s.is_first,
+        task=batch.task,
     )
     assert feat is not None
     loss, accuracy = cloning_loss(net.policy.all_steps(feat), batch, cfg.multi_token)

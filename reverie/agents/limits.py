@@ -14,7 +14,7 @@ from reverie.errors import UserError
 # Whole numbers of at least 0; all others are at least 1.
 MAY_BE_ZERO = (
     'steps', 'warmup_steps', 'bootstrap_warmup', 'prefill', 'multi_token', 'registers',
-    'head_layers', 'context',
+    'head_layers', 'context', 'long_length',
 )  # fmt: skip
 # Whole numbers that count updates or frames; all others are sizes.
 COUNTS = ('steps', 'warmup_steps', 'bootstrap_warmup', 'prefill', 'capacity', 'every')
@@ -26,7 +26,7 @@ REPEATED = ('layers', 'head_layers', 'prior_layers', 'post_layers', 'iterations'
 SHARES = (
     'discount', 'cont_discount', 'lam', 'decay', 'ema_decay', 'rms_decay', 'balance', 'unimix',
     'bootstrap_fraction', 'context_frame_rate', 'context_noise', 'max_mask_rate', 'relevant',
-    'single_image_rate', 'epsilon', 'rho', 'pixel_mean',
+    'single_image_rate', 'epsilon', 'rho', 'pixel_mean', 'long_share', 'long_end',
 )  # fmt: skip
 POSITIVE = ('pixel_std', 'mlp_ratio', 'eps', 'ratio')
 

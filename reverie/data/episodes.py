@@ -73,9 +73,10 @@ class Episodes:
     def numbers(self) -> list[int]:
         """Numbers of the sound episodes of `part`."""
         sound = (n for i in self.sound for n in range(self.first[i], self.first[i + 1]))
-        return [n for n in sound if self._wanted(n) and n not in self.lost]
+        return [n for n in sound if self.wants(n) and n not in self.lost]
 
-    def _wanted(self, number: int) -> bool:
+    def wants(self, number: int) -> bool:
+        """Tell if an episode is of `part`."""
         return self.part == 'all' or (number in self.held_out) == (self.part == 'held_out')
 
     def lose(self, numbers: Iterable[int], fault: UserError) -> None:
@@ -185,7 +186,7 @@ class Episodes:
                 indices = [
                     index
                     for index in range(begin, min(begin + READ_AT_ONCE, count))
-                    if self._wanted(int(self.first[i]) + index)
+                    if self.wants(int(self.first[i]) + index)
                 ]
                 found = self._read(path, indices) if indices else []
                 for index, data in zip(indices, found, strict=True):

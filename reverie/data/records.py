@@ -189,13 +189,15 @@ def _stored_action(action: np.ndarray, first: np.ndarray, schema: Schema) -> np.
     return action.astype(schema.action_dtype)
 
 
-def check_record(record: Record, schema: Schema, where: str) -> None:
-    """Raise UserError, starting with `where`, if the record breaks a rule of the format."""
+def check_record(record: Record, schema: Schema, where: str, frames: bool = True) -> None:
+    """Raise UserError, starting with `where`, if the record breaks a rule of the format; `frames` is
+    false where its observations were not decoded.
+    """
     length = len(record)
     if not length:
         raise UserError(f'{where}: has no steps, expected at least one')
     for name, array, shape in (
-        ('obs', record.obs, schema.stored_shape),
+        ('obs', record.obs, schema.stored_shape if frames else record.obs.shape[1:]),
         ('action', record.action, schema.action_shape),
         ('reward', record.reward, ()),
     ):
@@ -205,7 +207,7 @@ def check_record(record: Record, schema: Schema, where: str) -> None:
             )
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
             raise UserError(f'{where}: {name} has NaN or infinity, expected numbers')
-    if len(schema.obs_shape) == 3 and not schema.packed:
+    if frames and len(schema.obs_shape) == 3 and not schema.packed:
         check_picture(record.obs, where)
     _check_flags(record, where)
     if schema.actions.kind == 'discrete':
@@ -319,8 +321,9 @@ HEADER = {
 }
 
 
-def decode(data: bytes, schema: Schema, where: str) -> Record:
-    """Decode a record from bytes and check it against the schema.
+def decode(data: bytes, schema: Schema, where: str, frames: bool = True) -> Record:
+    """Decode a record from bytes and check it against the schema; without its observations if
+    `frames` is false.
 
     Raises UserError, starting with `where`, for anything else.
     """
@@ -340,7 +343,9 @@ def decode(data: bytes, schema: Schema, where: str) -> Record:
     if head['version'] != VERSION:
         raise UserError(f'{where}: record version {head["version"]}, expected {VERSION}')
     fields, length = head['fields'], head['length']
-    if schema.codec:
+    if not frames:
+        obs = np.zeros((length, *(0 for _ in schema.stored_shape)), schema.stored_dtype)
+    elif schema.codec:
         obs = decompress(fields.get('obs'), schema.codec, (length, *schema.obs_shape), where)
     else:
         obs = _field(fields, 'obs', schema.stored_dtype, (length, *schema.stored_shape), where)
@@ -360,7 +365,7 @@ def decode(data: bytes, schema: Schema, where: str) -> Record:
     record = Record(
         **{name: head[name] for name in names}, obs=obs, action=action, reward=reward, flags=flags
     )
-    check_record(record, schema, where)
+    check_record(record, schema, where, frames)
     return record
 
 

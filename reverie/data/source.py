@@ -4,8 +4,10 @@ import abc
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
+from reverie.data.episodes import Episodes
+from reverie.data.latents import Latents
 from reverie.types import Batch, Mean, Metrics, Params
 
 
@@ -22,6 +24,7 @@ class Source(Protocol):
     """
 
     data: PyTree = None
+    recordings: Episodes | None = None  # whose frames a tokenizer's latents can replace
     plays: ClassVar[bool] = False  # environments move while the agent learns
 
     def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
@@ -47,6 +50,10 @@ class Source(Protocol):
         where there is none.
         """
         return None
+
+    def of_seed(self, data: PyTree, seed: Int[Array, ''] | int) -> PyTree:
+        """Traced: return the part of `data` that the seed of this number learns from."""
+        return data
 
     def sample(
         self,
@@ -80,6 +87,14 @@ class Source(Protocol):
         where `ok`.
         """
         return None
+
+    def use_latents(self, latents: Latents) -> None:
+        """Learn from latents of the recordings instead of frames from now on."""
+        return None
+
+    def with_latents(self, data: PyTree, latents: Any) -> PyTree:
+        """Return `data` with latents [seeds, F, Z, b], arrays or shapes, in the place of frames."""
+        return data
 
     def metrics(self) -> dict[str, Mean]:
         """Return sums over the play on the host since the last call, fields [seeds]."""

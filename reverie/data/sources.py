@@ -4,15 +4,15 @@ Both see episodes as one long stream, cut windows from it at random, let them cr
 and finish them by `windows.to_batch`, so an agent cannot tell the two apart.
 
 Rows come in two sorts. The first round(relevant * B) rows are `relevant`: with relevant='reward'
-their windows hold a step with positive reward, chosen uniformly among all such steps (the task's
-own data, for behaviour cloning); the other rows are uniform over the stream (for the dynamics).
+their windows hold a labelled step with positive reward, chosen uniformly among all such steps (the
+task's own data, for behaviour cloning); the other rows are uniform over the stream (for the dynamics).
 Dreamer 4 mixes the two half and half.
 """
 
-import logging
+import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -23,6 +23,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from reverie.data.episodes import Episodes
+from reverie.data.latents import Latents
 from reverie.data.records import Record, decode, hide_actions
 from reverie.data.source import Dataset
 from reverie.data.windows import (
@@ -31,15 +32,39 @@ from reverie.data.windows import (
     Stream,
     concatenate,
     keep_labels,
-    rewarded_steps,
+    relevant_steps,
     to_batch,
 )
+from reverie.io import warn
 from reverie.types import Batch, EnvSpec, UserError
 
-log = logging.getLogger(__name__)
+EPOCHS = 1 << 32  # more than anybody trains; Grain's own endless number overflows a length
+BUDGET_BYTES = 8 << 30  # of a dataset that is kept in memory as a whole
+GROUP_BYTES = 1 << 30  # of a part of a larger one that windows are drawn from
 
 
-class Resident(Dataset):
+class _Recorded(Dataset):
+    """Common parts of both: the episodes, and a word on relevant rows where nothing is rewarded."""
+
+    def __init__(self, episodes: Episodes, rows: RowSampling):
+        self.rows, self.episodes, self.recordings = rows, episodes, episodes
+        self.schema, self.path = episodes.schema, episodes.path
+        self.keep = keep_labels(len(episodes), rows.label_fraction, rows.seed)
+        self.unrewarded = rows.relevant == 'reward' and not episodes.counts['rewarded_steps']
+
+    def relevant_rows(self, batch: int, relevant: float) -> int:
+        """Number of a batch's relevant rows; a warning says once if none of them has a reward."""
+        count = round(relevant * batch)
+        if count and self.unrewarded:
+            self.unrewarded = False
+            warn(
+                f'{self.path}: no step has a positive reward; relevant rows are drawn from all '
+                'labelled steps'
+            )
+        return count
+
+
+class Resident(_Recorded):
     """A dataset that lies on the device as a whole."""
 
     def __init__(
@@ -49,21 +74,24 @@ class Resident(Dataset):
         label_fraction: float = 1.0,
         seed: int = 0,
     ):
-        self.rows = RowSampling(relevant, label_fraction, seed)
-        self.schema, self.path = episodes.schema, episodes.path
-        keep = keep_labels(len(episodes), label_fraction, seed)
-        stream = concatenate(
-            r if keep[i] else hide_actions(r, self.schema) for i, r in episodes.numbered()
-        )
+        super().__init__(episodes, RowSampling(relevant, label_fraction, seed))
+        self.order: dict[bool, list[int]] = {True: [], False: []}  # labelled ones lie first
+
+        def records() -> Iterator[Record]:
+            for i, record in episodes.numbered():
+                labelled = bool(self.keep[i]) and record.has_action
+                self.order[labelled].append(i)
+                yield record if labelled else hide_actions(record, self.schema)
+
+        stream = concatenate(records())
         self.fingerprint = episodes.fingerprint  # now it is known what can be read
-        rewarded = rewarded_steps(stream)
+        chosen = relevant_steps(stream, relevant)
         self.frames = len(stream.flags)
-        self.has_rewarded = len(rewarded) > 0
-        _warn_without_reward(episodes, self.rows)
+        self.chooses = len(chosen) > 0
         half = stream.reward.astype(np.float16)
         if np.array_equal(half.astype(np.float32), stream.reward):
             stream = stream._replace(reward=half)
-        self.data = jax.device_put({'stream': stream, 'rewarded': rewarded})
+        self.data = jax.device_put({'stream': stream, 'relevant': chosen})
 
     def starts(
         self, data: PyTree, key: PRNGKeyArray, batch: int, length: int, count: int
@@ -76,12 +104,12 @@ class Resident(Dataset):
         uniform_key, reward_key, offset_key = jax.random.split(key, 3)
         end = self.frames - length
         starts = jax.random.randint(uniform_key, (batch,), 0, end + 1)
-        if self.rows.relevant == 'all' or not self.has_rewarded or count == 0:
+        if not self.chooses or count == 0:
             return starts
-        chosen = jax.random.randint(reward_key, (count,), 0, data['rewarded'].shape[0])
+        chosen = jax.random.randint(reward_key, (count,), 0, data['relevant'].shape[0])
         offset = jax.random.randint(offset_key, (count,), 0, length)
         return jnp.concatenate(
-            [jnp.clip(data['rewarded'][chosen] - offset, 0, end), starts[count:]]
+            [jnp.clip(data['relevant'][chosen] - offset, 0, end), starts[count:]]
         )
 
     def draw(
@@ -94,16 +122,38 @@ class Resident(Dataset):
         relevant: float = 0.0,
     ) -> Batch:
         """Traced: cut random windows [B, T]; relevant rows come first."""
-        count = round(relevant * batch)
+        count = self.relevant_rows(batch, relevant)
         starts = self.starts(data, key, batch, length, count)
 
         def window(start: Array) -> Stream:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length)
             stream: Stream = jax.tree.map(cut, data['stream'])
-            return stream
+            if 'latents' not in data:
+                return stream
+            latents, seed = data['latents'], data['seed']
+            place = (seed, start, *(0 for _ in latents.shape[2:]))
+            mine = jax.lax.dynamic_slice(latents, place, (1, length, *latents.shape[2:]))
+            return stream._replace(latents=mine[0])
 
         windows = jax.vmap(window)(starts)
         return to_batch(windows, jnp.arange(batch) < count, self.schema)
+
+    def of_seed(self, data: PyTree, seed: Int[Array, ''] | int) -> PyTree:
+        """Traced: the data with the seed's number, which tells its latents."""
+        return data | {'seed': seed} if 'latents' in data else data
+
+    def with_latents(self, data: PyTree, latents: Any) -> PyTree:
+        """Return data with latents [seeds, F, Z, b], arrays or shapes, in the place of frames."""
+        return data | {'stream': data['stream']._replace(obs=None), 'latents': latents}
+
+    def use_latents(self, latents: Latents) -> None:
+        """Learn from latents instead of frames from now on."""
+        numbers = self.order[True] + self.order[False]
+        each = [
+            np.concatenate([file[latents.at(number)] for number in numbers])
+            for file in latents.files
+        ]
+        self.data = self.with_latents(self.data, jax.device_put(np.stack(each)))
 
     def get_state(self) -> dict[str, Any]:
         """Return the dataset's fingerprint; every draw comes from the key."""
@@ -123,38 +173,38 @@ def check_state(state: dict[str, Any], source: str, fingerprint: str) -> None:
             )
 
 
-def _warn_without_reward(episodes: Episodes, rows: RowSampling) -> None:
-    if rows.relevant == 'reward' and not episodes.counts['rewarded_steps']:
-        log.warning(
-            '%s: no step has a positive reward; relevant rows are drawn uniformly', episodes.path
-        )
-
-
 class RecordSource:
     """Random access to the records of a dataset, over all shards; None for a lost one.
 
     Raises UserError naming a wrong record if more are wrong than may be.
     """
 
-    def __init__(self, episodes: Episodes, keep: np.ndarray):
-        self.episodes, self.keep = episodes, keep
+    def __init__(self, episodes: Episodes, keep: np.ndarray, latents: Latents | None = None):
+        self.episodes, self.keep, self.latents = episodes, keep, latents
         self.reader = ArrayRecordDataSource([str(episodes.shards[i]) for i in episodes.sound])
         held = [np.arange(episodes.first[i], episodes.first[i + 1]) for i in episodes.sound]
         self.place = {int(number): place for place, number in enumerate(np.concatenate(held))}
+        # All of them where none is held out, lost ones too: a run goes on in the same order.
+        whole = list(range(len(episodes)))
+        self.numbers = [n for n in whole if episodes.wants(n)]
 
     def __len__(self) -> int:
-        return len(self.episodes)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Record | None:
-        place = self.place.get(index)
+        number = self.numbers[index]
+        place = self.place.get(number)
         if place is None:
             return None
         try:
-            record = self._read(place, f'{self.episodes.path} record {index}')
+            record = self._read(place, f'{self.episodes.path} record {number}')
+            if self.latents is not None:
+                stored = [file[self.latents.at(number)] for file in self.latents.files]
+                record = dataclasses.replace(record, obs=np.stack(stored, 1))
         except UserError as fault:
-            self.episodes.lose([index], fault)
+            self.episodes.lose([number], fault)
             return None
-        return record if self.keep[index] else hide_actions(record, self.episodes.schema)
+        return record if self.keep[number] else hide_actions(record, self.episodes.schema)
 
     def _read(self, place: int, where: str) -> Record:
         try:
@@ -163,7 +213,7 @@ class RecordSource:
             raise UserError(
                 f'{where}: cannot be read ({str(error).splitlines()[0][:120]})'
             ) from error
-        return decode(data, self.episodes.schema, where)
+        return decode(data, self.episodes.schema, where, frames=self.latents is None)
 
 
 def _group(records: Sequence[Record | None]) -> Stream | None:
@@ -172,13 +222,13 @@ def _group(records: Sequence[Record | None]) -> Stream | None:
     return concatenate(sound) if sound else None
 
 
-class Streaming(Dataset):
+class Streaming(_Recorded):
     """A dataset too large for the device, of which Grain reads shuffled episodes ahead in groups.
 
-    A group is a random part of the dataset of about `group_frames` frames, laid end to end; windows
-    are drawn from it as `Resident` draws from the whole, until as many frames were drawn as it
-    holds. Batches are a function of the seed and of the sequence of calls; the state is a few
-    numbers and restores it exactly.
+    A group is a random part of the dataset of about `group_bytes`, laid end to end; windows are
+    drawn from it as `Resident` draws from the whole, until as many frames were drawn as it holds.
+    While one is drawn from, `threads` others are read. Batches are a function of the seed and of
+    the sequence of calls; the state is a few numbers and restores it exactly.
     """
 
     def __init__(
@@ -187,47 +237,55 @@ class Streaming(Dataset):
         relevant: Relevant = 'reward',
         label_fraction: float = 1.0,
         seed: int = 0,
-        group_frames: int = 1 << 18,
+        group_bytes: int = GROUP_BYTES,
         threads: int = 2,
     ):
-        self.rows = RowSampling(relevant, label_fraction, seed)
-        self.schema, self.path = episodes.schema, episodes.path
+        super().__init__(episodes, RowSampling(relevant, label_fraction, seed))
         self.seed, self.fingerprint = seed, episodes.fingerprint
+        self.threads = threads
         self.data: dict[str, Any] = {}
-        self.has_rewarded = episodes.counts['rewarded_steps'] > 0
-        _warn_without_reward(episodes, self.rows)
-        self.group_size = min(
-            len(episodes), math.ceil(group_frames * len(episodes) / episodes.frames)
-        )
-        self.groups_per_epoch = math.ceil(len(episodes) / self.group_size)
-        source = RecordSource(episodes, keep_labels(len(episodes), label_fraction, seed))
-        groups = (
-            grain.MapDataset.source(source)
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .batch(self.group_size, batch_fn=list)
-        )
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        self._groups = iter(groups.map(_group).to_iter_dataset(options))
+        self.latents: Latents | None = None
+        wanted = sum(map(episodes.wants, range(len(episodes))))
+        total = episodes.frames * episodes.bytes_per_frame
+        self.group_size = min(wanted, math.ceil(group_bytes * len(episodes) / total))
+        self.groups_per_epoch = math.ceil(wanted / self.group_size)
+        self._groups = self._reader()
         self._before = self._groups.get_state()  # of the reader, before it gave the current group
         self._group: Stream | None = None
-        self._rewarded = np.zeros(0, np.int32)
+        self._relevant = np.zeros(0, np.int32)
         self._drawn = self._batches = 0
+
+    def _reader(self) -> Any:
+        """Open the shuffled episodes, in groups that are read ahead."""
+        groups = (
+            grain.MapDataset.source(RecordSource(self.episodes, self.keep, self.latents))
+            .seed(self.seed)
+            .shuffle()
+            .repeat(EPOCHS)
+            .batch(self.group_size, batch_fn=list)
+        )
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads)
+        return iter(groups.map(_group).to_iter_dataset(options))
+
+    def use_latents(self, latents: Latents) -> None:
+        """Learn from latents instead of frames from now on, in the same order."""
+        self.latents = latents
+        self._groups = self._reader()
+        self._groups.set_state(self._before)
+        self._group = None
 
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
     ) -> Stream:
         """Read the windows of the next batches in stored form, NumPy [updates, seeds, B, T, ...]."""
+        count = self.relevant_rows(batch, relevant)
         windows = [
-            self._draw(batch, length, round(relevant * batch)) for _ in range(updates * seeds)
+            self._draw(batch, length, count, seed) for _ in range(updates) for seed in range(seeds)
         ]
-        return Stream(
-            *(
-                np.stack(xs).reshape(updates, seeds, *xs[0].shape)
-                for xs in zip(*windows, strict=True)
-            )
+        loaded: Stream = jax.tree.map(
+            lambda *xs: np.stack(xs).reshape(updates, seeds, *xs[0].shape), *windows
         )
+        return loaded
 
     def draw(
         self,
@@ -241,17 +299,23 @@ class Streaming(Dataset):
         """Traced: make `loaded`, windows [B, T] in stored form, a Batch; relevant rows come first."""
         return to_batch(loaded, jnp.arange(batch) < round(relevant * batch), self.schema)
 
-    def _draw(self, batch: int, length: int, count: int) -> Stream:
-        """Cut one batch of windows [B, T] from the current group, the first `count` relevant."""
+    def _draw(self, batch: int, length: int, count: int, seed: int) -> Stream:
+        """Cut one batch of windows [B, T] of one seed from the current group, the first `count`
+        relevant.
+        """
         group = self._ensure_group(length)
         frames = len(group.flags)
         rng = np.random.default_rng([self.seed, self._batches])
         starts = rng.integers(0, frames - length + 1, batch)
-        if self.rows.relevant == 'reward' and count and len(self._rewarded):
-            chosen = rng.choice(self._rewarded, count)
+        if count and len(self._relevant):
+            chosen = rng.choice(self._relevant, count)
             starts[:count] = np.clip(chosen - rng.integers(0, length, count), 0, frames - length)
         index = starts[:, None] + np.arange(length)
-        windows = Stream(*(x[index] for x in group))
+        windows: Stream = jax.tree.map(lambda x: x[index], group._replace(obs=None))
+        if self.latents is None:
+            windows = windows._replace(obs=group.obs[index])
+        else:
+            windows = windows._replace(latents=group.obs[index, seed])
         self._batches += 1
         self._drawn += batch * length
         if self._drawn >= frames:
@@ -267,7 +331,9 @@ class Streaming(Dataset):
                 return group
             self._before = self._groups.get_state()
             self._group = group = next(self._groups)
-            self._rewarded = rewarded_steps(group) if group is not None else np.zeros(0, np.int32)
+            self._relevant = np.zeros(0, np.int32)
+            if group is not None:
+                self._relevant = relevant_steps(group, self.rows.relevant)
         raise UserError(
             f'{self.path}: no group of episodes has {length} frames, expected one at least a window long'
         )
@@ -292,12 +358,13 @@ class Streaming(Dataset):
 def open_source(
     dataset: str | os.PathLike[str] | Episodes,
     spec: EnvSpec,
-    memory_budget_bytes: int = 8 << 30,
+    memory_budget_bytes: int = BUDGET_BYTES,
     relevant: Relevant = 'reward',
     label_fraction: float = 1.0,
     seed: int = 0,
 ) -> Resident | Streaming:
-    """Open a dataset, given open or by path: Resident if it fits the budget, else Streaming.
+    """Open a dataset, given open or by path: Resident if it fits the budget, else Streaming in
+    groups of an eighth of it.
 
     The last three arguments are those of `RowSampling`. Raises UserError if the dataset is of
     another game, observation or action space than `spec`.
@@ -306,4 +373,5 @@ def open_source(
     episodes.check(spec)
     if episodes.frames * episodes.bytes_per_frame <= memory_budget_bytes:
         return Resident(episodes, relevant, label_fraction, seed)
-    return Streaming(episodes, relevant, label_fraction, seed)
+    group_bytes = min(GROUP_BYTES, memory_budget_bytes // 8)
+    return Streaming(episodes, relevant, label_fraction, seed, group_bytes)

@@ -10,8 +10,11 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 
+from reverie.data.alignment import Alignment
 from reverie.data.episodes import Episodes
 from reverie.data.manifest import words
+from reverie.data.motion import as_pictures, count_cuts, count_repeated
+from reverie.data.records import unpack
 from reverie.types import ActionSpace
 
 BAR = 30  # characters of the longest bar
@@ -19,8 +22,8 @@ BINS = 10
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read every record; return the manifest's counts, env, and three histograms: actions, rewards,
-    lengths.
+    """Read every record; return the manifest's counts, env, three histograms (actions, rewards,
+    lengths), cuts, repeated frames, and whether actions move the picture.
 
     Raises UserError if the dataset is missing or damaged.
     """
@@ -30,14 +33,21 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     actions = np.zeros(len(labels), np.int64)
     rewards: collections.Counter[float] = collections.Counter()
     lengths = []
+    cuts = repeated = 0
+    alignment = Alignment(episodes.schema, len(episodes))
     for record in episodes.records():
         lengths.append(len(record))
         if record.has_action and labels:
             actions += _counts(space, record.action[1:])
+        repeated += count_repeated(record.obs)
+        if len(episodes.schema.obs_shape) == 3:
+            cuts += count_cuts(as_pictures(unpack(record.obs, episodes.schema)).mean(-1))
+        alignment.add(record)
         if record.has_reward:
             values, counts = np.unique(record.reward[1:], return_counts=True)
             rewards.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     spec = episodes.spec
+    verdict = alignment.verdict()
     return {
         'path': str(path),
         'env': spec.name,
@@ -50,6 +60,11 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         'actions': dict(zip(labels, actions.tolist(), strict=True)),
         'rewards': _histogram(rewards),
         'lengths': _histogram(collections.Counter(lengths)),
+        'fps': episodes.provenance.get('fps'),
+        'cuts': cuts,
+        'repeated': repeated,
+        'shift': verdict and verdict.shift,
+        'alignment': verdict.line if verdict else '',
         'provenance': episodes.manifest['provenance'],
     }
 
@@ -91,8 +106,11 @@ def render(report: dict[str, Any]) -> Group:
         f'{report["env"]}  ·  observations {report["obs"]}  ·  actions {report["action_space"]}\n'
         f'{counts["episodes"]:,} episodes{held}, {counts["frames"]:,} frames, '
         f'{counts["rewarded_steps"]:,} rewarded steps'
-        f'  ·  {report["shards"]} shards, {report["bytes"] / 1e6:.1f} MB'
+        f'  ·  {report["shards"]} shards, {report["bytes"] / 1e6:.1f} MB\n'
+        f'{_rate(report["fps"])}{report["cuts"]:,} cuts, {report["repeated"]:,} frames as before'
     )
+    if report['alignment']:
+        head += f'\n{report["alignment"]}'
     kinds = counts['kinds'] if len(counts['kinds']) == 1 else counts['kinds'] | {'all': counts}
     panels: list[Any] = [
         Panel(head, title=report['path']),
@@ -107,6 +125,10 @@ def render(report: dict[str, Any]) -> Group:
         if report[name]:
             panels.append(_bars(title, report[name]))
     return Group(*panels)
+
+
+def _rate(fps: Any) -> str:
+    return f'{fps:.4g} fps, ' if isinstance(fps, int | float) else ''
 
 
 def _counts_table(kinds: dict[str, Any]) -> Table:

@@ -24,10 +24,11 @@ Relevant = Literal['reward', 'all']
 class Stream(NamedTuple):
     """Episodes end to end, in stored form. Leading dim [F] frames; windows of it have [B, T]."""
 
-    obs: Any  # [F, *stored_shape]
+    obs: Any  # [F, *stored_shape]; None where there are latents
     action: Any  # [F] or [F, A]
     reward: Any  # [F] float32, or float16 where that is exact
     flags: Any  # [F] uint8
+    latents: Any = None  # [F, Z, b] of a frozen tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class RowSampling:
     """Choice of a batch's rows and of the episodes that are labelled."""
 
     relevant: Relevant = 'reward'
-    """Draw relevant rows around a positive reward ('reward') or uniformly ('all')."""
+    """Draw relevant rows around a positive reward ('reward') or uniformly ('all'), among the steps
+    whose actions are known."""
 
     label_fraction: float = 1.0
     """Share of episodes that keep their actions; the others count as unlabelled video."""
@@ -58,7 +60,8 @@ def concatenate(records: Iterable[Record]) -> Stream:
         parts[record.has_action].append(
             Stream(record.obs, record.action, record.reward, record.flags | bits)
         )
-    return Stream(*map(np.concatenate, zip(*parts[True], *parts[False], strict=True)))
+    fields = list(zip(*parts[True], *parts[False], strict=True))[:4]
+    return Stream(*map(np.concatenate, fields))
 
 
 def keep_labels(episodes: int, fraction: float, seed: int) -> np.ndarray:
@@ -67,9 +70,18 @@ def keep_labels(episodes: int, fraction: float, seed: int) -> np.ndarray:
     return order < round(fraction * episodes)
 
 
-def rewarded_steps(stream: Stream) -> np.ndarray:
-    """Return the indices [R] of the steps with positive reward."""
-    return np.flatnonzero(np.asarray(stream.reward) > 0).astype(np.int32)
+def relevant_steps(stream: Stream, relevant: Relevant) -> np.ndarray:
+    """Return the indices [R] of the steps around which relevant windows are cut; none where every
+    step will do.
+
+    A policy learns from labelled steps alone: those with positive reward if they are asked for and
+    there are any, else all.
+    """
+    labelled = (np.asarray(stream.flags) & HAS_ACTION) > 0
+    rewarded = labelled & (np.asarray(stream.reward) > 0)
+    if relevant == 'reward' and rewarded.any():
+        return np.flatnonzero(rewarded).astype(np.int32)
+    return np.flatnonzero(labelled if not labelled.all() else []).astype(np.int32)
 
 
 def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Batch:
@@ -84,7 +96,7 @@ def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Ba
     else:
         action = windows.action
     obs = windows.obs
-    if schema.packed:
+    if schema.packed and obs is not None:
         obs = unpack_bits(obs, schema.obs_shape, jnp)
     has_action = jnp.all((flags & HAS_ACTION) > 0, axis=1)
     # A row that counts as unlabelled must not leak the actions that some of its frames do have.
@@ -92,4 +104,4 @@ def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Ba
     has_reward = jnp.all((flags & HAS_REWARD) > 0, axis=1)
     reward = windows.reward.astype(jnp.float32)
     step = Step(obs, action, reward, first, (flags & LAST) > 0, (flags & TERMINAL) > 0)
-    return Batch(step, has_action, has_reward, relevant)
+    return Batch(step, has_action, has_reward, relevant, latents=windows.latents)

@@ -55,7 +55,7 @@ class Writer:
         self.overwrite = overwrite
         self.task, self.compressed = task, compressed
         self.held_out: list[int] = []  # numbers of the episodes that nothing is trained on
-        _refuse_existing(self.path, overwrite)
+        refuse_existing(self.path, overwrite)
         # What cannot be written should fail before a day of collecting.
         json.dumps(self.provenance, allow_nan=False)
         self._schema: Schema | None = None
@@ -179,7 +179,7 @@ class Writer:
         target.write_text(json.dumps(manifest, indent=1, allow_nan=False))
         sync(target)
         sync(self._folder)
-        _refuse_existing(self.path, self.overwrite)
+        refuse_existing(self.path, self.overwrite)
         old = None
         if self.path.exists():
             aside = tempfile.mkdtemp(prefix=_partial_prefix(self.path), dir=self.path.parent)
@@ -219,7 +219,8 @@ def _remove_stale(path: pathlib.Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse_existing(path: pathlib.Path, overwrite: bool) -> None:
+def refuse_existing(path: pathlib.Path, overwrite: bool) -> None:
+    """Raise UserError if a dataset cannot be written to `path`."""
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:

@@ -18,7 +18,9 @@ from reverie.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig:
-    """Shape of the denoiser, and its sampling. `k_max` and `registers` are not from the paper."""
+    """Shape of the denoiser, and its sampling. `k_max`, `registers` and fields marked * are not from
+    the paper.
+    """
 
     pack: int = 2
     """Latents that share one token (paper: 2)."""
@@ -28,6 +30,9 @@ class DynamicsConfig:
     """Signal levels of the finest grid: d_min = 1 / k_max; a power of two."""
     sampling_steps: int = 4
     """Denoising steps K of a frame (paper: 4); a power of two."""
+    action_init: float = 0.5
+    """*Deviation of the action embedding's first weights, that of the slots beside it; 0 for one that
+    falls with the number of actions A, A^-1/2, as in version 0.2."""
     context_noise: float = 0.1
     """Share of noise in past frames while sampling (paper: 0.1)."""
     transformer: TransformerConfig = TransformerConfig()
@@ -65,7 +70,13 @@ class Dynamics(nnx.Module):
     """
 
     def __init__(
-        self, cfg: DynamicsConfig, latents: int, bottleneck: int, actions: int, rngs: nnx.Rngs
+        self,
+        cfg: DynamicsConfig,
+        latents: int,
+        bottleneck: int,
+        actions: int,
+        rngs: nnx.Rngs,
+        tasks: int = 1,
     ):
         if latents % cfg.pack:
             raise UserError(f'pack={cfg.pack} does not divide the {latents} latents of a frame')
@@ -74,6 +85,10 @@ class Dynamics(nnx.Module):
         self.world_tokens = 2 + self.tokens + cfg.registers
         self.embed = Linear(self.channels, width, dtype=dtype, rngs=rngs)
         self.action = Linear(actions, width, bias=False, dtype=dtype, rngs=rngs)
+        if cfg.action_init:
+            kernel = self.action.kernel
+            kernel[...] *= cfg.action_init / jnp.maximum(kernel[...].std(), 1e-8)
+        self.task = embedding(rngs, tasks, width) if tasks > 1 else None
         self.level = embedding(rngs, cfg.k_max, width - width // 2)
         self.stride = embedding(rngs, cfg.finest + 1, width // 2)
         self.slots = embedding(rngs, self.world_tokens + 1, width)
@@ -97,6 +112,7 @@ class Dynamics(nnx.Module):
         cache: Cache | None = None,
         *,
         agent: bool = True,
+        task: Int[Array, ' B'] | None = None,
         attention_maps: list[Array] | None = None,
     ) -> tuple[Float[Array, 'B T Z c'], Float[Array, 'B T D'] | None, KeysValues]:
         """Return the x-prediction, feat of the agent token (None without `agent`), and keys and
@@ -104,7 +120,8 @@ class Dynamics(nnx.Module):
 
         signal_level: tau in units of 1/k_max. step_exponent: e of d = 2^-e. action: the one that
         led to the frame, zeros if none; a row without labels has only the learned embedding of the
-        action's slot. attention_maps: see `BlockCausal`.
+        action's slot. task: number of the row's task, the agent token's, where there are several.
+        attention_maps: see `BlockCausal`.
         """
         b, t = signal_level.shape
         x = self.embed(z)
@@ -115,6 +132,10 @@ class Dynamics(nnx.Module):
         first = [act[:, :, None].astype(x.dtype), noise[:, :, None].astype(x.dtype)]
         x = jnp.concatenate([*first, x, spare], 2)
         x = x + self.slots[...][: self.world_tokens + agent].astype(x.dtype)
+        if self.task is not None and agent:
+            assert task is not None, 'an agent of several tasks is told which'
+            told = self.task[...][task].astype(x.dtype)
+            x = x.at[:, :, -1].add(told[:, None])
         slot = np.arange(self.world_tokens + agent)
         mask = (slot[None] < self.world_tokens) | (slot[:, None] == self.world_tokens)
         mask &= (slot[:, None] != 0) | (slot[None] == 0)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from reverie.models.dynamics import Dynamics
 from reverie.models.tokenizer import Decoder, Encoder
@@ -41,6 +41,7 @@ class ShortcutModel:
 
     `encoder` and `decoder` may be missing where no image is needed; `reward` and `cont` turn feat
     [N, D] into the expected reward and the probability of going on [N] (0 and 1 where missing).
+    task: number that the agent token is told, of each row [N] or of all.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class ShortcutModel:
         decoder: Decoder | None = None,
         reward: Callable[[Array], Array] | None = None,
         cont: Callable[[Array], Array] | None = None,
+        task: Int[Array, ' N'] | int = 0,
     ):
-        self.dynamics = dynamics
+        self.dynamics, self.task = dynamics, task
         self.encoder, self.decoder = encoder, decoder
         self.reward, self.cont = reward, cont
 
@@ -85,7 +87,9 @@ class ShortcutModel:
         labelled = jnp.broadcast_to(has_action[:, None], (b, t))
         noisy = self.dynamics.noised(z, key)
         frames = (noisy, signal_level, step_exponent, step.prev_action, labelled, step.is_first)
-        _, feat, written = self.dynamics(*frames, attention_maps=attention_maps)
+        _, feat, written = self.dynamics(
+            *frames, task=self._tasks(b), attention_maps=attention_maps
+        )
         assert feat is not None
         cache = self.dynamics.blocks.prefill(written, step.is_first)
         return ShortcutState(cache, z[:, -1]), feat
@@ -205,7 +209,7 @@ class ShortcutModel:
         signal_level = jnp.tile(jnp.array([[cfg.context_level, 0]]), (n, 1))
         step_exponent = jnp.tile(jnp.array([[cfg.finest, steps.bit_length() - 1]]), (n, 1))
         frames = (z, signal_level, step_exponent, actions, yes, no)
-        x, feat, written = dynamics(*frames, state.dynamics)
+        x, feat, written = dynamics(*frames, state.dynamics, task=self._tasks(n))
         assert feat is not None
         newest = [(k[:, :, :, :1], v[:, :, :, :1]) for k, v in written]
         cache = dynamics.blocks.commit(state.dynamics, newest, no[:, :1])
@@ -234,6 +238,9 @@ class ShortcutModel:
         assert state.image is not None, 'decoding takes a decoder'
         return state.image
 
+    def _tasks(self, n: int) -> Int[Array, ' N']:
+        return jnp.broadcast_to(jnp.asarray(self.task, jnp.int32), (n,))
+
     def _with_frame(self, state: ShortcutState, z: Array, is_first: Array) -> ShortcutState:
         """Set z as the newest frame; with a decoder, decode it after the frames before it."""
         state = state._replace(z=z)
@@ -257,7 +264,7 @@ class ShortcutModel:
         z, action = pending.noisy[:, None], pending.action[:, None]
         yes, no = jnp.ones((n, 1), bool), jnp.zeros((n, 1), bool)
         frame = (z, signal_level, step_exponent, action, yes, no)
-        _, feat, written = self.dynamics(*frame, state.dynamics)
+        _, feat, written = self.dynamics(*frame, state.dynamics, task=self._tasks(n))
         assert feat is not None
         cache = self.dynamics.blocks.commit(state.dynamics, written, no)
         return state._replace(dynamics=cache), feat[:, 0]

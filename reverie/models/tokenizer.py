@@ -3,7 +3,7 @@ section 3.1.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from reverie.nn.core import Linear, embedding
 from reverie.nn.dists import MSE, PIXELS, Bernoulli, unit_range
 from reverie.nn.transformer import BlockCausal, Cache, TransformerConfig
 from reverie.nn.vision import patch_grid, patchify, unpatchify
-from reverie.types import UserError
+from reverie.types import Params, UserError, sg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,18 @@ class TokenizerConfig:
     with (not from the paper)."""
     readout_scale: float = 1.0
     """Scale of the decoder's first output weights (not from the paper)."""
+    time_first: bool = True
+    """Order of the decoder's layers: each time layer before the space layers, so that patches read
+    it (the paper leaves it open). False: after them, where no patch does, as in version 0.2."""
+    in_place: bool = False
+    """Latents own a place (not from the paper): each has the position of a cell of the image, begins
+    like the patch there, and attends to what is like it at first."""
+    cache_latents: bool = True
+    """Encode a dataset once, after the tokenizer's phase, instead of in every update after it; a
+    latent then knows all its past, not its window's."""
+    unit_latents: bool = True
+    """Latents leave the encoder with a standard deviation of 1 over the dataset, from the end of the
+    tokenizer's phase on (not from the paper): context noise is then the share it says."""
 
 
 class Masked(NamedTuple):
@@ -62,15 +74,56 @@ def draw_mask(key: PRNGKeyArray, lead: tuple[int, int], patches: int, max_rate: 
     return Masked(jax.random.bernoulli(key_patch, rate[..., None], (*lead, patches)), rate)
 
 
+def cells(count: int, grid: np.ndarray) -> np.ndarray:
+    """Cells of an image for `count` latents: patch [N] nearest to the middle of each, row by row.
+
+    grid: row and column of every patch [P, 2]. Raises UserError unless the cells tile the image in
+    whole patches.
+    """
+    rows, columns = (int(n) for n in grid.max(0) + 1)
+    fits = [
+        (r, count // r)
+        for r in range(1, rows + 1)
+        if count % r == 0 and rows % r == 0 and columns % (count // r) == 0
+    ]
+    if not fits:
+        raise UserError(
+            f'{count} latents do not tile {rows} x {columns} patches; expected a divisor of each side'
+        )
+    high, wide = min(fits, key=lambda fit: abs(rows / fit[0] - columns / fit[1]))
+    row = (np.arange(high) * 2 + 1) * rows // (2 * high)
+    column = (np.arange(wide) * 2 + 1) * columns // (2 * wide)
+    return (row[:, None] * columns + column[None]).reshape(-1)
+
+
 def _angles(cfg: TokenizerConfig, shape: tuple[int, int, int]) -> np.ndarray:
-    """Rotation angles [N + P, d/2] of latents by their number (1D) and patches by row and column
-    (axial 2D); not from the paper.
+    """Rotation angles [N + P, d/2] of patches by row and column (axial 2D) and of latents by their
+    number (1D), or by their cell where they own one; not from the paper.
     """
     grid = patch_grid(shape, cfg.patch)
     dim, base = cfg.transformer.head_dim, cfg.transformer.rope_base
-    latents = rope(np.arange(cfg.latents), dim, base)
     rows, columns = (rope(grid[:, i], dim // 2, base) for i in (0, 1))
-    return np.concatenate([latents, np.concatenate([rows, columns], -1)])
+    patches = np.concatenate([rows, columns], -1)
+    if cfg.in_place:
+        return np.concatenate([patches[cells(cfg.latents, grid)], patches])
+    return np.concatenate([rope(np.arange(cfg.latents), dim, base), patches])
+
+
+def _own_places(cfg: TokenizerConfig, shape: tuple[int, int, int], net: Any) -> None:
+    """Give each latent the slot of the patch in its cell, and tie keys to queries in space layers."""
+    slots = net.slots[...]
+    place = cfg.latents + cells(cfg.latents, patch_grid(shape, cfg.patch))
+    net.slots[...] = slots.at[: cfg.latents].set(slots[place])
+    for layer in net.blocks.layers:
+        if not layer.along_time:
+            layer.attention.tie()
+
+
+def set_latent_scale(params: Params, scale: Float[Array, '']) -> Params:
+    """Return weights of encoder and decoder with latents so many times as large between them."""
+    return params | {
+        name: params[name] | {'latent_scale': scale} for name in ('encoder', 'decoder')
+    }
 
 
 class Encoder(nnx.Module):
@@ -80,10 +133,6 @@ class Encoder(nnx.Module):
     """
 
     def __init__(self, cfg: TokenizerConfig, shape: tuple[int, int, int], rngs: nnx.Rngs):
-        if shape[0] % cfg.patch[0] or shape[1] % cfg.patch[1]:
-            raise UserError(
-                f'patches of {cfg.patch} do not tile an image of {shape[:2]}; expected divisors of its sides'
-            )
         width, dtype = cfg.transformer.width, jnp.dtype(cfg.transformer.dtype)
         self.patches = len(patch_grid(shape, cfg.patch))
         self.embed = Linear(cfg.patch[0] * cfg.patch[1] * shape[2], width, dtype=dtype, rngs=rngs)
@@ -94,7 +143,15 @@ class Encoder(nnx.Module):
             cfg.transformer, _angles(cfg, shape), time_tokens=cfg.latents, rngs=rngs
         )
         self.readout = Linear(width, cfg.bottleneck, rngs=rngs)
+        self.latent_scale = nnx.Param(jnp.ones(())) if cfg.unit_latents else None
         self.cfg = cfg
+        if cfg.in_place:
+            _own_places(cfg, shape, self)
+
+    @property
+    def reach(self) -> int:
+        """Earlier frames that a frame's latents depend on."""
+        return self.blocks.time_layers * (self.cfg.transformer.context - 1)
 
     def empty(self, batch: int) -> Cache:
         return self.blocks.empty(batch, self.cfg.latents)
@@ -106,7 +163,8 @@ class Encoder(nnx.Module):
         hidden: Bool[Array, 'B T P'] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, 'B T Z b'], Cache | None]:
-        """Return latents in (-1, 1), and the cache with these frames in it, if one was given.
+        """Return latents, in (-1, 1) before they are scaled, and the cache with these frames in it,
+        if one was given.
 
         image: uint8 (0..255), bool or float (0..1). hidden: patches to mask.
         """
@@ -121,6 +179,8 @@ class Encoder(nnx.Module):
         mask = is_latent[:, None] | ~is_latent[None]
         x, written = self.blocks(x, is_first, jnp.asarray(mask), cache)
         z = jnp.tanh(self.readout(x[:, :, :n].astype(jnp.float32)))
+        if self.latent_scale is not None:
+            z = z * sg(self.latent_scale[...])
         return z, None if cache is None else self.blocks.commit(cache, written, is_first)
 
 
@@ -136,11 +196,18 @@ class Decoder(nnx.Module):
         self.embed = Linear(cfg.bottleneck, width, dtype=dtype, rngs=rngs)
         self.slots = embedding(rngs, cfg.latents + self.patches, width)
         self.blocks = BlockCausal(
-            cfg.transformer, _angles(cfg, shape), time_tokens=cfg.latents, rngs=rngs
+            cfg.transformer,
+            _angles(cfg, shape),
+            time_tokens=cfg.latents,
+            time_first=cfg.time_first,
+            rngs=rngs,
         )
         outputs = cfg.patch[0] * cfg.patch[1] * shape[2]
         self.readout = Linear(width, outputs, scale=cfg.readout_scale, rngs=rngs)
+        self.latent_scale = nnx.Param(jnp.ones(())) if cfg.unit_latents else None
         self.cfg, self.shape = cfg, shape
+        if cfg.in_place:
+            _own_places(cfg, shape, self)
 
     def empty(self, batch: int) -> Cache:
         return self.blocks.empty(batch, self.cfg.latents)
@@ -162,6 +229,8 @@ class Decoder(nnx.Module):
         in it, if one was given.
         """
         n = self.cfg.latents
+        if self.latent_scale is not None:
+            z = z / sg(self.latent_scale[...])
         x = self.embed(z)
         x = jnp.concatenate([x, jnp.zeros((*x.shape[:2], self.patches, x.shape[-1]), x.dtype)], 2)
         x = x + self.slots[...].astype(x.dtype)

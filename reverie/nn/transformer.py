@@ -127,6 +127,13 @@ class Attention(nnx.Module):
         q, k = self.norm_q(q), self.norm_k(k)
         return (rotate(q, angles), rotate(k, angles), v) if self.cfg.rope_base else (q, k, v)
 
+    def tie(self) -> None:
+        """Set the keys' kernel to the queries', so that a token attends to those like it at first."""
+        cfg, kernel = self.cfg, self.q.kernel[...].reshape(self.cfg.width, self.cfg.heads, -1)
+        keys = kernel[:, :: cfg.heads // cfg.kv_heads].reshape(cfg.width, -1)
+        values = jnp.split(self.kv.kernel[...], 2, -1)[1]
+        self.kv.kernel[...] = jnp.concatenate([keys, values], -1)
+
     def __call__(self, q: Array, groups: tuple[Keys, ...]) -> Float[Array, 'B S N D']:
         out = attend(q, groups, self.cfg.softcap, self.cfg.kernel).swapaxes(2, 3)
         return self.o(out.reshape(*out.shape[:3], -1))
@@ -247,6 +254,7 @@ class BlockCausal(nnx.Module):
     """Transformer of `time_every - 1` space layers and one time layer, repeated.
 
     time_tokens: time layers act on the first so many tokens of a frame; None for all of them.
+    time_first: the layers in reverse, each time layer before the space layers that read it.
     """
 
     def __init__(
@@ -255,9 +263,12 @@ class BlockCausal(nnx.Module):
         space_angles: np.ndarray,
         *,
         time_tokens: int | None = None,
+        time_first: bool = False,
         rngs: nnx.Rngs,
     ):
         along_time = [(i + 1) % cfg.time_every == 0 for i in range(cfg.layers)]
+        if time_first:
+            along_time.reverse()
         self.layers = nnx.List(Layer(cfg, t, rngs) for t in along_time)
         self.norm = cfg.normaliser()
         self.cfg = cfg

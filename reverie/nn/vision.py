@@ -17,9 +17,15 @@ from reverie.types import UserError
 
 
 def patchify(image: Float[Array, '*B h w c'], size: tuple[int, int]) -> Float[Array, '*B P p']:
-    """Cut images into non-overlapping patches, row by row; p = size[0] * size[1] * c."""
-    *lead, h, w, c = image.shape
-    ph, pw = size
+    """Cut images into non-overlapping patches, row by row; p = size[0] * size[1] * c.
+
+    Rows and columns that no whole patch holds are filled up with zeros below and on the right.
+    """
+    (ph, pw), lead = size, image.shape[:-3]
+    missing = [(0, -n % p) for n, p in zip(image.shape[-3:-1], size, strict=True)]
+    if any(n for _, n in missing):
+        image = jnp.pad(image, [(0, 0) for _ in lead] + [*missing, (0, 0)])
+    h, w, c = image.shape[-3:]
     x = image.reshape(*lead, h // ph, ph, w // pw, pw, c)
     n = len(lead)
     x = x.transpose(*range(n), n, n + 2, n + 1, n + 3, n + 4)
@@ -32,15 +38,16 @@ def unpatchify(
     """Inverse of `patchify` for images of `shape`."""
     *lead, _, _ = patches.shape
     (h, w, c), (ph, pw) = shape, size
-    x = patches.reshape(*lead, h // ph, w // pw, ph, pw, c)
+    rows, columns = -(-h // ph), -(-w // pw)
+    x = patches.reshape(*lead, rows, columns, ph, pw, c)
     n = len(lead)
     x = x.transpose(*range(n), n, n + 2, n + 1, n + 3, n + 4)
-    return x.reshape(*lead, h, w, c)
+    return x.reshape(*lead, rows * ph, columns * pw, c)[..., :h, :w, :]
 
 
 def patch_grid(shape: tuple[int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Row and column of every patch [P, 2]."""
-    rows, columns = np.arange(shape[0] // size[0]), np.arange(shape[1] // size[1])
+    """Row and column of every patch [P, 2], those that are filled up included."""
+    rows, columns = np.arange(-(-shape[0] // size[0])), np.arange(-(-shape[1] // size[1]))
     return np.stack(np.meshgrid(rows, columns, indexing='ij'), -1).reshape(-1, 2)
 
 

@@ -26,15 +26,17 @@ def draw_signal_step(
     k_max: int,
     bootstrap_rows: int,
     bootstrap_on: Bool[Array, ''] | bool = True,
+    every_step: bool = True,
 ) -> SignalStep:
     """Draw d and tau of every frame, tau ~ U{0, d, .., 1 - d}; Dreamer 4 eq. 4.
 
-    d ~ 1/U{1, 2, .., k_max/2} in the first `bootstrap_rows` rows (once `bootstrap_on`), d_min in
-    the others; splitting d_min from the rest by row is not from the paper.
+    d ~ 1/U{1, 2, .., k_max} in the first `bootstrap_rows` rows (once `bootstrap_on`), so that coarse
+    steps follow frames at d_min, as they do in sampling; d_min in the others, which is not from the
+    paper. every_step: whether d_min is among the draws; without, a coarse step never follows it.
     """
     finest = k_max.bit_length() - 1
     key_step, key_signal = jax.random.split(key)
-    coarse = jax.random.randint(key_step, lead, 0, max(finest, 1))
+    coarse = jax.random.randint(key_step, lead, 0, finest + 1 if every_step else max(finest, 1))
     is_bootstrap = (jnp.arange(lead[0]) < bootstrap_rows)[:, None] & bootstrap_on
     step_exponent = jnp.where(is_bootstrap, coarse, finest)
     cells = 2**step_exponent

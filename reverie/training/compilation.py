@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from reverie.io import warn
 from reverie.training import faults, state
-from reverie.training.setup import TrainSetup
+from reverie.training.setup import Inputs, TrainSetup
 from reverie.training.signals import EXIT
 from reverie.training.state import TrainState
 from reverie.training.update import Program, call_size, make_program
@@ -37,22 +37,20 @@ class Compiler:
         self.updates_per_call = updates_per_call
         self.ahead: Future[tuple[Program, Any]] | None = None
 
-    def program(
-        self, index: int, train: TrainState, data: PyTree, loaded: PyTree, updates: int
-    ) -> Program:
+    def program(self, index: int, train: TrainState, inputs: Inputs, updates: int) -> Program:
         """Return the program of a phase, compiled for such arguments.
 
         Raises OutOfMemoryError if an update does not fit beside what is on the device, SystemExit
         for a signal that comes meanwhile: a compiler cannot be stopped, and nothing is unsaved.
         """
         now = ThreadPoolExecutor(1, 'compiling')  # not this thread, which could not hear signals
-        compiling = self.ahead or now.submit(self._compile, index, train, data, loaded, updates)
+        compiling = self.ahead or now.submit(self._compile, index, train, inputs, updates)
         now.shutdown(wait=False)
         (program, compiled), self.ahead = self._wait(compiling), None
         available = state.available_bytes(jax.devices()[0])
         faults.check_fits(self.setup.phases[index], self.setup.seeds, compiled, available)
-        if loaded is None and jax.default_backend() == 'cpu':
-            self._compile_next(index + 1, data)
+        if not jax.tree.leaves(inputs.loaded) and jax.default_backend() == 'cpu':
+            self._compile_next(index, inputs.data)
         return program
 
     def _wait(self, compiling: Future[tuple[Program, Any]]) -> tuple[Program, Any]:
@@ -65,21 +63,27 @@ class Compiler:
         return compiling.result()
 
     def _compile(
-        self, index: int, train: TrainState, data: PyTree, loaded: PyTree, updates: int
+        self, index: int, train: TrainState, inputs: Inputs, updates: int
     ) -> tuple[Program, Any]:
         """Return a phase's program and XLA's executable for such arguments, arrays or shapes."""
         setup = self.setup
         shardings = None if setup.mesh is None else state.train_sharding(setup.mesh, train)
         program = make_program(setup.phases[index], setup.source, setup.mesh, shardings)
         keys = setup.phase_keys(index)
-        return program, program.call.lower(train, data, loaded, keys, updates=updates).compile()
+        data, loaded, fixed, long = inputs
+        lowered = program.call.lower(train, data, loaded, keys, fixed, long, updates=updates)
+        return program, lowered.compile()
 
     def _compile_next(self, index: int, data: PyTree) -> None:
-        """Start compiling the first phase from `index` on that is trained here, if it has steps."""
+        """Start compiling the first phase after `index` that is trained here, if it has steps."""
         phases = self.setup.phases
+        data = self.setup.data_after(index, data)
+        index += 1
         while index < len(phases) and phases[index].name in self.setup.given:
             index += 1
         if index < len(phases) and phases[index].steps:
             updates = call_size(phases[index].steps, self.updates_per_call)
-            expected = self.setup.expected(index)
-            self.ahead = self.executor.submit(self._compile, index, expected, data, None, updates)
+            expected, phase = self.setup.expected(index), phases[index]
+            long = self.setup.long(phase, 0, updates)
+            inputs = Inputs(data, None if long is None else (None, None), phase.fixed, long)
+            self.ahead = self.executor.submit(self._compile, index, expected, inputs, updates)

@@ -54,7 +54,9 @@ def dump(
     float32. A full disk is survived.
     """
     skipped = jax.device_get(skipped)
-    leaves = jax.tree_util.tree_leaves_with_path(skipped.batch)
+    assert phase.long is None or len(skipped.batches) == 2
+    long = phase.long is not None and phase.long.at(int(skipped.update), phase.steps)
+    leaves = jax.tree_util.tree_leaves_with_path(skipped.batches[long])
     arrays = {'/'.join(str(key_name(k)) for k in path): np.asarray(x) for path, x in leaves}
     arrays = {
         name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()

@@ -20,7 +20,20 @@ RENAMED = {
     'isolated': 'single_image_rate',
 }
 # Name of a part of a config -> fields that are newer than a run, as things were before.
-NEWER = {'tokenizer': {'pixel_mean': 0.0, 'pixel_std': 1.0, 'readout_scale': 1.0}}
+NEWER: dict[str, dict[str, Any]] = {
+    'tokenizer': {
+        'pixel_mean': 0.0, 'pixel_std': 1.0, 'readout_scale': 1.0, 'time_first': False,
+        'in_place': False, 'cache_latents': False, 'unit_latents': False,
+    },
+    'dynamics': {'action_init': 0.0},
+    'config': {'mixed_steps': False},
+    **{
+        name: {'long_length': 0, 'long_share': 0.1, 'long_end': 0.0}
+        for name in ('phase', 'tokenizer_phase', 'dynamics_phase', 'finetune_phase', 'imagine_phase')
+    },
+}  # fmt: skip
+# Part -> a field that tells Dreamer 4's from that of another agent.
+MARKED = {'dynamics': 'k_max', 'config': 'bootstrap_fraction', 'phase': 'muon'}
 # Phase and parameter group of Dreamer 4 in version 1, an agent of its own since (`agents.bc`).
 GONE = 'bc'
 
@@ -96,7 +109,9 @@ def _renamed(tree: Any, at: str) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     found = {_key(f'{at}.{name}', name): _renamed(x, f'{at}.{name}') for name, x in tree.items()}
-    return {**NEWER.get(at.rpartition('.')[2], {}), **found}
+    part = at.rpartition('.')[2]
+    newer = NEWER.get(part, {}) if part not in MARKED or MARKED[part] in found else {}
+    return {**newer, **found}
 
 
 def _key(path: str, key: str) -> str:

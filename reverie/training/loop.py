@@ -11,6 +11,7 @@ from reverie.errors import ExportError
 from reverie.io import warn
 from reverie.training import checkpoint, faults, warm
 from reverie.training.compilation import Compiler
+from reverie.training.held_out import HeldOut
 from reverie.training.metrics import Sink
 from reverie.training.progress import Call, PhaseLog
 from reverie.training.run_folder import Saver
@@ -108,6 +109,7 @@ class Loop:
     saver: Saver
     sinks: Sequence[Sink]
     scoring: Scoring | None
+    held_out: HeldOut | None
     log_every_s: float
     updates_per_call: int
     max_streak: int
@@ -126,6 +128,7 @@ class Loop:
                 self.saver.save(index, params, None, phase.steps)
                 continue
             with faults.short_memory(phase, setup.seeds):
+                setup.begin_latents(index, params if train is None else train.params)
                 params = self.phase(index, setup.begin(index, params) if train is None else train)
             train = None
         return params
@@ -139,20 +142,25 @@ class Loop:
         setup.source.set_params(train.params)
         while step < phase.steps:
             updates = min(size, phase.steps - step)
-            data, loaded = setup.fetch(phase, updates)
+            inputs = setup.fetch(phase, step, updates)
             # The call takes the weights' buffers; the next `load`, which runs beside it, acts with
             # a copy of them.
             setup.source.set_params(train.params)
             played = setup.source.metrics()
             if program is None:
-                program = self.compiler.program(index, train, data, loaded, updates)
-            train, metrics, *rest = program.call(train, data, loaded, keys, updates=updates)
+                program = self.compiler.program(index, train, inputs, updates)
+            data, loaded, fixed, long = inputs
+            train, metrics, *rest = program.call(
+                train, data, loaded, keys, fixed, long, updates=updates
+            )
             step += updates
             compiled = len(program.compile_log)
             log.push(Call(step, updates, compiled, {**metrics, **played}, *rest))
+            # Looked at now: the next call takes the weights' buffers.
+            if self.held_out is not None and self.held_out.due(phase, step - updates, step):
+                log.flush(scores=self.held_out.losses(phase, train.params, step))
             if self._score_due(index, step - updates, step):
                 assert self.scoring is not None
-                # Played now: the next call takes the weights' buffers.
                 log.flush(scores=self.scoring.play(train.params))
             if self.saver.due and step < phase.steps:
                 log.flush()
@@ -165,7 +173,8 @@ class Loop:
         setup, phase = self.setup, self.setup.phases[index]
         failure = self._export(train)
         train = swap_mean(train, phase)
-        params = train.params
+        params = setup.end_tokenizer(index, train.params)
+        train = train._replace(params=params)
         last = index == len(setup.phases) - 1  # a finished run may be asked for more
         kept = last or (self.saver.checkpoints.keep_phase_ends and not setup.source.plays)
         self.saver.save(index, params, train if kept else None, phase.steps)

@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from reverie.data.source import Source
 from reverie.training import checkpoint, warm
 from reverie.training.compilation import Compiler
+from reverie.training.held_out import HeldOut
+from reverie.training.latents import LatentCache
 from reverie.training.legacy import read_config
 from reverie.training.loop import Loop, Position, Scoring, begun, restored
 from reverie.training.metrics import Jsonl, Sink
@@ -29,7 +31,7 @@ from reverie.training.run_folder import (
 )
 from reverie.training.setup import TrainSetup
 from reverie.training.signals import caught_signals
-from reverie.types import Agent, Params, UserError
+from reverie.types import Agent, Params, Tokenizing, UserError
 
 
 def run(
@@ -44,6 +46,7 @@ def run(
     updates_per_call: int = 50,
     sinks: Sequence[Sink] = (),
     scoring: Scoring | None = None,
+    held_out: Source | None = None,
     init: warm.Init | None = None,
     config: Any = None,
     safe: Sequence[str] = CADENCE,
@@ -63,6 +66,7 @@ def run(
     updates_per_call: gradient steps between two looks at the clock and at signals.
     sinks: besides metrics.jsonl, which is always written. They are closed at the end.
     scoring: how the agent is scored along the way, if it is.
+    held_out: recordings that nothing is trained on, whose losses are logged.
     init: the run that finished phases or parameter groups are taken from, if any; the rest begins
     fresh.
     config: a dataclass or dict, saved; a folder made with another is refused unless the key is in
@@ -93,6 +97,7 @@ def run(
             jnp.stack([jax.random.key(seed + i) for i in range(seeds)])
         ),
         mesh=mesh,
+        latents=_latents(agent, folder, source, held_out),
     )
     checkpoints = checkpoint.CheckpointManager(folder / 'checkpoints', max_to_keep, keep_phase_ends)
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
@@ -119,12 +124,25 @@ def run(
             ),
             sinks=(log, *sinks),
             scoring=scoring,
+            held_out=None if held_out is None else HeldOut(held_out),
             log_every_s=log_every_s,
             updates_per_call=updates_per_call,
             max_streak=max_streak,
         )
         # Nothing but the loop holds the first parameters, which would stay in memory to the end.
         return loop.run(_position(setup, checkpoints.folder, start, log, clock))
+
+
+def _latents(
+    agent: Agent, folder: pathlib.Path, source: Source, held_out: Source | None
+) -> LatentCache | None:
+    """The cache of an agent that learns from a tokenizer's latents of recordings, if it does."""
+    if source.recordings is None or not isinstance(agent, Tokenizing):
+        return None
+    if not (agent.caches_latents or agent.scales_latents):
+        return None
+    sources = {'train': source} | ({} if held_out is None else {'held_out': held_out})
+    return LatentCache(folder, agent, sources)
 
 
 def _check_longer(setup: TrainSetup, folder: pathlib.Path, config: dict[str, Any]) -> None:

@@ -2,16 +2,28 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from reverie.data.source import Source
 from reverie.training import state
+from reverie.training.latents import LatentCache
 from reverie.training.state import TrainState
-from reverie.types import Agent, Params, Phase
+from reverie.types import Agent, Params, Phase, UserError
+
+
+class Inputs(NamedTuple):
+    """Inputs of a program's call beside the train state and the keys, see `update.Program`."""
+
+    data: PyTree
+    loaded: PyTree
+    fixed: Params
+    long: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +36,7 @@ class TrainSetup:
     source: Source
     keys: Key[Array, 'seeds 2']  # for initialisation, for training
     mesh: Mesh | None
+    latents: LatentCache | None = None  # of recordings, for an agent with a tokenizer
 
     @property
     def seeds(self) -> int:
@@ -34,6 +47,11 @@ class TrainSetup:
         for index, phase in enumerate(self.phases):
             params = self._shapes[index].params
             self.source.check(params, phase.batch, phase.length, self.seeds)
+            if phase.long is not None and self.source.plays:
+                raise UserError(
+                    f'phase {phase.name}: long_length={phase.long.length}, but windows of an agent '
+                    'that plays have one length'
+                )
 
     def init(self) -> Params:
         """Return fresh params [seeds, ...], made seed by seed, so that each starts as it would
@@ -75,15 +93,57 @@ class TrainSetup:
         """Return the keys that the updates of a phase are folded from."""
         return jax.vmap(lambda key: jax.random.fold_in(key, index))(self.keys[:, 1])
 
-    def fetch(self, phase: Phase, updates: int) -> tuple[PyTree, PyTree]:
-        """Return (data, loaded) for the next updates, on every device of the mesh."""
-        loaded = self.source.load(updates, phase.batch, phase.length, self.seeds, phase.relevant)
+    def fetch(self, phase: Phase, step: int, updates: int) -> Inputs:
+        """Return the inputs of updates from number `step` on, on every device of the mesh."""
+        long = self.long(phase, step, updates)
+        if long is None:
+            loaded = self._load(phase, updates)
+        else:
+            loaded = (self._load(phase, ~long), self._load(phase.longer, long))
+        inputs = Inputs(self.source.data, loaded, phase.fixed, long)
         if self.mesh is None:
-            return self.source.data, loaded
-        fetched: tuple[PyTree, PyTree] = jax.device_put(
-            (self.source.data, loaded), state.replicated(self.mesh)
-        )
+            return inputs
+        fetched: Inputs = jax.device_put(inputs, state.replicated(self.mesh))
         return fetched
+
+    def long(self, phase: Phase, step: int, updates: int) -> np.ndarray | None:
+        """Tell which updates have longer windows; None for a phase without."""
+        if phase.long is None:
+            return None
+        return np.array([phase.long.at(step + i, phase.steps) for i in range(updates)])
+
+    def data_after(self, index: int, data: PyTree) -> PyTree:
+        """Return the data of the phases after one: `data`, or shapes of it with latents."""
+        if self.latents is None or not self.phases[index].tokenizes:
+            return data
+        return self.latents.outline(self._shapes[index].params, data, self.seeds)
+
+    def begin_latents(self, index: int, params: Params) -> None:
+        """Let a phase that comes after a tokenizer's learn from latents."""
+        if self.latents is not None and any(p.tokenizes for p in self.phases[:index]):
+            self.latents.use(params)
+
+    def end_tokenizer(self, index: int, params: Params) -> Params:
+        """Return the weights that a phase leaves behind, with its latents fixed."""
+        if self.latents is None or not self.phases[index].tokenizes:
+            return params
+        return self.latents.end_tokenizer(params)
+
+    def _load(self, phase: Phase, updates: int | np.ndarray) -> PyTree:
+        """Load the host's part of a number of updates, or of those marked among them, the others
+        left blank.
+        """
+        count = updates if isinstance(updates, int) else max(int(updates.sum()), 1)
+        loaded = self.source.load(count, phase.batch, phase.length, self.seeds, phase.relevant)
+        if isinstance(updates, int):
+            return loaded
+
+        def spread(x: np.ndarray) -> np.ndarray:
+            found = np.zeros((len(updates), *x.shape[1:]), x.dtype)
+            found[updates] = x[: updates.sum()]
+            return found
+
+        return jax.tree.map(spread, loaded)
 
     def gradient_steps(self, index: int, step: int) -> int:
         """Return the gradient steps of this phase and those before it."""

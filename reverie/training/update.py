@@ -85,16 +85,18 @@ def check_groups(phase: Phase, params: Params, groups: Params) -> None:
 
 
 def learn(
-    phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray
+    phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray, fixed: Params
 ) -> tuple[TrainState, Metrics, PyTree, Bool[Array, '']]:
     """Take one gradient step of one seed; return (state, metrics, memory for replay or None, ok).
 
-    Where losses, gradients or updates are not finite, ok is false and only counters change.
+    fixed: groups of `phase.fixed`. Where losses, gradients or updates are not finite, ok is false
+    and only counters change.
     """
     trained = phase.trained(state.params)
 
     def objective(trained: Params) -> Any:
-        outcome = Outcome(*phase.loss({**state.params, **trained}, batch, key, state.step))
+        params = {**state.params, **trained, **fixed}
+        outcome = Outcome(*phase.loss(params, batch, key, state.step))
         check_losses(phase, outcome.losses)
         check_groups(phase, state.params, outcome.groups or {})
         means = {name: x.astype(jnp.float32).mean() for name, x in outcome.losses.items()}
@@ -142,21 +144,22 @@ class SkippedUpdate(NamedTuple):
 
     update: Int[Array, '']  # of the phase, from 0; -1 if none was skipped
     key: Array  # key data of the loss
-    batch: Batch
+    batches: tuple[Batch, ...]  # the update's; where windows have two lengths, the other's is blank
 
 
 def update(
     phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics]:
     """Take one gradient step of one seed by `learn`; return (state, metrics)."""
-    return learn(phase, state, batch, key)[:2]
+    return learn(phase, state, batch, key, phase.fixed)[:2]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Compiled updates of a phase.
 
-    `call(state, data, loaded, keys [seeds], updates)` donates state and returns: state; metrics
+    `call(state, data, loaded, keys [seeds], fixed, long [updates], updates)` donates state; `loaded`
+    is a pair and `long` tells which updates take the second where windows have two lengths. Returns: state; metrics
     {name: [seeds]}; streak [seeds, updates]; history {name: [seeds, updates]} of losses and norms;
     memory [seeds, updates, B, T, ...] for a replay on the host, else None; the `SkippedUpdate`
     [seeds, ...] of the call.
@@ -188,60 +191,88 @@ def make_program(
 
     `source.data` is an argument of it: a constant would be folded into the executable.
     """
-    rows = None if mesh is None else batch_sharding(mesh, phase.batch)
     compile_log: list[int] = []
+    sorts = (phase,) if phase.long is None else (phase, phase.longer)
+    rows = [None if mesh is None else batch_sharding(mesh, sort.batch) for sort in sorts]
 
-    @functools.partial(jax.jit, inline=True)  # so that its shapes cost no second tracing
+    @functools.partial(jax.jit, inline=True, static_argnames='sort')  # its shapes cost no tracing
     def draw(
-        state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray
+        state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, sort: int
     ) -> tuple[TrainState, Batch, Metrics]:
+        its = sorts[sort]
         live, batch, played = source.sample(
-            state.live, state.params, data, loaded, key, phase.batch, phase.length, phase.relevant
+            state.live, state.params, data, loaded, key, its.batch, its.length, its.relevant
         )
         return state._replace(live=live), batch, played
 
     def one_seed(
-        state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, updates: int
-    ) -> Any:
-        def body(carry: Any, loaded: PyTree) -> Any:
+        state: TrainState, data: PyTree, loaded: PyTree, key: PRNGKeyArray, fixed: Params,
+        long: Array | None, updates: int,
+    ) -> Any:  # fmt: skip
+        def step(sort: int, carry: Any, loaded: PyTree) -> Any:
             state, skipped = carry
             sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-            state, batch, played = draw(state, data, loaded, sample_key)
-            if rows is not None:
-                batch = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
-            given = SkippedUpdate(state.step, jax.random.key_data(loss_key), batch)
-            state, metrics, memory, ok = learn(phase, state, batch, loss_key)
+            state, batch, played = draw(state, data, loaded[sort], sample_key, sort)
+            if rows[sort] is not None:
+                where = rows[sort]
+                batch = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, where), batch)
+            batches = tuple(batch if i == sort else b for i, b in enumerate(blank))
+            given = SkippedUpdate(state.step, jax.random.key_data(loss_key), batches)
+            state, metrics, memory, ok = learn(sorts[sort], state, batch, loss_key, fixed)
             skipped = select(ok | (skipped.update >= 0), skipped, given)
             if memory is not None:
                 live, memory = source.write_memory(state.live, memory, ok)
                 state = state._replace(live=live)
             return (state, skipped), ({**metrics, **played}, state.streak, memory)
 
-        like = jax.eval_shape(draw, state, data, jax.tree.map(lambda x: x[0], loaded), key)[1]
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        def body(carry: Any, given: tuple[PyTree, Array | None]) -> Any:
+            loaded, long = given
+            if long is None:
+                return step(0, carry, loaded)
+            either = [functools.partial(step, sort) for sort in (1, 0)]
+            return jax.lax.cond(long, *either, carry, loaded)
+
+        first = jax.tree.map(lambda x: x[0], loaded)
+        like = [
+            jax.eval_shape(functools.partial(draw, sort=i), state, data, first[i], key)[1]
+            for i in range(len(sorts))
+        ]
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tuple(like))
         none = SkippedUpdate(jnp.int32(-1), jnp.zeros_like(jax.random.key_data(key)), blank)
         (state, skipped), (metrics, streak, memory) = jax.lax.scan(
-            body, (state, none), loaded, length=updates
+            body, (state, none), (loaded, long), length=updates
         )
         history = {name: x for name, x in metrics.items() if name.startswith(('loss/', 'opt/'))}
         metrics = {**over_updates(metrics), 'opt/skipped': state.skipped.astype(jnp.float32)}
         return state, metrics, streak, history, memory, skipped
 
     def call(
-        state: TrainState, data: PyTree, loaded: PyTree, keys: Key[Array, ' seeds'], updates: int
+        state: TrainState,
+        data: PyTree,
+        loaded: PyTree,
+        keys: Key[Array, ' seeds'],
+        fixed: Params | None = None,
+        long: Bool[Array, ' updates'] | None = None,
+        *,
+        updates: int,
     ) -> Any:
         compile_log.append(updates)
+        fixed = fixed or {}
+        loaded = loaded if len(sorts) > 1 else (loaded,)
         if keys.shape[0] == 1:
             # vmap over one seed turns matmuls and convolutions into batched ones, for nothing.
             alone = jax.tree.map(lambda x: x[0], state)
             loaded = jax.tree.map(lambda x: x[:, 0], loaded)
-            results = one_seed(alone, data, loaded, keys[0], updates)
+            results = one_seed(
+                alone, source.of_seed(data, 0), loaded, keys[0], fixed, long, updates
+            )
             return jax.tree.map(lambda x: x[None], results)
 
-        def each(state: TrainState, loaded: PyTree, key: PRNGKeyArray) -> Any:
-            return one_seed(state, data, loaded, key, updates)
+        def each(state: TrainState, loaded: PyTree, key: PRNGKeyArray, seed: Array) -> Any:
+            return one_seed(state, source.of_seed(data, seed), loaded, key, fixed, long, updates)
 
-        return jax.vmap(each, in_axes=(0, 1, 0))(state, loaded, keys)
+        seeds = jnp.arange(keys.shape[0])
+        return jax.vmap(each, in_axes=(0, 1, 0, 0))(state, loaded, keys, seeds)
 
     out = None if shardings is None else (shardings, None, None, None, None, None)
     return Program(

@@ -1,6 +1,5 @@
 import functools
 import json
-import logging
 
 import jax
 import numpy as np
@@ -42,7 +41,8 @@ def sampler(source, batch, length, relevant):
 def make(kind, dataset, **options):
     if kind == 'resident':
         return Resident(Episodes(dataset), **options)
-    return Streaming(Episodes(dataset), group_frames=150, **options)
+    episodes = Episodes(dataset)
+    return Streaming(episodes, group_bytes=150 * episodes.bytes_per_frame, **options)
 
 
 @pytest.fixture(scope='module')
@@ -149,16 +149,33 @@ def test_the_share_of_relevant_rows_is_exact(dataset, kind, fraction, count):
 
 @pytest.mark.parametrize('kind', ['resident', 'streaming'])
 def test_without_positive_rewards_relevant_rows_are_uniform_and_that_is_said(
-    tmp_path, world, steps, kind, caplog
+    tmp_path, world, steps, kind, capsys
 ):
     flat = [s._replace(reward=-np.abs(s.reward)) for s in steps]
     path = world.write(tmp_path / 'd', flat)
-    with caplog.at_level(logging.WARNING):
-        source = make(kind, path)
-    assert [r.message for r in caplog.records if 'no step has a positive reward' in r.message]
-    assert not source.has_rewarded
+    source = make(kind, path)
+    draw(source, relevant=0.0)
+    assert not capsys.readouterr().err
     batch = draw(source)
+    assert capsys.readouterr().err.count('no step has a positive reward') == 1
     assert (batch.relevant.sum(-1) == B // 2).all() and not (batch.step.reward > 0).any()
+
+
+@pytest.mark.parametrize('rewards', [True, False])
+@pytest.mark.parametrize('kind', ['resident', 'streaming'])
+def test_relevant_rows_come_from_labelled_steps(tmp_path, world, steps, kind, rewards):
+    """A policy learns nothing from a window without actions, however much reward it holds."""
+    if not rewards:
+        steps = [s._replace(reward=np.zeros_like(s.reward)) for s in steps]
+    path = world.write(tmp_path / 'd', steps)
+    batch = draw(make(kind, path, label_fraction=0.25), updates=40, length=2)
+    relevant = batch.relevant
+    # a window may begin before the step that it was drawn for, in an episode without labels
+    assert batch.has_action[relevant].mean() > 0.8
+    assert batch.has_action[~relevant].mean() < 0.5
+    rewarded = (batch.step.reward > 0).any(-1)[relevant]
+    # a group that is read at once may hold no labelled reward
+    assert rewarded.all() == rewards if kind == 'resident' else (rewarded.mean() > 0.8) == rewards
 
 
 @pytest.mark.parametrize('kind', ['resident', 'streaming'])
@@ -219,7 +236,7 @@ def test_streaming_differs_between_seeds_of_training_and_of_data(dataset):
 def test_a_group_as_large_as_the_data_holds_every_episode_once_in_random_order(
     dataset, world, steps
 ):
-    source = Streaming(Episodes(dataset), group_frames=10**6)
+    source = Streaming(Episodes(dataset))
     source.load(1, B, T, 1)
     _, number = world.read_frame(unpack(source._group.obs, source.schema))
     order = number[np.flatnonzero(source._group.flags & FIRST)]
@@ -285,7 +302,9 @@ def test_lost_episodes_are_never_seen_and_too_many_stop_the_source(
     episodes = Episodes(path, max_lost=0.5)
     gone = set(episodes.lost)
     make_one = lambda: (
-        Resident(episodes) if kind == 'resident' else Streaming(episodes, group_frames=150)
+        Resident(episodes)
+        if kind == 'resident'
+        else Streaming(episodes, group_bytes=150 * episodes.bytes_per_frame)
     )
     source = make_one()
     _, number = world.read_frame(draw(source, updates=30).step.obs)

@@ -146,7 +146,9 @@ class Choice(Ring):
 
 
 @pytest.mark.parametrize(
-    'kind', [Resident, lambda e: Streaming(e, group_frames=500)], ids=['resident', 'streaming']
+    'kind',
+    [Resident, lambda e: Streaming(e, group_bytes=500 * e.bytes_per_frame)],
+    ids=['resident', 'streaming'],
 )
 def test_a_perfect_model_keeps_every_cell_and_says_every_event(episodes, kind):
     found = measure(kind(episodes), Ring())

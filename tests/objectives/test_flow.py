@@ -77,14 +77,23 @@ def test_levels_lie_on_the_grid_of_their_step_and_cover_it():
     signal_level, step_exponent = np.asarray(noise.signal_level), np.asarray(noise.step_exponent)
     assert (step_exponent[200:] == 4).all()
     for e in range(5):
-        rows = signal_level[:200][step_exponent[:200] == e] if e < 4 else signal_level[200:]
+        rows = signal_level[step_exponent == e]
         cells, counts = np.unique(rows, return_counts=True)
         np.testing.assert_array_equal(cells, np.arange(0, K_MAX, K_MAX >> e))  # 0, d, .., 1 - d
         assert counts.min() > 0.8 * counts.mean()
-    assert [(step_exponent[:200] == e).mean() for e in range(4)] == pytest.approx(
-        [0.25] * 4, abs=0.02
+    assert [(step_exponent[:200] == e).mean() for e in range(5)] == pytest.approx(
+        [0.2] * 5, abs=0.02
     )
-    assert (step_exponent[:200] < 4).all()
+
+
+@pytest.mark.parametrize('every_step', [True, False])
+def test_coarse_steps_follow_the_finest_as_they_do_in_sampling(every_step):
+    """Sampling puts a frame at d = 1/4 behind frames at d_min: one in five of them, or none."""
+    noise = draw_signal_step(jax.random.key(0), (400, 50), K_MAX, 200, True, every_step)
+    e = np.asarray(noise.step_exponent[:200])
+    follows = (e[:, 1:] == 2) & (e[:, :-1] == 4)
+    share = follows.sum() / (e[:, 1:] == 2).sum()
+    assert share == pytest.approx(0.2 if every_step else 0.0, abs=0.03)
 
 
 def test_before_the_warmup_is_over_no_row_bootstraps():

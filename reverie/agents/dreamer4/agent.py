@@ -5,20 +5,38 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.agents.dreamer4 import losses
 from reverie.agents.dreamer4.config import Dreamer4Config, PhaseConfig
-from reverie.agents.dreamer4.networks import ACTING, ShortcutActor, networks, world_model
+from reverie.agents.dreamer4.networks import (
+    ACTING,
+    ShortcutActor,
+    has_policy,
+    networks,
+    world_model,
+)
 from reverie.models.shortcut import ShortcutModel
+from reverie.models.tokenizer import set_latent_scale
+from reverie.nn.lpips import load as weights
 from reverie.nn.networks import copy
 from reverie.nn.optim import muon_or_adamw
-from reverie.types import EnvSpec, Params, Phase, ReadOut, State, UserError
+from reverie.types import EnvSpec, LongWindows, Params, Phase, ReadOut, State, UserError
 
 TOKENIZER = tuple(
     f'tokenizer.{name}'
-    for name in ('patch', 'latents', 'bottleneck', 'transformer', 'pixel_mean', 'pixel_std')
+    for name in (
+        'patch',
+        'latents',
+        'bottleneck',
+        'transformer',
+        'pixel_mean',
+        'pixel_std',
+        'in_place',
+        'unit_latents',
+    )
 )
 DYNAMICS = (
     *TOKENIZER,
@@ -31,12 +49,15 @@ class Dreamer4:
     """Parameter groups: encoder, decoder, dynamics, policy, reward, cont, value, and prior, the
     frozen copy of the policy that imagination training starts from.
 
-    Raises UserError for environments without images or discrete actions.
+    Where actions are not discrete it is a world model alone: encoder, decoder and dynamics, and the
+    phases that train them. task: number, among those of the spec, that it acts and dreams for.
+
+    Raises UserError for environments without images.
     """
 
     shaped_by: Mapping[str, tuple[str, ...]] = {
         'encoder': TOKENIZER,
-        'decoder': (*TOKENIZER, 'tokenizer.pixels'),
+        'decoder': (*TOKENIZER, 'tokenizer.pixels', 'tokenizer.time_first'),
         'dynamics': DYNAMICS,
         'policy': (*HEAD, 'multi_token'),
         'prior': (*HEAD, 'multi_token'),
@@ -45,7 +66,7 @@ class Dreamer4:
         'value': (*HEAD, 'bins'),
     }
 
-    def __init__(self, cfg: Dreamer4Config, spec: EnvSpec):
+    def __init__(self, cfg: Dreamer4Config, spec: EnvSpec, task: int = 0):
         if cfg.finetune_phase.relevant >= 1:
             raise UserError(
                 f'finetune_phase.relevant={cfg.finetune_phase.relevant:g}: expected less than 1; '
@@ -53,26 +74,36 @@ class Dreamer4:
             )
         self.cfg = cfg
         self.spec = spec
+        self.task = task
         self.networks = networks(cfg, spec)
+        self.has_policy = has_policy(spec)
         self.phases = self._phases()
-        actor = ShortcutActor(self.networks)
+        actor = ShortcutActor(self.networks, task)
         acting: Callable[[Params], Params] = lambda params: {name: params[name] for name in ACTING}
-        self.readouts: Mapping[str, ReadOut] = {
-            'imagination': ReadOut(actor, acting),
-            'wm_bc': ReadOut(actor, lambda params: acting(params) | {'policy': params['prior']}),
-        }
+        self.readouts: Mapping[str, ReadOut] = {}
+        if self.has_policy:
+            prior: Callable[[Params], Params] = lambda params: (
+                acting(params) | {'policy': params['prior']}
+            )
+            self.readouts = {'imagination': ReadOut(actor, acting), 'wm_bc': ReadOut(actor, prior)}
+        encoder = cfg.tokenizer
+        layers = encoder.transformer.layers // encoder.transformer.time_every
+        self.reach = layers * (encoder.transformer.context - 1)
+        self.caches_latents, self.scales_latents = encoder.cache_latents, encoder.unit_latents
 
     def _phases(self) -> tuple[Phase, ...]:
         """Algorithm 1: tokenizer and dynamics (pretraining), finetuning, imagination."""
         cfg = self.cfg
         lpips = {} if cfg.perceptual is None else {'lpips': 0.2}
-        return (
+        pretraining = (
             self._phase(
                 'tokenizer',
                 cfg.tokenizer_phase,
                 losses.tokenizer_loss,
                 ('encoder', 'decoder'),
                 {'recon': 1.0} | lpips,
+                fixed={} if cfg.perceptual is None else {'lpips': weights(cfg.perceptual)},
+                tokenizes=True,
             ),
             self._phase(
                 'dynamics',
@@ -81,6 +112,11 @@ class Dreamer4:
                 ('dynamics',),
                 {'shortcut': 1.0},
             ),
+        )
+        if not self.has_policy:
+            return pretraining
+        return (
+            *pretraining,
             self._phase(
                 'finetune',
                 cfg.finetune_phase,
@@ -97,6 +133,7 @@ class Dreamer4:
                 begin=lambda params: {**params, 'prior': copy(params['policy'])},
                 # beta KL starts at 0: divided by its own size it would forbid every change
                 rms_decay=None,
+                held_out=False,
             ),
         )
 
@@ -122,21 +159,40 @@ class Dreamer4:
         """Fresh weights of every group."""
         key, _ = jax.random.split(key)  # the other half is `agents.bc`'s
         params = self.networks.init(nnx.Rngs(key))
-        return params | {'prior': copy(params['policy'])}
+        return params | {'prior': copy(params['policy'])} if self.has_policy else params
 
     def model(self, params: Params, *, images: bool = True) -> ShortcutModel:
         """The four-method world model; without `images` it neither observes nor decodes frames."""
-        return world_model(self.networks(params), images=images)
+        return world_model(self.networks(params), images=images, task=self.task)
 
-    def expected_return(self, params: Params, feat: Float[Array, '*B D']) -> Float[Array, '*B']:
-        """The critic's mean."""
+    def tokenize(
+        self, params: Params, obs: Array, is_first: Bool[Array, 'B T']
+    ) -> Float[Array, 'B T Z b']:
+        """Latents of frames, as `Tokenizing` says."""
+        latents: Array = self.networks(params).encoder(obs, is_first)[0]
+        return latents
+
+    def with_latent_scale(self, params: Params, scale: Float[Array, '']) -> Params:
+        """Weights of a tokenizer whose latents are so many times as large."""
+        return set_latent_scale(params, scale)
+
+    def expected_return(
+        self, params: Params, feat: Float[Array, '*B D']
+    ) -> Float[Array, '*B'] | None:
+        """The critic's mean; None for a world model alone."""
+        if not self.has_policy:
+            return None
         mean: Array = self.networks(params).value(feat).mean()
         return mean
 
     def choose(
         self, params: Params, state: State, feat: Float[Array, 'N D'], key: PRNGKeyArray
-    ) -> tuple[Float[Array, 'N A'], Float[Array, 'N A']]:
-        """A draw of the policy, one-hot, and the probabilities it was drawn with."""
+    ) -> tuple[Float[Array, 'N A'], Float[Array, 'N A'] | None]:
+        """A draw of the policy, one-hot, and the probabilities it was drawn with; a world model alone
+        takes the action of all zeros.
+        """
+        if not self.has_policy:
+            return jnp.zeros((len(feat), self.spec.actions.size)), None
         policy = self.networks(params).policy(feat)
         return policy.sample(key), jax.nn.softmax(policy.logits, -1)
 
@@ -157,7 +213,11 @@ class Dreamer4:
     def with_sampling_steps(self, steps: int) -> 'Dreamer4':
         """The same agent, dreaming with K = `steps`."""
         dynamics = dataclasses.replace(self.cfg.dynamics, sampling_steps=steps)
-        return Dreamer4(dataclasses.replace(self.cfg, dynamics=dynamics), self.spec)
+        return Dreamer4(dataclasses.replace(self.cfg, dynamics=dynamics), self.spec, self.task)
+
+    def with_task(self, task: int) -> 'Dreamer4':
+        """The same agent, told another task."""
+        return Dreamer4(self.cfg, self.spec, task)
 
 
 def phase_of(
@@ -189,5 +249,8 @@ def phase_of(
         relevant=cfg.relevant,
         ema_decay=cfg.ema_decay,
         scheduled=cfg.decay > 0,
+        long=LongWindows(cfg.long_length, cfg.long_share, cfg.long_end)
+        if cfg.long_length
+        else None,
         **options,
     )

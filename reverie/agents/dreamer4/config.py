@@ -1,9 +1,7 @@
 """The configuration of a Dreamer 4, and the optimiser of its phases."""
 
 import dataclasses
-from collections.abc import Callable
-
-from jaxtyping import Array
+from typing import Literal
 
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
@@ -20,6 +18,13 @@ class PhaseConfig:
     """Windows per update."""
     length: int = 64
     """Frames per window."""
+    long_length: int = 0
+    """Frames of the longer windows, which some updates take fewer of, as many frames in all (paper:
+    256 beside 64, Table 2); 0 for none. Imagination has none."""
+    long_share: float = 0.1
+    """Share of the updates with longer windows (the paper says occasionally)."""
+    long_end: float = 0.0
+    """Share of the updates, at the end, that all have longer windows."""
     relevant: float = 0.0
     """Share of the windows drawn from the task's own data, the rest uniformly."""
     learning_rate: float = 3e-4
@@ -55,6 +60,10 @@ class Dreamer4Config:
     """L: the agent token predicts L + 1 actions and rewards."""
     bootstrap_fraction: float = 0.25
     """*Share of the windows trained with coarse steps."""
+    mixed_steps: bool = True
+    """Draw the step size of every frame of such a window on its own, the finest included (eq. 4), so
+    that coarse steps follow frames at d_min as they do in sampling. False: coarse steps in all of
+    its frames, as in version 0.2."""
     bootstrap_warmup: int = 1000
     """*Updates of flow matching alone before coarse steps begin."""
     ramp_floor: float = 0.1
@@ -75,9 +84,9 @@ class Dreamer4Config:
     pmpo: PMPO = PMPO()
     rms_decay: float = 0.99
     """Decay of the running mean square that divides each loss term."""
-    perceptual: Callable[[Array, Array], Array] | None = None
-    """Distance [B, T] of two image batches, added to the tokenizer's loss with the paper's weight
-    0.2; None for symbolic grids."""
+    perceptual: Literal['alex', 'vgg'] | None = None
+    """Network of the LPIPS distance, added to the tokenizer's loss with the paper's weight 0.2 (the
+    extra `lpips` has the weights); None for symbolic grids."""
     tokenizer_phase: PhaseConfig = PhaseConfig()
     dynamics_phase: PhaseConfig = PhaseConfig()
     finetune_phase: PhaseConfig = PhaseConfig(relevant=0.5)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from reverie.agents.dreamer4.config import Dreamer4Config
 from reverie.agents.dreamer4.networks import Net, world_model
 from reverie.models.tokenizer import draw_mask
+from reverie.nn import lpips
 from reverie.nn.dists import Bernoulli, Categorical, unit_range
 from reverie.objectives.behavior import lambda_return, rollout
 from reverie.objectives.flow import (
@@ -20,7 +21,7 @@ from reverie.objectives.flow import (
     shortcut_loss,
 )
 from reverie.objectives.pmpo import critic_loss
-from reverie.types import Batch, Losses, Metrics, State, Step, UserError, sg
+from reverie.types import Batch, Losses, Metrics, State, UserError, sg
 
 Terms = tuple[Losses, Metrics]
 
@@ -51,7 +52,11 @@ def tokenizer_loss(
 
     output = pixels.mean() if isinstance(pixels, Bernoulli) else pixels.mean
     if cfg.perceptual is not None:
-        losses['lpips'] = cfg.perceptual(output, image)
+        losses['lpips'] = lpips.distance(net.params['lpips'], output, image)
+    if cfg.tokenizer.pixels == 'mse':
+        error = jnp.square(jnp.clip(output, 0, 1) - image).mean((-3, -2, -1))
+        metrics: Metrics = {'tokenizer/psnr': -10 * jnp.log10(jnp.maximum(error, 1e-10)).mean()}
+        return losses, metrics
     wrong = ((output > 0.5) != (image > 0.5)).any((-3, -2, -1))
     clear = mask.rate < 0.1
     wrong_clear = (wrong & clear).sum() / jnp.maximum(clear.sum(), 1)
@@ -104,11 +109,10 @@ def imagination_loss(
 
     An eighth of the contexts is dreamed on a second time with the prior's actions, for comparison.
     """
-    model = world_model(net, images=False)
+    task: Array | int = 0 if batch.task is None else batch.task
+    model = world_model(net, images=False, task=task)
     key_context, key_rollout = jax.random.split(key)
-    state, context = model.prefill(
-        encode(net, batch.step), batch.step, batch.has_action, key_context
-    )
+    state, context = model.prefill(encode(net, batch), batch.step, batch.has_action, key_context)
     start = context[:, -1]
     b = len(start)
     compared = max(1, b // 8)
@@ -117,6 +121,9 @@ def imagination_loss(
         policy, prior = net.policy(feat[:b]), net.prior(feat[b:])
         return Categorical(jnp.concatenate([policy.logits, prior.logits])).sample(key)
 
+    if batch.task is not None:
+        both_tasks = jnp.concatenate([batch.task, batch.task[:compared]])
+        model = world_model(net, images=False, task=both_tasks)
     begin, feat = jax.tree.map(lambda x: jnp.concatenate([x, x[:compared]]), (state, start))
     _, action, both = sg(rollout(model, act, begin, feat, key_rollout, cfg.horizon))
     action = action[:, :b]
@@ -151,9 +158,11 @@ def imagination_loss(
     return jax.tree.map(lambda x: x.swapaxes(0, 1), losses), metrics
 
 
-def encode(net: Net, step: Step) -> Float[Array, 'B T Z c']:
+def encode(net: Net, batch: Batch) -> Float[Array, 'B T Z c']:
     """Latents of a window of frames, packed as the dynamics takes them; without gradient."""
-    z, _ = net.encoder(step.obs, step.is_first)
+    if batch.latents is not None:
+        return net.dynamics.packed(batch.latents.astype(jnp.float32))
+    z, _ = net.encoder(batch.step.obs, batch.step.is_first)
     return sg(net.dynamics.packed(z))
 
 
@@ -174,12 +183,13 @@ def shortcut_forcing(
     """
     k_max = cfg.dynamics.k_max
     finest = cfg.dynamics.finest
-    z1 = encode(net, batch.step)
+    z1 = encode(net, batch)
     b, t = z1.shape[:2]
     key_noise, key_context, key_z0, key_single = jax.random.split(key, 4)
     rows = round(cfg.bootstrap_fraction * b) if k_max > 1 else 0
 
-    noise = draw_signal_step(key_noise, (b, t), k_max, rows, step >= cfg.bootstrap_warmup)
+    warm = step >= cfg.bootstrap_warmup
+    noise = draw_signal_step(key_noise, (b, t), k_max, rows, warm, cfg.mixed_steps)
     at_context = jax.random.bernoulli(key_context, cfg.context_frame_rate, (b, t))
     if cfg.clean_bc_rows:
         at_context |= batch.relevant[:, None]
@@ -193,7 +203,9 @@ def shortcut_forcing(
     labelled = jnp.broadcast_to(batch.has_action[:, None], (b, t))
     context = (batch.step.prev_action, labelled, is_first)
 
-    x, feat, _ = net.dynamics(z, noise.signal_level, noise.step_exponent, *context, agent=agent)
+    x, feat, _ = net.dynamics(
+        z, noise.signal_level, noise.step_exponent, *context, agent=agent, task=batch.task
+    )
 
     target = z1
     if rows:

@@ -1,9 +1,14 @@
 """Experiments with Dreamer 4, as values."""
 
+from typing import Any
+
 from reverie.agents.dreamer4.config import Dreamer4Config, PhaseConfig
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.tokenizer import TokenizerConfig
 from reverie.nn.transformer import TransformerConfig
+
+# Choices of the tokenizer that the recorded results were measured with.
+BEFORE: dict[str, Any] = dict(time_first=False, cache_latents=False, unit_latents=False)
 
 
 def dreamer4() -> Dreamer4Config:
@@ -46,8 +51,12 @@ def dreamer4() -> Dreamer4Config:
             max_mask_rate=0.5,
             transformer=tokenizer,
             pixels='bernoulli',
+            **BEFORE,
         ),
-        dynamics=DynamicsConfig(pack=4, registers=2, k_max=16, transformer=dynamics),
+        dynamics=DynamicsConfig(
+            pack=4, registers=2, k_max=16, action_init=0.0, transformer=dynamics
+        ),
+        mixed_steps=False,
         ramp_floor=0.5,
         context_frame_rate=0.25,
         clean_bc_rows=True,
@@ -123,10 +132,12 @@ def dreamer4_demo() -> Dreamer4Config:
             max_mask_rate=0.5,
             transformer=tokenizer,
             pixels='bernoulli',
+            **BEFORE,
         ),
         dynamics=DynamicsConfig(
-            pack=4, registers=1, k_max=8, sampling_steps=2, transformer=dynamics
+            pack=4, registers=1, k_max=8, sampling_steps=2, action_init=0.0, transformer=dynamics
         ),
+        mixed_steps=False,
         head_units=128,
         bins=63,
         multi_token=4,

@@ -87,13 +87,16 @@ def of_dataset(
     """
     key_draw, key_mask, key_dream = jax.random.split(key, 3)
     length = context + horizon
-    loaded = jax.tree.map(lambda x: x[0, 0], source.load(1, 64, length, 1, 0.5))
-    batch = source.draw(source.data, loaded, key_draw, 64, length, 0.5)
+    relevant = 0.5 if agent.has_policy else 0.0
+    loaded = jax.tree.map(lambda x: x[0, 0], source.load(1, 64, length, 1, relevant))
+    batch = source.draw(source.data, loaded, key_draw, 64, length, relevant)
     step = _whole(batch.step, 4)
     images = unit_range(batch.step.obs[::8, 0])
 
     @jax.jit
-    def run(params: Params, step: Step, images: Array) -> tuple[Arrays, Dream, Array, Arrays]:
+    def run(
+        params: Params, step: Step, images: Array
+    ) -> tuple[Arrays, Dream, Array | None, Arrays]:
         recon = _reconstructions(agent, params, images, key_mask)
         dream = open_loop(agent.model(params, images=True), step, context, key_dream)
         value = agent.expected_return(params, dream.feat)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reverie.errors import UserError
-from reverie.evaluation import lpips
+from reverie.nn import lpips
 
 
 def small(net='alex', width=3, bias=0.1):
