@@ -20,7 +20,7 @@ from reverie.data.sources import open_source
 from reverie.envs.registry import on_host
 from reverie.evaluation.game import AnyGame, game
 from reverie.io import warn
-from reverie.types import ActionSpace, EnvSpec, Params, UserError
+from reverie.types import ActionSpace, Component, EnvSpec, Params, UserError
 
 MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: one bad shard of many
 MEASURED_FRAMES = 4096  # frames whose pixels give mean and standard deviation
@@ -113,6 +113,7 @@ class Recorded(Experiment):
     @property
     def facts(self) -> dict[str, Any]:
         spec = self.spec
+        parts = [dataclasses.asdict(part) for part in spec.actions.parts]
         return {
             'data': str(self.data.absolute()),
             'dataset': self.episodes.fingerprint,
@@ -121,7 +122,8 @@ class Recorded(Experiment):
             'game': {
                 'options': self.options,
                 'obs_shape': spec.obs_shape,
-                'actions': {'kind': spec.actions.kind, 'size': spec.actions.size},
+                'actions': {'kind': spec.actions.kind, 'size': spec.actions.size}
+                | ({'parts': parts} if parts else {}),
                 'max_return': spec.max_return,
                 'frames': self.episodes.frames,
             },
@@ -188,7 +190,14 @@ class Recorded(Experiment):
 def spec_of(env_name: str, known: Mapping[str, Any]) -> EnvSpec:
     """The environment that the entry `game` of config.json describes."""
     try:
-        actions = ActionSpace(known['actions']['kind'], int(known['actions']['size']))
+        parts = tuple(
+            Component(
+                **part
+                | {'choices': tuple(part['choices']), 'keys': tuple(map(tuple, part['keys']))}
+            )
+            for part in known['actions'].get('parts', ())
+        )
+        actions = ActionSpace(known['actions']['kind'], int(known['actions']['size']), (), parts)
         return EnvSpec(env_name, tuple(known['obs_shape']), actions, known.get('max_return'))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'config.json: game {known!r:.80} describes no environment') from error
