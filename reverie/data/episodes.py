@@ -113,6 +113,11 @@ class Episodes:
         return frame + action + 4 + 1
 
     @property
+    def total_bytes(self) -> int:
+        """Bytes that all frames take on the device."""
+        return self.frames * self.bytes_per_frame
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the shards and of the numbers of the lost episodes."""
         known = ' '.join(shard['sha256'] for shard in self.manifest['shards'])

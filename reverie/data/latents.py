@@ -106,14 +106,14 @@ class LatentStore:
 
     def make(
         self, name: str, episodes: Episodes, encoders: Sequence[Encode], reach: int
-    ) -> tuple[Latents, list[float]]:
+    ) -> tuple[Latents, Float[np.ndarray, 'seeds 3']]:
         """Compute the latents of a dataset by each seed's encoder, write them, and return them with
-        the standard deviation of each; `seal` makes them known.
+        count, sum and sum of squares of each; `seal` makes them known.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f'{name}.json').unlink(missing_ok=True)
         lengths = {number: len(record) for number, record in episodes.numbered()}
-        total, files, deviations = sum(lengths.values()), [], []
+        total, files, moments = sum(lengths.values()), [], []
         for seed, encode in enumerate(encoders):
             file, done, sums = None, 0, np.zeros(3)
             for latents, count in encoded(episodes, encode, reach):
@@ -127,9 +127,8 @@ class LatentStore:
                 sums += exact.size, exact.sum(), np.square(exact).sum()
             assert file is not None and done == total
             files.append(file)
-            mean = sums[1] / sums[0]
-            deviations.append(float(np.sqrt(max(sums[2] / sums[0] - mean**2, 1e-12))))
-        return Latents(files, *_places(lengths)), deviations
+            moments.append(sums)
+        return Latents(files, *_places(lengths)), np.stack(moments)
 
     def seal(
         self,
@@ -152,6 +151,12 @@ class LatentStore:
 
     def _path(self, name: str, seed: int) -> pathlib.Path:
         return self.folder / f'{name}-{seed}.npy'
+
+
+def deviation(moments: Float[np.ndarray, '3']) -> float:
+    """Return the standard deviation of numbers by their count, sum and sum of squares."""
+    count, total, squares = moments
+    return float(np.sqrt(max(squares / count - (total / count) ** 2, 1e-12)))
 
 
 def _made_of(episodes: Episodes, tokenizers: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The protocol of all sources of training batches, and the defaults of datasets."""
 
 import abc
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
@@ -24,10 +26,12 @@ class Source(Protocol):
     """
 
     data: PyTree = None
-    recordings: Episodes | None = None  # whose frames a tokenizer's latents can replace
+    recordings: Sequence[Episodes] = ()  # whose frames a tokenizer's latents can replace
     plays: ClassVar[bool] = False  # environments move while the agent learns
 
-    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
+    def check(
+        self, params: Params, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> None:
         """Raise UserError before training if sizes do not fit or memory is short; `params` may be
         shapes.
         """
@@ -88,12 +92,14 @@ class Source(Protocol):
         """
         return None
 
-    def use_latents(self, latents: Latents) -> None:
-        """Learn from latents of the recordings instead of frames from now on."""
+    def use_latents(self, latents: Sequence[Latents]) -> None:
+        """Learn from latents of the recordings, in their order, instead of frames from now on."""
         return None
 
-    def with_latents(self, data: PyTree, latents: Any) -> PyTree:
-        """Return `data` with latents [seeds, F, Z, b], arrays or shapes, in the place of frames."""
+    def with_latents(self, data: PyTree, frame: jax.ShapeDtypeStruct) -> PyTree:
+        """Return `data` with shapes of latents in the place of frames; frame: those of one frame,
+        [seeds, Z, b].
+        """
         return data
 
     def metrics(self) -> dict[str, Mean]:

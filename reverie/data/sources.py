@@ -47,7 +47,7 @@ class _Recorded(Dataset):
     """Common parts of both: the episodes, and a word on relevant rows where nothing is rewarded."""
 
     def __init__(self, episodes: Episodes, rows: RowSampling):
-        self.rows, self.episodes, self.recordings = rows, episodes, episodes
+        self.rows, self.episodes, self.recordings = rows, episodes, (episodes,)
         self.schema, self.path = episodes.schema, episodes.path
         self.keep = keep_labels(len(episodes), rows.label_fraction, rows.seed)
         self.unrewarded = rows.relevant == 'reward' and not episodes.counts['rewarded_steps']
@@ -142,18 +142,19 @@ class Resident(_Recorded):
         """Traced: the data with the seed's number, which tells its latents."""
         return data | {'seed': seed} if 'latents' in data else data
 
-    def with_latents(self, data: PyTree, latents: Any) -> PyTree:
-        """Return data with latents [seeds, F, Z, b], arrays or shapes, in the place of frames."""
-        return data | {'stream': data['stream']._replace(obs=None), 'latents': latents}
+    def with_latents(self, data: PyTree, frame: jax.ShapeDtypeStruct) -> PyTree:
+        """Return data with shapes of latents in the place of frames."""
+        shape = (frame.shape[0], self.frames, *frame.shape[1:])
+        return _encoded(data, jax.ShapeDtypeStruct(shape, frame.dtype))
 
-    def use_latents(self, latents: Latents) -> None:
+    def use_latents(self, latents: Sequence[Latents]) -> None:
         """Learn from latents instead of frames from now on."""
+        (mine,) = latents
         numbers = self.order[True] + self.order[False]
         each = [
-            np.concatenate([file[latents.at(number)] for number in numbers])
-            for file in latents.files
+            np.concatenate([file[mine.at(number)] for number in numbers]) for file in mine.files
         ]
-        self.data = self.with_latents(self.data, jax.device_put(np.stack(each)))
+        self.data = _encoded(self.data, jax.device_put(np.stack(each)))
 
     def get_state(self) -> dict[str, Any]:
         """Return the dataset's fingerprint; every draw comes from the key."""
@@ -162,6 +163,11 @@ class Resident(_Recorded):
     def set_state(self, state: dict[str, Any]) -> None:
         """Raise UserError for the state of another source or dataset."""
         check_state(state, 'resident', self.fingerprint)
+
+
+def _encoded(data: PyTree, latents: Any) -> PyTree:
+    """Data of a resident set with latents [seeds, F, Z, b], arrays or shapes, in the place of frames."""
+    return data | {'stream': data['stream']._replace(obs=None), 'latents': latents}
 
 
 def check_state(state: dict[str, Any], source: str, fingerprint: str) -> None:
@@ -246,8 +252,7 @@ class Streaming(_Recorded):
         self.data: dict[str, Any] = {}
         self.latents: Latents | None = None
         wanted = sum(map(episodes.wants, range(len(episodes))))
-        total = episodes.frames * episodes.bytes_per_frame
-        self.group_size = min(wanted, math.ceil(group_bytes * len(episodes) / total))
+        self.group_size = min(wanted, math.ceil(group_bytes * len(episodes) / episodes.total_bytes))
         self.groups_per_epoch = math.ceil(wanted / self.group_size)
         self._groups = self._reader()
         self._before = self._groups.get_state()  # of the reader, before it gave the current group
@@ -267,9 +272,9 @@ class Streaming(_Recorded):
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads)
         return iter(groups.map(_group).to_iter_dataset(options))
 
-    def use_latents(self, latents: Latents) -> None:
+    def use_latents(self, latents: Sequence[Latents]) -> None:
         """Learn from latents instead of frames from now on, in the same order."""
-        self.latents = latents
+        (self.latents,) = latents
         self._groups = self._reader()
         self._groups.set_state(self._before)
         self._group = None
@@ -371,7 +376,18 @@ def open_source(
     """
     episodes = dataset if isinstance(dataset, Episodes) else Episodes(dataset)
     episodes.check(spec)
-    if episodes.frames * episodes.bytes_per_frame <= memory_budget_bytes:
+    return fitting(episodes, memory_budget_bytes, relevant, label_fraction, seed)
+
+
+def fitting(
+    episodes: Episodes,
+    memory_budget_bytes: int,
+    relevant: Relevant = 'reward',
+    label_fraction: float = 1.0,
+    seed: int = 0,
+) -> Resident | Streaming:
+    """Open a dataset as `open_source` does, of whatever environment it is."""
+    if episodes.total_bytes <= memory_budget_bytes:
         return Resident(episodes, relevant, label_fraction, seed)
-    group_bytes = min(GROUP_BYTES, memory_budget_bytes // 8)
+    group_bytes = max(min(GROUP_BYTES, memory_budget_bytes // 8), 1)
     return Streaming(episodes, relevant, label_fraction, seed, group_bytes)

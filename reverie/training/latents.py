@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from reverie.data.latents import LatentStore
+from reverie.data.episodes import Episodes
+from reverie.data.latents import LatentStore, deviation
 from reverie.data.source import Source
 from reverie.io import warn
 from reverie.types import Params, Tokenizing
@@ -19,7 +20,8 @@ from reverie.types import Params, Tokenizing
 class LatentCache:
     """Latents of a run's recordings, by the tokenizer of each seed.
 
-    sources: by the name of their files, e.g. train and held_out.
+    sources: by the name of their files, e.g. train and held_out; a source of several recordings
+    has train_0, train_1, ..
     """
 
     def __init__(self, folder: pathlib.Path, agent: Tokenizing, sources: Mapping[str, Source]):
@@ -27,15 +29,18 @@ class LatentCache:
         self.done = False
 
     def end_tokenizer(self, params: Params) -> Params:
-        """Return params [seeds, ...] whose latents have a deviation of 1, if the agent asks for it,
-        and let the sources hand out latents, if it caches them.
+        """Return params [seeds, ...] whose latents have a deviation of 1 over all recordings, if the
+        agent asks for it, and let the sources hand out latents, if it caches them.
         """
-        train = self.sources['train'].recordings
-        assert train is not None
         seeds = _each(params)
-        latents, deviations = self.store.make(
-            'train', train, [self._encoder(p) for p in seeds], self.agent.reach
-        )
+        encoders = [self._encoder(p) for p in seeds]
+        train = _files('train', self.sources['train'])
+        made = {
+            name: self.store.make(name, recordings, encoders, self.agent.reach)
+            for name, recordings in train.items()
+        }
+        together = np.sum([moments for _, moments in made.values()], 0)
+        deviations = [deviation(x) for x in together]
         scales = [1 / x if self.agent.scales_latents else 1.0 for x in deviations]
         if self.agent.scales_latents:
             seeds = [
@@ -47,7 +52,8 @@ class LatentCache:
             warn(f'latents had a standard deviation of {said}; they are scaled to 1')
         if self.agent.caches_latents:
             prints = [fingerprint(p) for p in seeds]
-            self.store.seal('train', train, prints, latents, scales)
+            for name, (latents, _) in made.items():
+                self.store.seal(name, train[name], prints, latents, scales)
             self.use(params)
         return params
 
@@ -59,33 +65,39 @@ class LatentCache:
             return
         seeds = _each(params)
         prints = [fingerprint(p) for p in seeds]
-        for name, source in self.sources.items():
-            recordings = source.recordings
-            assert recordings is not None
-            latents = self.store.load(name, recordings, prints)
-            if latents is None:
-                encoders = [self._encoder(p) for p in seeds]
-                latents, _ = self.store.make(name, recordings, encoders, self.agent.reach)
-                self.store.seal(name, recordings, prints, latents, [1.0] * len(seeds))
-            source.use_latents(latents)
+        encoders = [self._encoder(p) for p in seeds]
+        for of, source in self.sources.items():
+            found = []
+            for name, recordings in _files(of, source).items():
+                latents = self.store.load(name, recordings, prints)
+                if latents is None:
+                    latents, _ = self.store.make(name, recordings, encoders, self.agent.reach)
+                    self.store.seal(name, recordings, prints, latents, [1.0] * len(seeds))
+                found.append(latents)
+            source.use_latents(found)
         self.done = True
 
     def outline(self, params: PyTree, data: PyTree, seeds: int) -> PyTree:
         """Return the shapes of `data` once it holds latents; params: shapes of one seed."""
         if self.done or not self.agent.caches_latents:
             return data
-        episodes = self.sources['train'].recordings
-        assert episodes is not None
-        schema = episodes.schema
+        source = self.sources['train']
+        schema = source.recordings[0].schema
         obs = jax.ShapeDtypeStruct((1, 1, *schema.obs_shape), schema.obs_dtype)
         first = jax.ShapeDtypeStruct((1, 1), bool)
         shape = jax.eval_shape(self.agent.tokenize, params, obs, first).shape[2:]
-        frames = len(data['stream'].flags)
-        latents = jax.ShapeDtypeStruct((seeds, frames, *shape), np.float16)
-        return self.sources['train'].with_latents(data, latents)
+        return source.with_latents(data, jax.ShapeDtypeStruct((seeds, *shape), np.float16))
 
     def _encoder(self, params: Params) -> Any:
         return lambda obs, is_first: self.agent.tokenize(params, obs, is_first)
+
+
+def _files(name: str, source: Source) -> dict[str, Episodes]:
+    """Recordings of a source by the names of their latents' files."""
+    recordings = source.recordings
+    if len(recordings) == 1:
+        return {name: recordings[0]}
+    return {f'{name}_{i}': episodes for i, episodes in enumerate(recordings)}
 
 
 def fingerprint(params: Params) -> str:

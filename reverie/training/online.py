@@ -175,7 +175,9 @@ class Online(Source):
         _, step = jax.eval_shape(self.vector.reset, jax.random.key(0))
         return Layout.of(step, self.actions)
 
-    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
+    def check(
+        self, params: Params, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> None:
         """Raise UserError if ratio, capacity, memory or the export's target do not fit; `params`
         may be shapes.
         """

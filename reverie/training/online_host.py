@@ -204,7 +204,9 @@ class OnlineHost(Source):
         actor, action = self.explorer.act(params, actor, step, key, False)
         return actor, action, self.explorer.memory(actor)
 
-    def check(self, params: Params, batch: int, length: int, seeds: int) -> None:
+    def check(
+        self, params: Params, batch: int, length: int, seeds: int, relevant: float = 0.0
+    ) -> None:
         """Raise UserError if ratio, capacity, memory, seeds or the export's target do not fit;
         `params` may be shapes.
         """

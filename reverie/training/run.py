@@ -137,7 +137,7 @@ def _latents(
     agent: Agent, folder: pathlib.Path, source: Source, held_out: Source | None
 ) -> LatentCache | None:
     """The cache of an agent that learns from a tokenizer's latents of recordings, if it does."""
-    if source.recordings is None or not isinstance(agent, Tokenizing):
+    if not source.recordings or not isinstance(agent, Tokenizing):
         return None
     if not (agent.caches_latents or agent.scales_latents):
         return None

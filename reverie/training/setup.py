@@ -46,12 +46,15 @@ class TrainSetup:
         """Raise UserError if the source cannot feed every phase."""
         for index, phase in enumerate(self.phases):
             params = self._shapes[index].params
-            self.source.check(params, phase.batch, phase.length, self.seeds)
+            self.source.check(params, phase.batch, phase.length, self.seeds, phase.relevant)
             if phase.long is not None and self.source.plays:
                 raise UserError(
                     f'phase {phase.name}: long_length={phase.long.length}, but windows of an agent '
                     'that plays have one length'
                 )
+            if phase.long is not None:
+                few = phase.longer
+                self.source.check(params, few.batch, few.length, self.seeds, few.relevant)
 
     def init(self) -> Params:
         """Return fresh params [seeds, ...], made seed by seed, so that each starts as it would
