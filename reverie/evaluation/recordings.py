@@ -69,7 +69,7 @@ def windows(episodes: Episodes, context: int, fps: float | None) -> Windows:
         blocks += [block + start // span for start in starts]
         block += len(record) // span + 1
     chosen = np.linspace(0, len(parts) - 1, min(CONTEXTS, len(parts))).round().astype(int)
-    stacked: Stream = jax.tree.map(lambda *xs: np.stack(xs), *[parts[i] for i in chosen])
+    stacked: Stream = jax.tree.map(lambda *xs: jnp.stack(xs), *[parts[i] for i in chosen])
     made = to_batch(stacked, jnp.zeros(len(chosen), bool), episodes.schema)
     batch = jax.tree.map(np.asarray, made)
     return Windows(batch.step, np.array(blocks)[chosen], batch.has_action)
