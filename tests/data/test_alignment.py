@@ -183,6 +183,6 @@ def test_cuts_and_repeated_frames_are_counted():
     scenes = [texture(rng, 16, 16) for _ in range(3)]
     grey = np.concatenate([np.repeat(scene[None], 20, 0) for scene in scenes])
     noisy = grey + rng.normal(0, 0.002, grey.shape)
-    assert count_cuts(noisy) == 2 and count_repeated(noisy) == 0
-    assert count_repeated(grey) == 57
-    assert count_cuts(rng.random((50, 16, 16))) == 0  # all frames differ: noise, no cuts
+    assert count_cuts(noisy[..., None]) == 2 and count_repeated(noisy) == 0
+    assert count_repeated(grey) == 57 and count_cuts(grey[:1, ..., None]) == 0
+    assert count_cuts(rng.random((50, 16, 16, 1))) == 0  # all frames differ: noise, no cuts
