@@ -8,6 +8,8 @@ import zipfile
 
 import pytest
 
+from reverie.serve import server
+
 pytestmark = [pytest.mark.slow, pytest.mark.compat]
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -51,14 +53,19 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
         'git', 'ls-files', '--cached', '--others', '--exclude-standard', 'reverie', cwd=ROOT
     )
     assert names == {name for name in listed.splitlines() if (ROOT / name).exists()}
-    assert {'reverie/py.typed', 'reverie/serve/page.html', 'reverie/report/report.css'} <= names
+    assert {
+        'reverie/py.typed',
+        'reverie/serve/page.html',
+        'reverie/serve/page.js',
+        'reverie/report/report.css',
+    } <= names
 
 
 def test_it_works_outside_of_the_checkout(outside):
     env, folder, site = outside
     where, _, page = run(sys.executable, '-c', LOOK, env=env, cwd=folder).partition('\n')
     assert pathlib.Path(where).is_relative_to(site)
-    assert page.strip() == (ROOT / 'reverie' / 'serve' / 'page.html').read_text().strip()
+    assert page.strip() == server.page().strip()
     help = run(site / 'bin' / 'reverie', 'doctor', '--help', env=env, cwd=folder)
     assert 'which device' in help
     listed = run(sys.executable, '-m', 'reverie.cli', '--help', env=env, cwd=folder)

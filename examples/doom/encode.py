@@ -8,7 +8,7 @@ engine, area-averaged to 160 x 120; beside it, OUT.mp4.count gets the number of 
 
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import BinaryIO
 
@@ -28,21 +28,32 @@ def frames(stream: BinaryIO, width: int, height: int) -> Iterator[np.ndarray]:
         yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-def encode(stream: BinaryIO, width: int, height: int, out: pathlib.Path) -> int:
-    """Write every second frame of a stream to `out`; -> the number of frames that arrived."""
-    count = 0
+def write(out: pathlib.Path, pictures: Iterable[np.ndarray]) -> None:
+    """Write pictures [h, w, 3] of any size as the frames of a video."""
     with av.open(str(out), 'w', format='mp4') as container:
         video = container.add_stream('libx264', rate=RATE, options=CODEC)
         video.width, video.height = SIZE
         video.pix_fmt = 'yuv420p'
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
+            frame = frame.reformat(*SIZE, format='yuv420p', interpolation='AREA')
+            frame.pts, frame.time_base = number, 1 / RATE
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+
+
+def encode(stream: BinaryIO, width: int, height: int, out: pathlib.Path) -> int:
+    """Write every second frame of a stream to `out`; -> the number of frames that arrived."""
+    count = 0
+
+    def wanted() -> Iterator[np.ndarray]:
+        nonlocal count
         for picture in frames(stream, width, height):
             if count % 2:
-                frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
-                frame = frame.reformat(*SIZE, format='yuv420p', interpolation='AREA')
-                frame.pts, frame.time_base = count // 2, 1 / RATE
-                container.mux(video.encode(frame))
+                yield picture
             count += 1
-        container.mux(video.encode())
+
+    write(out, wanted())
     return count
 
 

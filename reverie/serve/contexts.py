@@ -54,5 +54,5 @@ class Contexts:
         # not at the episode's own end, if it can be
         end = int(rng.integers(self.length - 1, max(last, self.length)))
         cut = lambda x: x[end - self.length + 1 : end + 1][None]
-        step: Step = self._step(Stream(*map(cut, stream)))
+        step: Step = self._step(jax.tree.map(cut, stream))
         return step

@@ -101,7 +101,7 @@ class Engine:
             slot = next((i for i in range(session.slots) if i not in self.players), None)
             if slot is None:
                 return None
-            rest = keys.vector(space, keys.rest(space) or 0)
+            rest = keys.vector(space, keys.rest(space))
             player = Client(slot, mailbox, rest, self.pace, session.steps)
             player.source = 'data' if 'data' in session.sources else 'game'
             self.players[slot] = player
@@ -239,8 +239,9 @@ class Engine:
         elif order.what == 'again':
             self._want_start(player, player.start_number())
         elif self.saver is not None:  # by the thread that writes the recording
+            session = self.session
             save = functools.partial(self.saver.save, order.what, player, self.symbolic)
-            self._outbox.put(functools.partial(save, self.session.agent.spec))
+            self._outbox.put(functools.partial(save, session.has_policy, session.agent.spec))
 
     def _set(self, player: Client, order: Set) -> None:
         view, steps = _program_of(player, order)

@@ -6,7 +6,6 @@ bytes, big-endian), the header, then the pictures it lists.
 
 import dataclasses
 import json
-import math
 import struct
 from typing import Any, Literal, NoReturn
 
@@ -16,7 +15,7 @@ from reverie.evaluation.video import colourise, jpeg, psnr
 from reverie.io import plain
 from reverie.serve import keys
 from reverie.serve.frame import HostFrame
-from reverie.types import ActionSpace, EnvSpec
+from reverie.types import ActionSpace, Component, EnvSpec
 
 MAX_BYTES = 4096  # of one order
 RAW_BYTES = 1 << 16  # pictures up to this size travel as they are, larger ones as JPEG
@@ -55,6 +54,19 @@ class Do:
 
 
 Order = Act | Set | Do
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """Choices of the pages of a session."""
+
+    space: ActionSpace
+    views: tuple[str, ...]
+    steps: tuple[int, ...]
+    sources: tuple[str, ...]
+    has_policy: bool  # the agent can play
+
+
 WHAT = ('step', 'reset', 'again', 'gif', 'mp4', 'episode')
 
 
@@ -63,9 +75,9 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def _number(value: Any, low: float, high: float, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise MalformedMessageError(f'{what}: expected a number')
-    if not low <= value <= high:
+    if not low <= value <= high:  # also of whole numbers too large for a float
         raise MalformedMessageError(f'{what}: expected {low:g} to {high:g}')
     return float(value)
 
@@ -92,18 +104,21 @@ def _keys(order: dict[str, Any], *names: str) -> None:
 def _action(value: Any, space: ActionSpace) -> tuple[float, ...]:
     if space.kind == 'discrete':
         return keys.vector(space, _whole(value, 0, space.size - 1, 'action'))
-    if not isinstance(value, list) or len(value) != space.size:
-        raise MalformedMessageError(f'action: expected {space.size} numbers')
+    count = len(space.parts) if space.kind == 'composite' else space.size
+    if not isinstance(value, list) or len(value) != count:
+        raise MalformedMessageError(f'action: expected a list of {count} numbers')
+    if space.kind == 'composite':
+        return keys.vector(space, tuple(map(_part, value, space.parts)))
     return tuple(_number(x, -1.0, 1.0, 'action') for x in value)
 
 
-def parse(
-    text: str,
-    space: ActionSpace,
-    views: tuple[str, ...],
-    steps: tuple[int, ...],
-    sources: tuple[str, ...],
-) -> Order:
+def _part(value: Any, part: Component) -> float:
+    if part.choices:
+        return float(_whole(value, 0, len(part.choices) - 1, 'action'))
+    return _number(value, part.low, part.high, 'action')
+
+
+def parse(text: str, allowed: Choices) -> Order:
     """Parse an order of a page; raises MalformedMessageError for anything that is none."""
     try:
         order = json.loads(text, parse_constant=_refuse_constant)
@@ -117,7 +132,7 @@ def parse(
     kind = order['type']
     if kind == 'act':
         _keys(order, 'action', 'id')
-        return Act(_action(order['action'], space), _whole(order['id'], 0, 2**53, 'id'))
+        return Act(_action(order['action'], allowed.space), _whole(order['id'], 0, 2**53, 'id'))
     if kind in WHAT:
         _keys(order)
         return Do(kind)
@@ -127,12 +142,14 @@ def parse(
     field, value = order['field'], order['value']
     if field == 'pace':
         return Set('pace', _number(value, *PACES, 'pace'))
+    if field == 'by_agent' and not allowed.has_policy:
+        raise MalformedMessageError('by_agent: this model has no policy, expected a person to play')
     choices = {
-        'view': views,
+        'view': allowed.views,
         'by_agent': (False, True),
         'paused': (False, True),
-        'steps': steps,
-        'source': sources,
+        'steps': allowed.steps,
+        'source': allowed.sources,
     }
     if not isinstance(field, str) or field not in choices:
         raise MalformedMessageError('unknown field')

@@ -127,6 +127,7 @@ class Client:
     ended: int = -1  # epoch that is over: its later frames are not shown
     wanted: Set | None = None  # a change that waits for its program to be compiled
     due: float = dataclasses.field(default_factory=time.monotonic)
+    at: float = 0.0  # when the newest frame was due; pages show it that much after the one before
     recording: Recording = dataclasses.field(default_factory=Recording)
     orders: Orders = dataclasses.field(default_factory=Orders)
 
@@ -136,8 +137,14 @@ class Client:
     def act(self, action: tuple[float, ...], number: int) -> None:
         """Queue an action: each counts for one frame at least, so that a short press is not lost.
 
-        Only a few may wait.
+        Only a few may wait. One that changes other entries than the newest that waits takes its
+        place: keys of several parts that are pressed together count from the same frame on.
         """
+        if self._waiting:
+            before = self._waiting[-2][0] if len(self._waiting) > 1 else self.held
+            newest = self._waiting[-1][0]
+            if all(a == b or b == c for a, b, c in zip(before, newest, action, strict=True)):
+                self._waiting.pop()
         self._waiting.append((action, number))
 
     def next_action(self) -> tuple[float, ...]:
@@ -154,7 +161,8 @@ class Client:
         """Begin an episode; of the actions that wait, only what is held now counts."""
         self.number, self.t, self.wanted_start = number, 0, None
         self.epoch += 1
-        self.over_at, self.due = None, time.monotonic() + 1 / self.pace
+        self.over_at, self.at = None, time.monotonic()
+        self.due = self.at + 1 / self.pace
         if self._waiting:
             self.held, self.id = self._waiting.pop()
             self._waiting.clear()
@@ -173,11 +181,13 @@ class Client:
         """Note that one frame is on its way."""
         self.t += 1
         self.single = max(0, self.single - 1)
+        self.at = now if self.paused else max(self.due, now - 1 / self.pace)
         self.due = max(self.due + 1 / self.pace, now)
 
     def header(self) -> dict[str, Any]:
         """Header of a frame, as far as it is known when the frame is ordered."""
-        return {'t': self.t, 'epoch': self.epoch, 'id': self.id, **self.state()}
+        at = round(1000 * self.at, 1)  # milliseconds
+        return {'t': self.t, 'epoch': self.epoch, 'id': self.id, 'at': at, **self.state()}
 
     def state(self) -> dict[str, Any]:
         """Settings as a page shows them."""

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
+from jaxtyping import Float
 
 from reverie.evaluation.video import enlarge, gif
 from reverie.serve.messages import rgb_of
 from reverie.serve.players import Client, RecordedFrame
 from reverie.text import number as number_of
-from reverie.types import EnvSpec, Step, UserError
+from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
 log = logging.getLogger(__name__)
 SIDE = 320  # pixels that the shorter side of a saved picture has at least
@@ -60,7 +61,12 @@ def mp4(frames: np.ndarray, fps: float, path: pathlib.Path) -> None:
 
 
 def episode(
-    frames: list[RecordedFrame], kind: str, spec: EnvSpec, path: pathlib.Path, facts: dict[str, Any]
+    frames: list[RecordedFrame],
+    kind: str,
+    has_reward: bool,
+    spec: EnvSpec,
+    path: pathlib.Path,
+    facts: dict[str, Any],
 ) -> None:
     """Write the frames as one episode of a native dataset; pictures as float32 in [0, 1]."""
     from reverie.data.writing import Writer
@@ -70,11 +76,11 @@ def episode(
 
     image = stack('image')
     obs = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
-    number = np.arange(len(frames))
+    number, action = np.arange(len(frames)), stack('action').astype(np.float32)
     first, last = number == 0, number == len(frames) - 1
     arrived: dict[str, Any] = dict(
         obs=obs,
-        prev_action=np.where(first[:, None], 0, stack('action')).astype(np.float32),
+        prev_action=_stored(np.where(first[:, None], 0, action), spec.actions),
         reward=np.where(first, 0, stack('reward')).astype(np.float32),
         is_first=first,
         is_last=last,
@@ -82,7 +88,23 @@ def episode(
     )
     shaped = EnvSpec(spec.name, tuple(obs.shape[1:]), spec.actions, spec.max_return, spec.channels)
     with Writer(path, shaped, facts) as writer:
-        writer.add(kind, Step(**arrived), complete=frames[-1].is_last)
+        writer.add(kind, Step(**arrived), frames[-1].is_last, has_reward=has_reward)
+
+
+def _stored(vectors: Float[np.ndarray, 'T A'], space: ActionSpace) -> Float[np.ndarray, 'T n']:
+    """Actions as datasets keep them; the inverse of `ActionSpace.vector` for composite ones."""
+    if space.kind != 'composite':
+        return vectors
+    columns = [np.zeros((len(vectors), 0), np.float32)]
+    at = 0
+    for part in space.parts:
+        taken = vectors[:, at : at + part.size]
+        if part.choices:
+            known = taken.any(-1, keepdims=True)
+            taken = np.where(known, taken.argmax(-1)[:, None], -1).astype(np.float32)
+        columns.append(taken)
+        at += part.size
+    return np.concatenate(columns, -1)
 
 
 class RecordingSaver:
@@ -112,8 +134,13 @@ class RecordingSaver:
         self._busy = False
         self._logged: set[str] = set()
 
-    def save(self, what: str, player: Client, symbolic: bool, spec: EnvSpec) -> None:
-        """Begin to save the player's episode so far; tell the page when it is done, or why not."""
+    def save(
+        self, what: str, player: Client, symbolic: bool, has_heads: bool, spec: EnvSpec
+    ) -> None:
+        """Begin to save the player's episode so far; tell the page when it is done, or why not.
+
+        has_heads: rewards of a dream are said by the model; else they are not known.
+        """
         # an episode needs rewards; of the newest frame it may not be known yet
         frames = [f for f in player.recording.frames if what != 'episode' or f.reward is not None]
         if len(frames) < 2 or self._busy:
@@ -122,7 +149,10 @@ class RecordingSaver:
             return
         self._busy = True
         facts = {**self.facts, 'view': player.view}
-        write = functools.partial(write_recording, what, frames, player.pace, symbolic, spec, facts)
+        has_reward = has_heads or player.view == 'real'
+        write = functools.partial(
+            write_recording, what, frames, player.pace, symbolic, has_reward, spec, facts
+        )
         self._pool.submit(self._save, what, len(frames), player, write)
 
     def _save(
@@ -190,13 +220,14 @@ def write_recording(
     frames: list[RecordedFrame],
     pace: float,
     symbolic: bool,
+    has_reward: bool,
     spec: EnvSpec,
     facts: dict[str, Any],
     path: pathlib.Path,
 ) -> None:
     """Write frames as `what` they were asked for: gif, mp4 or episode."""
     if what == 'episode':
-        episode(frames, facts['view'], spec, path, facts)
+        episode(frames, facts['view'], has_reward, spec, path, facts)
         return
     pictures = pictures_of(frames, symbolic)
     if what == 'gif':

@@ -36,11 +36,19 @@ BACKLOG = 2048  # connections that may wait to be accepted; where few may, a bur
 # Codes that a socket is closed with
 MALFORMED, BINARY = 1008, 1003
 FULL, SLOW = 1013, 1011
+STYLES, SCRIPTS = ('page.css',), ('page.js', 'pictures.js', 'controls.js')
 TYPES = {'gif': 'image/gif', 'mp4': 'video/mp4'}
 
 
 def page() -> str:
-    return importlib.resources.files('reverie.serve').joinpath('page.html').read_text()
+    """The page in one file: what it shows, its style and its scripts."""
+    folder = importlib.resources.files('reverie.serve')
+    style, script = (
+        '\n'.join(folder.joinpath(name).read_text() for name in names)
+        for names in (STYLES, SCRIPTS)
+    )
+    html = folder.joinpath('page.html').read_text()
+    return html.replace('<style>', f'<style>\n{style}').replace('<script>', f'<script>\n{script}')
 
 
 def policy(html: str) -> str:
@@ -71,6 +79,9 @@ def hello(session: Session, title: str, symbolic: bool) -> dict[str, Any]:
         'kind': spec.actions.kind,
         'rest': keys.rest(spec.actions),
         'bindings': [b.plain() for b in keys.bindings(spec.actions)],
+        'parts': keys.plain_parts(spec.actions),
+        'has_policy': session.has_policy,
+        'smooth': not symbolic,  # pictures are drawn smooth, not as cells
         'views': session.views,
         'sources': session.sources,
         'steps_choices': session.steps_choices,
@@ -137,6 +148,14 @@ class App:
 
     def __init__(self, engine: Engine, guard: Guard, hello: dict[str, Any]):
         self.engine, self.hello = engine, hello
+        session = engine.session
+        self.choices = messages.Choices(
+            session.agent.spec.actions,
+            session.views,
+            session.steps_choices,
+            session.sources,
+            session.has_policy,
+        )
         self.html = page()
         routes = [
             Route('/', self.index),
@@ -203,8 +222,7 @@ class App:
                 return
 
     async def _receive(self, ws: WebSocket, player: Client) -> None:
-        session, bucket = self.engine.session, Bucket(RATE, BURST)
-        space = session.agent.spec.actions
+        bucket = Bucket(RATE, BURST)
         while True:
             message = await ws.receive()
             if message['type'] == 'websocket.disconnect':
@@ -219,9 +237,7 @@ class App:
                     return
                 await asyncio.sleep(wait)
             try:
-                order = messages.parse(
-                    text, space, session.views, session.steps_choices, session.sources
-                )
+                order = messages.parse(text, self.choices)
             except messages.MalformedMessageError as error:
                 await ws.close(MALFORMED, str(error)[:100])
                 return

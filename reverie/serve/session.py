@@ -130,6 +130,11 @@ class Session:
         """Whether there is a real environment."""
         return self.env is not None
 
+    @property
+    def has_policy(self) -> bool:
+        """Whether the agent can play; one that cannot is a world model alone, without heads."""
+        return bool(self.agent.readouts)
+
     def close(self) -> None:
         """End what was started outside of the device."""
 
@@ -218,7 +223,7 @@ class Session:
 
     def _at(self, view: View, steps: int, plays: bool) -> tuple[View, int, bool]:
         """Cache key of a frame's program; `plays` matters only for pipelined dreams."""
-        return view, steps or self.steps, plays and self.heads_lag(view)
+        return view, steps or self.steps, plays and self.has_policy and self.heads_lag(view)
 
     def ready(self, view: View, steps: int = 0) -> bool:
         """Whether `frame` need not compile first, whoever plays."""

@@ -20,9 +20,18 @@ from reverie.serve.messages import unpack
 from reverie.serve.recording import RecordingSaver
 from reverie.serve.server import App, bind, hello, make_server
 from reverie.serve.session import Session
-from reverie.types import ActionSpace, EnvSpec
+from reverie.types import ActionSpace, Component, EnvSpec
 
 SPEC = EnvSpec('fake', (4, 4, 3), ActionSpace('discrete', 3, ('noop', 'left', 'fire')))
+TURNS = ('hard left', 'left', 'slight left', 'none', 'slight right', 'right', 'hard right')
+WALKER = ActionSpace.composite(
+    (
+        Component('move', ('back', 'none', 'forward'), rest=1.0),
+        Component('turn', TURNS, rest=3.0, camera='x'),
+        Component('fire', ('none', 'fire')),
+        Component('pitch', (), -2.0, 4.0, rest=1.0, camera='y'),
+    )
+)
 TOKEN = 'a-token-for-tests'
 
 
@@ -31,8 +40,15 @@ class FakeSession(Session):
     start.
     """
 
-    def __init__(self, slots: int, shape: tuple[int, ...] = (4, 4, 3)):
-        self.agent = types.SimpleNamespace(spec=SPEC)
+    def __init__(
+        self,
+        slots: int,
+        shape: tuple[int, ...] = (4, 4, 3),
+        spec: EnvSpec = SPEC,
+        has_policy: bool = True,
+    ):
+        readouts = {'policy': None} if has_policy else {}
+        self.agent = types.SimpleNamespace(spec=spec, readouts=readouts)
         self.slots, self.steps, self.steps_choices, self.shape = slots, 2, (1, 2, 4), shape
         self.t, self.starts = np.zeros(slots, int), np.zeros(slots, int)
         self.asked: list[tuple] = []
@@ -58,6 +74,8 @@ class FakeSession(Session):
         image[:, 0, 0, 0], image[:, 0, 0, 1] = self.t[rows] % 256, self.starts[rows] % 256
         one = np.ones(n, np.float32)
         real = image if both else None
+        size = self.agent.spec.actions.size
+        probs = np.full((n, size), 1 / size, np.float32) if self.has_policy else None
         return Frame(
             image,
             real,
@@ -66,13 +84,13 @@ class FakeSession(Session):
             one,
             one,
             np.zeros(n, bool),
-            one,
-            np.full((n, 3), 1 / 3, np.float32),
+            one if self.has_policy else None,
+            probs,
         )
 
     def start(self, slot, number, source='game', real=False):
         self.t[slot], self.starts[slot] = 0, number
-        return self._frame([slot], np.zeros((1, 3), np.float32))
+        return self._frame([slot], np.zeros((1, self.agent.spec.actions.size), np.float32))
 
     def frame(self, action, by_agent, rows, view='dream', steps=0):
         if self.error:

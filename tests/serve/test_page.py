@@ -21,8 +21,8 @@ import pytest
 
 from reverie.commands.play.serving import play
 from reverie.commands.play.setup import resolve_play
-from reverie.serve import keys
-from reverie.types import ActionSpace, UserError
+from reverie.types import UserError
+from tests.serve.browser import open_page, until
 from tests.serve.fake import wait
 
 pytestmark = pytest.mark.page
@@ -30,10 +30,6 @@ pytestmark = pytest.mark.page
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TRAINED = os.environ.get('REVERIE_DEMO_RUN')
 trained = pytest.mark.skipif(not TRAINED, reason='only a trained run does this; make page')
-CHROMIUM = next(
-    (p for name in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(name))),
-    None,
-)
 
 
 @pytest.fixture(scope='module')
@@ -76,38 +72,8 @@ def address(played, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(address):
-    if CHROMIUM is None:
-        pytest.skip('no Chromium on this machine; install Debian’s chromium to test the page')
-    playwright = pytest.importorskip(
-        'playwright.sync_api', reason='the page is driven by playwright'
-    )
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu']
-        )
-        page = browser.new_page(viewport={'width': 1280, 'height': 800})
-        errors = []
-        page.on('pageerror', lambda error: errors.append(str(error)))
-        page.on(
-            'console',
-            lambda message: errors.append(message.text) if message.type == 'error' else None,
-        )
-        page.goto(address)
-        until(page, 'newest !== null')
+    with open_page(address) as page:
         yield page
-        browser.close()
-        assert not errors
-
-
-def until(page, condition):
-    """A JavaScript condition comes true.
-
-    The page's policy forbids it to evaluate strings, so it is asked again.
-    """
-    end = time.monotonic() + 120.0
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, condition
-        page.wait_for_timeout(20)
 
 
 def colours(page, canvas='screen'):
@@ -309,22 +275,3 @@ def test_a_port_in_use_is_said_before_anything_is_loaded():
         with pytest.raises(UserError, match=f'127.0.0.1:{port}'):
             play('nowhere', port=port, browser=False, say=said.append)
         assert not said
-
-
-def test_keys_come_from_the_names_of_actions_and_never_collide():
-    names = ('noop', 'fire', 'up', 'upleft', 'upleftfire', 'move_left', 'place_stone', 'do', 'left')
-    found = keys.bindings(ActionSpace('discrete', len(names), names))
-    chords = [frozenset(c) for b in found for c in b.chords]
-    assert len(chords) == len(set(chords)) and not found[0].chords
-    assert ('ArrowUp', 'ArrowLeft') in found[3].chords and ('ArrowUp', 'ArrowLeft', 'x') in found[
-        4
-    ].chords
-    assert ('ArrowLeft',) in found[5].chords  # the first of two lefts
-    assert len(found[6].chords) == 1 and len(found[8].chords) == 1
-    assert not set('mrbg.[] -=') & {key for chord in chords for key in chord}
-    assert keys.rest(ActionSpace('discrete', 3, ('left', 'NOOP', 'right'))) == 1
-    assert keys.rest(ActionSpace('discrete', 2, ('left', 'right'))) is None
-    many = keys.bindings(ActionSpace('discrete', 60))
-    assert len({b.chords for b in many if b.chords}) == sum(bool(b.chords) for b in many) > 25
-    pair = keys.bindings(ActionSpace('continuous', 2, ('x', 'y')))
-    assert [b.action for b in pair] == [(-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)]

@@ -71,7 +71,7 @@ def test_a_player_has_a_part_of_his_own_and_room_comes_back_with_what_is_removed
 def test_a_recording_that_fails_leaves_nothing_and_neither_does_a_killed_server(
     tmp_path, monkeypatch
 ):
-    def full(frames, kind, spec, path, facts):
+    def full(frames, kind, has_reward, spec, path, facts):
         path.write_bytes(b'half of it')
         raise OSError(28, 'No space left on device')
 

@@ -142,3 +142,15 @@ def test_a_late_reward_goes_to_the_frame_before_and_the_last_frame_stays_on_the_
         np.testing.assert_array_equal(a.image, b.image)
         assert (a.reward, a.is_first, a.is_last) == (b.reward, b.is_first, b.is_last)
         assert a.is_terminal == b.is_terminal
+
+
+def test_keys_of_several_parts_pressed_together_count_from_one_frame_and_no_press_is_lost():
+    """Entries: walk, turn, fire."""
+    one = player(0)
+    one.held = (0.0, 0.0, 0.0)
+    orders = [(1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 0), (0, 1, 0), (0, 1, 1)]
+    for number, action in enumerate(orders, 1):
+        one.act(tuple(map(float, action)), number)
+    taken = [(one.next_action(), one.id) for _ in range(4)]
+    # The shot begins, ends while the walk does, and begins again.
+    assert taken == [((1, 1, 1), 3), ((0, 1, 0), 5), ((0, 1, 1), 6), ((0, 1, 1), 6)]

@@ -146,12 +146,18 @@ class Experiment(abc.ABC):
             log_every_s=log_every_s,
             sinks=sinks,
             scoring=self.scoring,
+            held_out=self.held_out,
             init=init,
             config=self.describe(),
             safe=SAFE,
             keep_phase_ends=keep_phase_ends,
             wait_lock_s=wait_lock_s,
         )
+
+    @property
+    def held_out(self) -> Source | None:
+        """Recordings that nothing is trained on, whose losses are logged; None without such."""
+        return None
 
     @property
     def scoring(self) -> Scoring | None:
@@ -212,6 +218,17 @@ class Experiment(abc.ABC):
         """Trust numbers of the dreams of all seeds; None where they are not taken."""
         return None
 
+    @property
+    def has_recordings(self) -> bool:
+        """Whether there are recorded pictures to compare dreams with."""
+        return False
+
+    def recordings(
+        self, folder: pathlib.Path, params: Params, key: PRNGKeyArray, say: Say
+    ) -> list[dict[str, Any]] | None:
+        """Measure each seed's dreams of recorded pictures; None where there are none."""
+        return None
+
     def evaluate(
         self,
         folder: pathlib.Path,
@@ -232,6 +249,8 @@ class Experiment(abc.ABC):
         key = jax.random.key(eval_seed)
         if self.unscored is not None:
             say(f'eval  no scores: {self.unscored}')
+        elif not self.agent.readouts:
+            say('eval  no scores: the agent is a world model alone')
         elif not self.readouts:
             raise UserError(
                 f'{folder} stopped in phase {self.stopped}, which is before it has a policy; '
@@ -246,6 +265,8 @@ class Experiment(abc.ABC):
             extra['trust'] = measured
             for line in trust.lines(measured):
                 say(line)
+        if (dreamed := self.recordings(folder, params, key, say)) is not None:
+            extra['recordings'] = dreamed
         log = metrics.read(folder / 'metrics.jsonl')
         saved = read_config(folder)
         record = results.record(

@@ -11,16 +11,17 @@ from jaxtyping import PRNGKeyArray
 
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.commands.experiment import samples
-from reverie.commands.experiment.base import Experiment
-from reverie.data.episodes import Episodes
+from reverie.commands.experiment.base import Experiment, Say
+from reverie.data.episodes import Episodes, Part
 from reverie.data.manifest import MANIFEST
 from reverie.data.records import unpack
 from reverie.data.source import Dataset
 from reverie.data.sources import open_source
 from reverie.envs.registry import on_host
+from reverie.evaluation import video
 from reverie.evaluation.game import AnyGame, game
 from reverie.io import warn
-from reverie.types import ActionSpace, EnvSpec, Params, UserError
+from reverie.types import ActionSpace, Component, EnvSpec, Params, UserError
 
 MAX_LOST = 0.01  # share of a dataset's episodes that may be damaged: one bad shard of many
 MEASURED_FRAMES = 4096  # frames whose pixels give mean and standard deviation
@@ -74,6 +75,8 @@ class Recorded(Experiment):
 
     @functools.cached_property
     def _made(self) -> AnyGame | UserError:
+        if self.has_data and 'importer' in self.episodes.provenance:
+            return UserError(f'{self.data} holds recordings of no environment')
         found = game(self.env_name, self.options)
         try:
             found.spec  # noqa: B018, which makes the environment
@@ -100,11 +103,20 @@ class Recorded(Experiment):
     def source(self) -> Dataset:
         if not self.has_data:
             raise UserError(f'no dataset at {self.data}; --data says where it is')
-        return open_source(self.episodes, self.spec, label_fraction=self.label_fraction)
+        train = self.episodes.only('train')
+        return open_source(train, self.spec, label_fraction=self.label_fraction)
+
+    @property
+    def held_out(self) -> Dataset | None:
+        """Recordings that nothing is trained on; None without such."""
+        if not self.has_data or not self.episodes.held_out:
+            return None
+        return open_source(self.episodes.only('held_out'), self.spec)
 
     @property
     def facts(self) -> dict[str, Any]:
         spec = self.spec
+        parts = [dataclasses.asdict(part) for part in spec.actions.parts]
         return {
             'data': str(self.data.absolute()),
             'dataset': self.episodes.fingerprint,
@@ -113,7 +125,8 @@ class Recorded(Experiment):
             'game': {
                 'options': self.options,
                 'obs_shape': spec.obs_shape,
-                'actions': {'kind': spec.actions.kind, 'size': spec.actions.size},
+                'actions': {'kind': spec.actions.kind, 'size': spec.actions.size}
+                | ({'parts': parts} if parts else {}),
                 'max_return': spec.max_return,
                 'frames': self.episodes.frames,
             },
@@ -164,6 +177,27 @@ class Recorded(Experiment):
             return None  # no boolean grid, or no world model yet
         return samples.trust_of(self.agent, params, self.source, key, self.frames)
 
+    @property
+    def has_recordings(self) -> bool:
+        return self.has_data and self.episodes.schema.obs_dtype == 'uint8'
+
+    def recordings(
+        self, folder: pathlib.Path, params: Params, key: PRNGKeyArray, say: Say
+    ) -> list[dict[str, Any]] | None:
+        """Compare dreams with recordings that are held out, with all where none are; leave pictures
+        of the first seed's in `recordings.png`.
+        """
+        if not self.has_recordings or not isinstance(self.agent, Dreamer4) or self.dreamless:
+            return None
+        part: Part = 'held_out' if self.episodes.held_out else 'all'
+        found, pictures = samples.recordings_of(
+            self.agent, params, self.episodes.only(part), key, say
+        )
+        if found:
+            (folder / 'recordings.png').write_bytes(video.png(pictures))
+            say(f'eval  pictures: {folder / "recordings.png"}')
+        return found or None
+
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
         if not self.has_data or not isinstance(self.agent, Dreamer4):
             return {}
@@ -180,7 +214,14 @@ class Recorded(Experiment):
 def spec_of(env_name: str, known: Mapping[str, Any]) -> EnvSpec:
     """The environment that the entry `game` of config.json describes."""
     try:
-        actions = ActionSpace(known['actions']['kind'], int(known['actions']['size']))
+        parts = tuple(
+            Component(
+                **part
+                | {'choices': tuple(part['choices']), 'keys': tuple(map(tuple, part['keys']))}
+            )
+            for part in known['actions'].get('parts', ())
+        )
+        actions = ActionSpace(known['actions']['kind'], int(known['actions']['size']), (), parts)
         return EnvSpec(env_name, tuple(known['obs_shape']), actions, known.get('max_return'))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'config.json: game {known!r:.80} describes no environment') from error
@@ -195,7 +236,7 @@ def standardised(config: Any, episodes: Episodes) -> Any:
     if tokenizer is None or not pictures or (tokenizer.pixel_mean, tokenizer.pixel_std) != (0, 1):
         return config
     frames: list[np.ndarray] = []
-    for record in episodes.records():
+    for record in episodes.only('train').records():
         frames.append(unpack(record.obs, episodes.schema))
         if sum(map(len, frames)) >= MEASURED_FRAMES:
             break
