@@ -1,4 +1,5 @@
 # make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: lint, types, tests.
+# make doom: fetch Freedoom and an engine, render people's demos, learn a world model of them; about an hour.
 # make test-extras: external packages, and what another Python or JAX could break, on Python 3.12 with the newest JAX
 #   in .venv-extras; whatever cannot be installed is said and skipped.
 # make probes: every agent that plays learns a world whose best policy is known; the code of README.md and
@@ -19,7 +20,7 @@ GAME ?= breakout
 RUN := runs/demo-$(GAME)
 DATA := datasets/demo-$(GAME)
 
-.PHONY: demo test test-extras probes faults page results docs lint format clean
+.PHONY: demo doom test test-extras probes faults page results docs lint format clean
 
 demo: .venv/ready
 	@$(BIN)/reverie doctor
@@ -27,6 +28,17 @@ demo: .venv/ready
 	@$(BIN)/reverie train dreamer4_demo --env minatar/$(GAME) --data $(DATA) --out $(RUN)
 	@$(BIN)/reverie train bc_demo --env minatar/$(GAME) --data $(DATA) --out $(RUN)-bc --add-to $(RUN)
 	@echo 'play in its dream:  $(BIN)/reverie play $(RUN)'
+
+doom: .venv/ready
+	@$(BIN)/python -m pip install --quiet --editable '.[video,lpips]'
+	@$(BIN)/python examples/doom/fetch.py --into .doom/packages
+	@$(BIN)/python examples/doom/render.py --packages .doom/packages --out .doom/clips
+	@$(BIN)/python examples/doom/mirror.py .doom/clips
+	@test -e datasets/doom/manifest.json || $(BIN)/reverie data import video .doom/clips --out datasets/doom \
+	  --size 64x64 --fit stretch --holdout MAP10 --name doom
+	@$(BIN)/reverie train dreamer4_image --data datasets/doom --out runs/doom
+	@$(BIN)/python examples/doom/measure.py runs/doom
+	@echo 'walk in its dream:  $(BIN)/reverie play runs/doom'
 
 test: .venv/ready-dev
 	$(BIN)/ruff check .

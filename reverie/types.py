@@ -53,7 +53,7 @@ class Component:
     choices: tuple[str, ...] = ()  # their names; empty for a number
     low: float = -1.0
     high: float = 1.0
-    rest: float = 0.0  # value while no key is held: the index of a choice, or a number
+    rest: float | int = 0  # value while no key is held: the index of a choice, or a number
     # Keys that are held for each choice, or for low and for high.
     keys: tuple[tuple[str, ...], ...] = ()
     camera: Literal['', 'x', 'y'] = ''  # turns the camera: choices or numbers rise with the shift

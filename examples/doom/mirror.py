@@ -37,31 +37,37 @@ def swapped(actions: Int[np.ndarray, 'T 4']) -> Int[np.ndarray, 'T 4']:
     return found
 
 
-def main(args: Sequence[str]) -> None:
-    """Mirror the clips that the arguments name."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('clips', type=pathlib.Path)
-    parser.add_argument('--held-out', nargs='*', default=['MAP10'], help='clips to leave alone')
-    options = parser.parse_args(args)
-    clips = sorted(options.clips.glob('*.mp4'))
-    if not clips:
-        raise UserError(f'{options.clips}: expected mp4 files that render.py made')
-    for clip in clips:
-        if clip.stem.endswith(SUFFIX) or clip.stem in options.held_out:
-            continue
+def mirror_all(clips: pathlib.Path, held_out: Sequence[str]) -> None:
+    """Mirror every clip of a folder that is not held out and has no mirrored one yet."""
+    found = sorted(clip for clip in clips.glob('*.mp4') if not clip.name.startswith('.'))
+    if not found:
+        raise UserError(f'{clips}: expected mp4 files that render.py made')
+    for clip in found:
         target = clip.with_stem(clip.stem + SUFFIX)
+        if clip.stem.endswith(SUFFIX) or clip.stem in held_out or target.exists():
+            continue
         with av.open(str(clip)) as container:
             frames = np.stack([f.to_ndarray(format='rgb24') for f in container.decode(video=0)])
         actions = np.load(clip.with_suffix('.actions.npy'), allow_pickle=False)
         np.save(target.with_suffix('.actions.npy'), swapped(actions))
-        write(target, mirrored(frames))
-        print(f'{target}: {len(frames)} frames')
+        part = target.with_name(f'.{target.name}')
+        write(part, mirrored(frames))
+        part.replace(target)
+        print(f'{target.name}: {len(frames)} frames', flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+    parser.add_argument('clips', type=pathlib.Path, help='folder that render.py filled')
+    parser.add_argument('--held-out', nargs='*', default=['MAP10'], help='clips to leave alone')
+    options = parser.parse_args(arguments)
+    try:
+        mirror_all(options.clips, options.held_out)
+    except UserError as error:
+        print(f'mirror.py: {error}', file=sys.stderr)
+        return error.code
+    return 0
 
 
 if __name__ == '__main__':
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`reverie eval`: score a run's agent again."""
+"""`reverie eval`: score a run's agent again, and measure its dreams."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from reverie.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Eval(Compiling):
-    """Score a run's agent in the real environment again."""
+    """Score a run's agent in the real environment again, and its dreams beside recordings."""
 
     run: tyro.conf.Positional[pathlib.Path]
     """Run folder."""
@@ -40,7 +40,7 @@ def run(args: Eval) -> None:
     check_seed('seed', args.seed)
     keep_programs(args.cache)
     experiment, params = load(args.run, args.data)
-    if experiment.unscored is not None:
+    if experiment.unscored is not None and (args.results or not experiment.has_recordings):
         raise UserError(f'{args.run} cannot be scored: {experiment.unscored}')
     if args.env_options:
         experiment = experiment.under(options_of(args.env_options))

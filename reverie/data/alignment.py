@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reverie.data.motion import as_pictures, changes, shift
+from reverie.data.motion import as_pictures, changes, overlapping, shift
 from reverie.data.records import Record, Schema, unpack
 from reverie.types import ActionSpace
 
@@ -63,7 +63,8 @@ class Alignment:
         self.seen += length
         if length < BLOCK + 2 * EDGE + 1:
             return
-        movement = self._movement(unpack(record.obs[:length], self.schema))
+        obs = unpack(record.obs[:length], self.schema)
+        movement = np.concatenate([self._movement(part) for part in overlapping(obs)])
         actions, known = self._actions(record.action[1:length])
         width = BLOCK + 2 * EDGE
         for begin in range(0, len(movement) - width + 1, BLOCK):

@@ -21,7 +21,7 @@ from reverie.data.episodes import Episodes
 from reverie.data.latents import Latents
 from reverie.data.manifest import words
 from reverie.data.source import Dataset
-from reverie.data.sources import BUDGET_BYTES, Resident, Streaming, check_state, fitting
+from reverie.data.sources import Resident, Streaming, check_state
 from reverie.types import ActionSpace, Batch, EnvSpec, Params, UserError
 
 VIDEO = ActionSpace.composite(())  # of datasets without actions
@@ -73,6 +73,11 @@ class Mixture(Dataset):
                 'dataset; give a larger batch'
             )
         return apportion(count, self.weights[takes])
+
+    def most_updates(self, batch: int, length: int, seeds: int) -> int | None:
+        """Return the updates that every part could load if all rows were its own."""
+        bounds = [part.most_updates(batch, length, seeds) for part in self.parts]
+        return min((bound for bound in bounds if bound is not None), default=None)
 
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
@@ -152,24 +157,6 @@ class Mixture(Dataset):
         check_state(state, 'mixture', fingerprint(self.recordings))
         for part, its in zip(self.parts, state['parts'], strict=True):
             part.set_state(its)
-
-
-def open_mixture(
-    datasets: Sequence[Episodes],
-    spec: EnvSpec,
-    weights: Sequence[float] = (),
-    memory_budget_bytes: int = BUDGET_BYTES,
-    label_fraction: float = 1.0,
-) -> Mixture:
-    """Open datasets as a mixture, within one budget: the smallest ones first, each Resident if it
-    takes no more than an equal part of what is left, else Streaming in groups of an eighth of that.
-    """
-    left, parts = memory_budget_bytes, dict[int, Resident | Streaming]()
-    for i in sorted(range(len(datasets)), key=lambda i: datasets[i].total_bytes):
-        share = left // (len(datasets) - len(parts))
-        parts[i] = fitting(datasets[i], share, label_fraction=label_fraction)
-        left -= min(datasets[i].total_bytes, share)
-    return Mixture([parts[i] for i in range(len(datasets))], spec, weights)
 
 
 def common_spec(datasets: Sequence[Episodes], spec: EnvSpec | None = None) -> EnvSpec:

@@ -1,12 +1,13 @@
 """Movement between successive frames, in NumPy: the shift of the picture, cuts, repeated frames."""
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
 SIDE = 64  # pixels that pictures are averaged down to
 REACH = 12  # of them: the largest shift that is looked for
-CHUNK = 256  # frames at once
+CHUNK = 512  # frames at once
 MOST_CHANNELS = 16
 CUT = 0.08  # of full scale: mean difference of two frames at a cut
 CUT_RATIO = 4.0  # of it to the median difference of its neighbours
@@ -42,17 +43,14 @@ def shift(grey: np.ndarray, axis: int) -> np.ndarray:
     grey = grey - grey.mean(2, keepdims=True)
     activity = np.abs(np.diff(grey, axis=0)).mean((0, 2))
     weight = activity / max(float(activity.sum()), 1e-9)
-    found = []
-    for begin in range(0, len(grey) - 1, CHUNK):
-        part = grey[begin : begin + CHUNK + 1]
-        errors = []
-        for s in range(-reach, reach + 1):
-            before = part[:-1, :, max(0, s) : length + min(0, s)]
-            after = part[1:, :, max(0, -s) : length + min(0, -s)]
-            scale = (before**2).sum(2) * (after**2).sum(2)
-            errors.append(-((before * after).sum(2) / np.sqrt(scale + 1e-6)) @ weight)
-        found.append(_lowest(np.stack(errors, 1)) - reach)
-    return np.concatenate(found)
+    errors = []
+    for s in range(-reach, reach + 1):
+        before = grey[:-1, :, max(0, s) : length + min(0, s)]
+        after = grey[1:, :, max(0, -s) : length + min(0, -s)]
+        scale = (before**2).sum(2) * (after**2).sum(2)
+        errors.append(-((before * after).sum(2) / np.sqrt(scale + 1e-6)) @ weight)
+    moved: np.ndarray = _lowest(np.stack(errors, 1)) - reach
+    return moved
 
 
 def _lowest(errors: np.ndarray) -> np.ndarray:
@@ -90,11 +88,21 @@ def changes(pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(found, 1)
 
 
-def count_cuts(grey: np.ndarray) -> int:
-    """Count scene changes in frames [T, h, w]: differences that are large, also next to their
+def overlapping(obs: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield frames [T, ...] in pieces that begin with the last frame of the one before, so that long
+    episodes take little memory; none if there is one frame.
+    """
+    for begin in range(0, len(obs) - 1, CHUNK):
+        yield obs[begin : begin + CHUNK + 1]
+
+
+def count_cuts(obs: np.ndarray) -> int:
+    """Count scene changes in frames [T, h, w, c]: differences that are large, also next to their
     neighbours'.
     """
-    difference = np.abs(np.diff(grey, axis=0)).mean((1, 2))
+    parts = (as_pictures(part).mean(-1) for part in overlapping(obs))
+    differences = [np.abs(np.diff(part, axis=0)).mean((1, 2)) for part in parts]
+    difference = np.concatenate(differences) if differences else np.zeros(0)
     found = 0
     for t in np.flatnonzero(difference > CUT).tolist():
         near = np.delete(difference[max(0, t - 8) : t + 9], min(t, 8))

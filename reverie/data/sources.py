@@ -11,7 +11,6 @@ Dreamer 4 mixes the two half and half.
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,10 +35,9 @@ from reverie.data.windows import (
     to_batch,
 )
 from reverie.io import warn
-from reverie.types import Batch, EnvSpec, UserError
+from reverie.types import Batch, UserError
 
 EPOCHS = 1 << 32  # more than anybody trains; Grain's own endless number overflows a length
-BUDGET_BYTES = 8 << 30  # of a dataset that is kept in memory as a whole
 GROUP_BYTES = 1 << 30  # of a part of a larger one that windows are drawn from
 
 
@@ -231,6 +229,11 @@ def _group(records: Sequence[Record | None]) -> Stream | None:
 class Streaming(_Recorded):
     """A dataset too large for the device, of which Grain reads shuffled episodes ahead in groups.
 
+    Memory is bounded in bytes of frames as they are on the device: the group that is drawn from,
+    one that each of `threads` has read ahead, one that it is reading, twice while it is laid end to
+    end, and two calls' windows, which are no more than a group each (or one update): at most
+    3 + 3 x threads groups, of `group_bytes` or one episode each, if that is more.
+
     A group is a random part of the dataset of about `group_bytes`, laid end to end; windows are
     drawn from it as `Resident` draws from the whole, until as many frames were drawn as it holds.
     While one is drawn from, `threads` others are read. Batches are a function of the seed and of
@@ -246,6 +249,7 @@ class Streaming(_Recorded):
         group_bytes: int = GROUP_BYTES,
         threads: int = 2,
     ):
+        self.group_bytes = group_bytes
         super().__init__(episodes, RowSampling(relevant, label_fraction, seed))
         self.seed, self.fingerprint = seed, episodes.fingerprint
         self.threads = threads
@@ -278,6 +282,11 @@ class Streaming(_Recorded):
         self._groups = self._reader()
         self._groups.set_state(self._before)
         self._group = None
+
+    def most_updates(self, batch: int, length: int, seeds: int) -> int | None:
+        """Return the updates whose windows take no more than a group."""
+        each = seeds * batch * length * self.episodes.bytes_per_frame
+        return max(1, self.group_bytes // each)
 
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
@@ -358,36 +367,3 @@ class Streaming(_Recorded):
         self._groups.set_state(state['reader'])
         self._before, self._group = state['reader'], None
         self._drawn, self._batches = state['drawn'], state['batches']
-
-
-def open_source(
-    dataset: str | os.PathLike[str] | Episodes,
-    spec: EnvSpec,
-    memory_budget_bytes: int = BUDGET_BYTES,
-    relevant: Relevant = 'reward',
-    label_fraction: float = 1.0,
-    seed: int = 0,
-) -> Resident | Streaming:
-    """Open a dataset, given open or by path: Resident if it fits the budget, else Streaming in
-    groups of an eighth of it.
-
-    The last three arguments are those of `RowSampling`. Raises UserError if the dataset is of
-    another game, observation or action space than `spec`.
-    """
-    episodes = dataset if isinstance(dataset, Episodes) else Episodes(dataset)
-    episodes.check(spec)
-    return fitting(episodes, memory_budget_bytes, relevant, label_fraction, seed)
-
-
-def fitting(
-    episodes: Episodes,
-    memory_budget_bytes: int,
-    relevant: Relevant = 'reward',
-    label_fraction: float = 1.0,
-    seed: int = 0,
-) -> Resident | Streaming:
-    """Open a dataset as `open_source` does, of whatever environment it is."""
-    if episodes.total_bytes <= memory_budget_bytes:
-        return Resident(episodes, relevant, label_fraction, seed)
-    group_bytes = max(min(GROUP_BYTES, memory_budget_bytes // 8), 1)
-    return Streaming(episodes, relevant, label_fraction, seed, group_bytes)

@@ -13,7 +13,7 @@ from rich.table import Table
 from reverie.data.alignment import Alignment
 from reverie.data.episodes import Episodes
 from reverie.data.manifest import words
-from reverie.data.motion import as_pictures, count_cuts, count_repeated
+from reverie.data.motion import count_cuts, count_repeated
 from reverie.data.records import unpack
 from reverie.types import ActionSpace
 
@@ -41,7 +41,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
             actions += _counts(space, record.action[1:])
         repeated += count_repeated(record.obs)
         if len(episodes.schema.obs_shape) == 3:
-            cuts += count_cuts(as_pictures(unpack(record.obs, episodes.schema)).mean(-1))
+            cuts += count_cuts(unpack(record.obs, episodes.schema))
         alignment.add(record)
         if record.has_reward:
             values, counts = np.unique(record.reward[1:], return_counts=True)

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from reverie.data.episodes import Episodes
 from reverie.data.motion import shift
 from reverie.data.records import Record, Schema
 from reverie.data.windows import HAS_ACTION, HAS_REWARD, Stream, to_batch
 from reverie.evaluation.openloop import open_loop
-from reverie.evaluation.video import psnr, ssim
+from reverie.evaluation.video import colourise, enlarge, psnr, ssim
 from reverie.types import ActionSpace, Params, Step, UserError, WorldModel
 
 CONTEXTS = 64
@@ -69,7 +69,7 @@ def windows(episodes: Episodes, context: int, fps: float | None) -> Windows:
         blocks += [block + start // span for start in starts]
         block += len(record) // span + 1
     chosen = np.linspace(0, len(parts) - 1, min(CONTEXTS, len(parts))).round().astype(int)
-    stacked: Stream = jax.tree.map(lambda *xs: np.stack(xs), *[parts[i] for i in chosen])
+    stacked: Stream = jax.tree.map(lambda *xs: jnp.stack(xs), *[parts[i] for i in chosen])
     made = to_batch(stacked, jnp.zeros(len(chosen), bool), episodes.schema)
     batch = jax.tree.map(np.asarray, made)
     return Windows(batch.step, np.array(blocks)[chosen], batch.has_action)
@@ -99,9 +99,7 @@ def measure(
     dreamer = _Dreamer(model, params, context, key)
     truth = _unit(cut.step.obs)
     later = truth[:, context:]
-    names = ACTIONS if cut.has_action.any() and schema.actions.parts != () else ('true',)
-    if schema.actions.kind != 'composite':
-        names = ACTIONS if cut.has_action.any() else ('true',)
+    names = ACTIONS if cut.has_action.any() else ('true',)
     dreams = {name: dreamer(acted(cut.step, name, context)) for name in names}
     seen = dreams['true'][:, :context]
     held = np.repeat(truth[:, context - 1 : context], HORIZON, 1)
@@ -190,6 +188,20 @@ def _summary(found: Likeness) -> dict[str, Any]:
     }
 
 
+def strip(pictures: Mapping[str, np.ndarray], context: int) -> UInt8[np.ndarray, 'H W 3']:
+    """Pictures [n, C + H, h, w, c] of `measure` side by side: for each window a row of what happened
+    and one for each sort of actions, from the last given frame on.
+    """
+    first = next(iter(pictures.values()))
+    columns = [context - 1, *(context + i for i in (0, 1, 2, 3, 5, 7, 9, 11, 13, 15))]
+    rows = [
+        np.concatenate([colourise(images[i, t] / np.float32(255)) for t in columns], 1)
+        for i in range(len(first))
+        for images in pictures.values()
+    ]
+    return enlarge(np.concatenate(rows), 2)
+
+
 def paired(difference: Float[np.ndarray, 'N H'], block: np.ndarray) -> dict[str, Any]:
     """Mean of a difference, and its 95% interval by Student's t over the means of the blocks."""
     each = np.array([difference[block == b].mean() for b in np.unique(block)])
@@ -255,7 +267,8 @@ def lines(measured: Mapping[str, Any]) -> list[str]:
         if name in measured
     ]
     for name, values in rows:
-        cells = '  '.join(f'{v:6.2f}' if m == 'psnr' else f'{v:6.3f}' for m, v in zip(metrics, values, strict=True))  # fmt: skip
+        digits = (2 if metric == 'psnr' else 3 for metric in metrics)
+        cells = '  '.join(f'{v:6.{n}f}' for v, n in zip(values, digits, strict=True))
         out.append(f'{name:<22}{cells}')
     for name, by in measured['differences'].items():
         psnrs = by['psnr']

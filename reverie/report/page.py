@@ -11,7 +11,16 @@ from collections.abc import Callable
 
 import reverie
 from reverie.io import atomic, warn
-from reverie.report import attention, dreams, provenance, scores, tokenizer, training, trust
+from reverie.report import (
+    attention,
+    dreams,
+    provenance,
+    recordings,
+    scores,
+    tokenizer,
+    training,
+    trust,
+)
 from reverie.report.html import escape
 from reverie.report.run import DAMAGE, RunFiles, read
 
@@ -19,6 +28,7 @@ SECTIONS = (
     scores.head,
     scores.section,
     trust.section,
+    recordings.section,
     training.section,
     tokenizer.section,
     dreams.section,

@@ -103,3 +103,39 @@ def declare(folder: pathlib.Path, *components: dict, **more: object) -> None:
 def write_lines(path: pathlib.Path, lines: list[dict]) -> pathlib.Path:
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
     return path
+
+
+def held(rng: np.random.Generator, length: int, choices: int, mean: int) -> np.ndarray:
+    """Choices that people hold for `mean` steps or so, the first of them most of the time."""
+    changes = rng.random(length) < 1 / mean
+    drawn = np.where(rng.random(length) < 0.5, 0, rng.integers(0, choices, length))
+    return drawn[np.maximum.accumulate(np.where(changes, np.arange(length), 0))]
+
+
+def texture(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """A world that is smooth enough to be seen moving."""
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(rng.random(shape), 1.0, mode='wrap')
+    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
+
+
+def walk_about(length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Views [T, 24, 32, 1] of a large texture under a status bar, and actions (turn, pitch) by
+    arrival.
+    """
+    rng = np.random.default_rng(seed)
+    world = texture(rng, 256, 256)
+    turn = held(rng, length, 5, 3)
+    turn = np.where(turn == 0, 2, turn - 1 + (turn > 2))  # mostly straight on
+    turn = np.clip(turn, 0, 4)
+    pitch = rng.integers(-1, 2, length)
+    turn[0], pitch[0] = 2, 0
+    x = np.cumsum(turn - 2)
+    y = np.cumsum(pitch)
+    frames = np.stack(
+        [np.roll(world, (-b, -a), (0, 1))[:24, :32] for a, b in zip(x, y, strict=True)]
+    )
+    frames[:, 20:] = 0.3
+    obs = (frames * 255).astype(np.uint8)[..., None]
+    return obs, np.stack([turn, pitch / 4], 1)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from footage import counter
+from footage import counter, held, texture, walk_about
 
 from reverie.data.alignment import Alignment
 from reverie.data.motion import as_pictures, count_cuts, count_repeated, shift
@@ -15,42 +15,6 @@ TURN = Component('turn', ('hard left', 'left', 'none', 'right', 'hard right'), r
 PITCH = Component('pitch', (), -4.0, 4.0, camera='y')
 WALK = Component('walk', ('none', 'forward'))
 FIRE = Component('fire', ('none', 'fire'))
-
-
-def held(rng: np.random.Generator, length: int, choices: int, mean: int) -> np.ndarray:
-    """Choices that people hold for `mean` steps or so, the first of them most of the time."""
-    changes = rng.random(length) < 1 / mean
-    drawn = np.where(rng.random(length) < 0.5, 0, rng.integers(0, choices, length))
-    return drawn[np.maximum.accumulate(np.where(changes, np.arange(length), 0))]
-
-
-def texture(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """A world that is smooth enough to be seen moving."""
-    from scipy.ndimage import gaussian_filter
-
-    smooth = gaussian_filter(rng.random(shape), 1.0, mode='wrap')
-    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
-
-
-def walk_about(length: int, seed: int, lag: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Views [T, 24, 32, 1] of a large texture under a status bar, and actions (turn, pitch) by
-    arrival.
-    """
-    rng = np.random.default_rng(seed)
-    world = texture(rng, 256, 256)
-    turn = held(rng, length, 5, 3)
-    turn = np.where(turn == 0, 2, turn - 1 + (turn > 2))  # mostly straight on
-    turn = np.clip(turn, 0, 4)
-    pitch = rng.integers(-1, 2, length)
-    turn[0], pitch[0] = 2, 0
-    x = np.cumsum(turn - 2)
-    y = np.cumsum(pitch)
-    frames = np.stack(
-        [np.roll(world, (-b, -a), (0, 1))[:24, :32] for a, b in zip(x, y, strict=True)]
-    )
-    frames[:, 20:] = 0.3
-    obs = (frames * 255).astype(np.uint8)[..., None]
-    return obs, np.stack([turn, pitch / 4], 1)
 
 
 def verdict(space: ActionSpace, episodes, late: int = 0):
@@ -183,6 +147,6 @@ def test_cuts_and_repeated_frames_are_counted():
     scenes = [texture(rng, 16, 16) for _ in range(3)]
     grey = np.concatenate([np.repeat(scene[None], 20, 0) for scene in scenes])
     noisy = grey + rng.normal(0, 0.002, grey.shape)
-    assert count_cuts(noisy) == 2 and count_repeated(noisy) == 0
-    assert count_repeated(grey) == 57
-    assert count_cuts(rng.random((50, 16, 16))) == 0  # all frames differ: noise, no cuts
+    assert count_cuts(noisy[..., None]) == 2 and count_repeated(noisy) == 0
+    assert count_repeated(grey) == 57 and count_cuts(grey[:1, ..., None]) == 0
+    assert count_cuts(rng.random((50, 16, 16, 1))) == 0  # all frames differ: noise, no cuts

@@ -13,6 +13,7 @@ from footage import (
     draw_actions,
     encode_video,
     read_counter,
+    walk_about,
     write_frames,
     write_lines,
 )
@@ -174,6 +175,24 @@ def test_a_size_that_changes_begins_an_episode(source, tmp_path):
     data = bring('video', source, tmp_path / 'data', '--size', '16x16')
     assert [len(record) for record in data.records()] == [10, 14]
     assert json.loads((tmp_path / 'data' / 'manifest.json').read_text())['obs']['shape'][0] == 16
+
+
+@pytest.mark.parametrize(
+    'moved, words',
+    [
+        (0, 'actions move the picture: they fit best where they are (turn'),
+        (1, 'actions look shifted by one: they fit best one frame earlier (turn'),
+        (-1, 'actions look shifted by one: they fit best one frame later (turn'),
+    ],
+)
+def test_inspect_says_whether_the_sidecar_is_shifted(source, tmp_path, capsys, moved, words):
+    obs, action = walk_about(300, 0)
+    write_frames(source / 'a', obs.repeat(3, -1))
+    declare(source, {'name': 'turn', 'kind': 'discrete', 'n': 5, 'rest': 2, 'camera': 'x'})
+    np.save(source / 'a.actions.npy', np.roll(action[1:, 0], moved))
+    bring('video', source, tmp_path / 'data', '--fps', '12.5')
+    said = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    assert words in said and '12.5 fps, 0 cuts' in said
 
 
 @pytest.mark.external('imageio_ffmpeg', 'video')

@@ -14,6 +14,8 @@ from reverie.errors import UserError
 # Scripts find one another in their own folder.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'examples' / 'doom'))
 import fetch
+import measure
+import mirror
 import render
 
 HEADER = bytes([109, 3, 2, 5, 0, 0, 0, 0, 0, 1, 0, 0, 0])  # E2M5, one player
@@ -217,3 +219,24 @@ def test_without_packages_one_line_says_what_fills_the_folder(tmp_path, capsys):
     assert render.main(where) == 2
     assert 'expected a folder that fetch.py has filled' in capsys.readouterr().err
     assert not (tmp_path / 'clips').exists()
+
+
+def test_a_mirrored_clip_has_left_and_right_exchanged_and_the_bar_as_it_was():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 100, 20, 3), np.uint8)
+    found = mirror.mirrored(frames)
+    np.testing.assert_array_equal(found[:, :84], frames[:, :84, ::-1])
+    np.testing.assert_array_equal(found[:, 84:], frames[:, 84:])
+    actions = np.array([[0, 0, 0, 1], [2, 2, 6, 0], list(render.REST), [1, 1, 4, 1]], np.int32)
+    swapped = mirror.swapped(actions)
+    assert swapped.tolist() == [[0, 2, 6, 1], [2, 0, 0, 0], list(render.REST), [1, 1, 2, 1]]
+    np.testing.assert_array_equal(mirror.swapped(swapped), actions)
+
+
+def test_a_flash_is_orange_at_the_muzzle_in_any_dreamed_frame():
+    dark = np.full((2, 4, 64, 64, 3), 0.2, np.float32)
+    fired = dark.copy()
+    fired[0, 2, 40:48, 28:36] = (1.0, 0.6, 0.1)
+    assert measure.flashes(fired, dark).tolist() == [True, False]
+    elsewhere = dark.copy()
+    elsewhere[0, 2, 5:13, 28:36] = (1.0, 0.6, 0.1)
+    assert not measure.flashes(elsewhere, dark).any()

@@ -218,6 +218,17 @@ class Experiment(abc.ABC):
         """Trust numbers of the dreams of all seeds; None where they are not taken."""
         return None
 
+    @property
+    def has_recordings(self) -> bool:
+        """Whether there are recorded pictures to compare dreams with."""
+        return False
+
+    def recordings(
+        self, folder: pathlib.Path, params: Params, key: PRNGKeyArray, say: Say
+    ) -> list[dict[str, Any]] | None:
+        """Measure each seed's dreams of recorded pictures; None where there are none."""
+        return None
+
     def evaluate(
         self,
         folder: pathlib.Path,
@@ -238,6 +249,8 @@ class Experiment(abc.ABC):
         key = jax.random.key(eval_seed)
         if self.unscored is not None:
             say(f'eval  no scores: {self.unscored}')
+        elif not self.agent.readouts:
+            say('eval  no scores: the agent is a world model alone')
         elif not self.readouts:
             raise UserError(
                 f'{folder} stopped in phase {self.stopped}, which is before it has a policy; '
@@ -252,6 +265,8 @@ class Experiment(abc.ABC):
             extra['trust'] = measured
             for line in trust.lines(measured):
                 say(line)
+        if (dreamed := self.recordings(folder, params, key, say)) is not None:
+            extra['recordings'] = dreamed
         log = metrics.read(folder / 'metrics.jsonl')
         saved = read_config(folder)
         record = results.record(

@@ -11,13 +11,14 @@ from jaxtyping import PRNGKeyArray
 
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.commands.experiment import samples
-from reverie.commands.experiment.base import Experiment
-from reverie.data.episodes import Episodes
+from reverie.commands.experiment.base import Experiment, Say
+from reverie.data.episodes import Episodes, Part
 from reverie.data.manifest import MANIFEST
 from reverie.data.records import unpack
 from reverie.data.source import Dataset
 from reverie.data.sources import open_source
 from reverie.envs.registry import on_host
+from reverie.evaluation import video
 from reverie.evaluation.game import AnyGame, game
 from reverie.io import warn
 from reverie.types import ActionSpace, Component, EnvSpec, Params, UserError
@@ -74,6 +75,8 @@ class Recorded(Experiment):
 
     @functools.cached_property
     def _made(self) -> AnyGame | UserError:
+        if self.has_data and 'importer' in self.episodes.provenance:
+            return UserError(f'{self.data} holds recordings of no environment')
         found = game(self.env_name, self.options)
         try:
             found.spec  # noqa: B018, which makes the environment
@@ -173,6 +176,27 @@ class Recorded(Experiment):
         if not self.episodes.schema.packed or self.dreamless:
             return None  # no boolean grid, or no world model yet
         return samples.trust_of(self.agent, params, self.source, key, self.frames)
+
+    @property
+    def has_recordings(self) -> bool:
+        return self.has_data and self.episodes.schema.obs_dtype == 'uint8'
+
+    def recordings(
+        self, folder: pathlib.Path, params: Params, key: PRNGKeyArray, say: Say
+    ) -> list[dict[str, Any]] | None:
+        """Compare dreams with recordings that are held out, with all where none are; leave pictures
+        of the first seed's in `recordings.png`.
+        """
+        if not self.has_recordings or not isinstance(self.agent, Dreamer4) or self.dreamless:
+            return None
+        part: Part = 'held_out' if self.episodes.held_out else 'all'
+        found, pictures = samples.recordings_of(
+            self.agent, params, self.episodes.only(part), key, say
+        )
+        if found:
+            (folder / 'recordings.png').write_bytes(video.png(pictures))
+            say(f'eval  pictures: {folder / "recordings.png"}')
+        return found or None
 
     def draw(self, params: Params, key: PRNGKeyArray) -> dict[str, np.ndarray]:
         if not self.has_data or not isinstance(self.agent, Dreamer4):

