@@ -109,7 +109,7 @@ def train(
             raise UserError(f'reverie.train({preset!r}): expected data, the path of a dataset')
         path = pathlib.Path(data or pathlib.Path('datasets') / f'{slug(env or "")}-mixed')
         env = env or str(read_manifest(path)['env'])
-        experiment = Recorded(preset, config, env, seed, seeds, command, path)
+        experiment = Recorded(preset, config, env, seed, seeds, command, (path,))
     folder = pathlib.Path(folder or pathlib.Path('runs') / f'{slug(preset)}-{slug(env)}')
     start = Init.parse(init, ()) if isinstance(init, str) else init
     return Run(folder, experiment, experiment.train(folder, init=start, **options))

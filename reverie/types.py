@@ -372,6 +372,15 @@ class Agent(Protocol):
 
 
 @runtime_checkable
+class MultiTask(Agent, Protocol):
+    """Agent that is told which of several tasks it does."""
+
+    def with_task(self, task: int) -> Agent:
+        """Return the same agent, told another task."""
+        ...
+
+
+@runtime_checkable
 class Tokenizing(Agent, Protocol):
     """Agent whose later phases learn from the latents of a tokenizer that is trained before them."""
 

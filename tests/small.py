@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from reverie.agents import registry
 from reverie.agents.dreamer.config import Adams, LaProp
 from reverie.agents.planet import CEM, PlanetConfig
 from reverie.models.rssm import BlockGRU
@@ -77,4 +78,32 @@ def shrink(cfg, updates: int = 300):
         slow=slow,
         horizon=5,
         imagine_last=None,
+    )
+
+
+def dreamer4():
+    """The preset of a few thousand weights, with as many updates as a probe takes."""
+    debug = registry.dreamer4_debug()
+    phase = lambda p, steps, rate: dataclasses.replace(
+        p, steps=steps, batch=32, length=8, learning_rate=rate, decay=0.5
+    )
+    wider = lambda t: dataclasses.replace(t, layers=3, width=32, head_dim=16, context=8)
+    tokenizer = dataclasses.replace(
+        debug.tokenizer, patch=(2, 2), transformer=wider(debug.tokenizer.transformer)
+    )
+    return dataclasses.replace(
+        debug,
+        tokenizer=tokenizer,
+        dynamics=dataclasses.replace(debug.dynamics, transformer=wider(debug.dynamics.transformer)),
+        bootstrap_warmup=100,
+        ramp_floor=1.0,
+        context_frame_rate=0.5,
+        clean_bc_rows=True,
+        single_image_rate=0.1,
+        horizon=6,
+        discount=0.9,
+        tokenizer_phase=phase(debug.tokenizer_phase, 150, 5e-3),
+        dynamics_phase=phase(debug.dynamics_phase, 600, 5e-3),
+        finetune_phase=phase(debug.finetune_phase, 200, 5e-3),
+        imagine_phase=phase(debug.imagine_phase, 150, 5e-3),
     )

@@ -245,13 +245,13 @@ def test_a_dataset_that_lost_little_is_trained_on_and_one_that_lost_more_is_not(
     experiment = functools.partial(
         Recorded, 'dreamer4_debug', registry.get('dreamer4_debug'), 'minatar/breakout'
     )
-    whole = experiment(data=data)
+    whole = experiment(data=(data,))
     frames = whole.source.frames
     monkeypatch.setattr(Episodes, '_read', lose_third(Episodes._read))
     one, all_of_them = 1 / len(whole.episodes), len(whole.episodes)
     with pytest.raises(UserError, match=rf'1 of {all_of_them} episodes .* expected at most'):
-        experiment(data=data, max_lost=one / 2).source  # noqa: B018
-    damaged = experiment(data=data, max_lost=one)
+        experiment(data=(data,), max_lost=one / 2).source  # noqa: B018
+    damaged = experiment(data=(data,), max_lost=one)
     assert damaged.source.frames < frames and damaged.episodes.lost == {3}
     assert (
         damaged.facts['dataset'] != whole.facts['dataset']

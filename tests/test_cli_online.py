@@ -162,7 +162,7 @@ def test_dreamer_4_trains_on_what_was_played(run, tmp_path):
     episodes = Episodes(run / 'played')
     assert episodes.frames <= 2 * 600 and set(episodes.returns()) == {'seed0', 'seed1'}
     config = registry.get('dreamer4_debug')
-    recorded = Recorded('dreamer4_debug', config, 'minatar/breakout', data=run / 'played')
+    recorded = Recorded('dreamer4_debug', config, 'minatar/breakout', data=(run / 'played',))
     train(Beginning(recorded.agent), recorded.source, tmp_path / 'd4')
     lines = [
         json.loads(line) for line in (tmp_path / 'd4' / 'metrics.jsonl').read_text().splitlines()

@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 def train(folder, data, config=STEADY, seeds=2, label_fraction=1.0, updates_per_call=2, **changes):
     experiment = Recorded(
-        'dreamer4_debug', config, 'minatar/breakout', 0, seeds, '', data, label_fraction
+        'dreamer4_debug', config, 'minatar/breakout', 0, seeds, '', (data,), label_fraction
     )
     return experiment.train(folder, updates_per_call=updates_per_call, **changes)
 

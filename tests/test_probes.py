@@ -2,8 +2,6 @@
 in it best.
 """
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -13,41 +11,15 @@ from reverie.evaluation.openloop import open_loop
 from reverie.evaluation.returns import evaluate
 from reverie.training.run import run
 from tests.probes import Counter, RandomPlay
+from tests.small import dreamer4
 
 pytestmark = [pytest.mark.slow, pytest.mark.probe]
-
-
-def config():
-    debug = registry.dreamer4_debug()
-    phase = lambda p, steps, rate: dataclasses.replace(
-        p, steps=steps, batch=32, length=8, learning_rate=rate, decay=0.5
-    )
-    wider = lambda t: dataclasses.replace(t, layers=3, width=32, head_dim=16, context=8)
-    tokenizer = dataclasses.replace(
-        debug.tokenizer, patch=(2, 2), transformer=wider(debug.tokenizer.transformer)
-    )
-    return dataclasses.replace(
-        debug,
-        tokenizer=tokenizer,
-        dynamics=dataclasses.replace(debug.dynamics, transformer=wider(debug.dynamics.transformer)),
-        bootstrap_warmup=100,
-        ramp_floor=1.0,
-        context_frame_rate=0.5,
-        clean_bc_rows=True,
-        single_image_rate=0.1,
-        horizon=6,
-        discount=0.9,
-        tokenizer_phase=phase(debug.tokenizer_phase, 150, 5e-3),
-        dynamics_phase=phase(debug.dynamics_phase, 600, 5e-3),
-        finetune_phase=phase(debug.finetune_phase, 200, 5e-3),
-        imagine_phase=phase(debug.imagine_phase, 150, 5e-3),
-    )
 
 
 @pytest.fixture(scope='module', params=[2, 4], ids=['two states', 'counter'])
 def trained(request, tmp_path_factory):
     env = Counter(request.param)
-    agent = registry.make(config(), env.spec)
+    agent = registry.make(dreamer4(), env.spec)
     params = run(
         agent,
         RandomPlay(env),

@@ -53,7 +53,10 @@ def like(cfg: Dreamer4Config, phase: PhaseConfig) -> BCConfig:
 
 
 class BC:
-    """Parameter groups: encoder, dynamics and policy."""
+    """Parameter groups: encoder, dynamics and policy.
+
+    task: number, among those of the spec, that it acts for.
+    """
 
     shaped_by: Mapping[str, tuple[str, ...]] = {
         'encoder': TOKENIZER,
@@ -61,7 +64,7 @@ class BC:
         'policy': (*HEAD, 'multi_token'),
     }
 
-    def __init__(self, cfg: BCConfig, spec: EnvSpec):
+    def __init__(self, cfg: BCConfig, spec: EnvSpec, task: int = 0):
         self.cfg = cfg
         self.spec = spec
         self.networks: Networks[Net] = networks(cfg, spec)
@@ -70,13 +73,17 @@ class BC:
             phase_of('bc', cfg.phase, loss, ACTING, {'policy': 1.0}, rms_decay=cfg.rms_decay),
         )
         self.readouts: Mapping[str, ReadOut] = {
-            'bc': ReadOut(ShortcutActor(self.networks), lambda params: params)
+            'bc': ReadOut(ShortcutActor(self.networks, task), lambda params: params)
         }
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh weights of every group, other ones than a Dreamer 4 of the same seed has."""
         _, key = jax.random.split(key)
         return self.networks.init(nnx.Rngs(key))
+
+    def with_task(self, task: int) -> 'BC':
+        """The same agent, told another task."""
+        return BC(self.cfg, self.spec, task)
 
 
 def networks(cfg: BCConfig, spec: EnvSpec) -> Networks[Net]:

@@ -23,8 +23,11 @@ class Eval(Compiling):
     """Environment steps after which an episode is cut."""
     seed: int = 1000
     """Seed of the evaluation episodes."""
-    data: pathlib.Path | None = None
-    """Dataset of the run, if it is not where it was."""
+    task: str | None = None
+    """Task to tell the agent, of a run on several; the default is every task in turn, the first
+    with its scores in scores.json, the others in scores-<task>.json."""
+    data: tyro.conf.UseAppendAction[tuple[pathlib.Path, ...]] = ()
+    """Dataset of the run, if it is not where it was; once for each of several."""
     results: pathlib.Path | None = None
     """Also write the scores as a results file."""
     env_options: tuple[str, ...] = ()
@@ -33,18 +36,20 @@ class Eval(Compiling):
 
 def run(args: Eval) -> None:
     """Score every read-out; write the run's scores.json unless the environment's options differ."""
-    from reverie.commands.experiment import load
+    from reverie.commands.experiment import load, tasks
 
     whole('episodes', args.episodes), whole('max-steps', args.max_steps)
     check_file('results', args.results)
     check_seed('seed', args.seed)
     keep_programs(args.cache)
     experiment, params = load(args.run, args.data)
-    if experiment.unscored is not None and (args.results or not experiment.has_recordings):
-        raise UserError(f'{args.run} cannot be scored: {experiment.unscored}')
+    told = experiment.told(args.task)
+    if all(e.unscored is not None and (args.results or not e.has_recordings) for e in told):
+        raise UserError(f'{args.run} cannot be scored: {told[0].unscored}')
     if args.env_options:
-        experiment = experiment.under(options_of(args.env_options))
+        told = tuple(e.under(options_of(args.env_options)) for e in told)
     paths = score_paths(args.results, None if args.env_options else args.run)
-    experiment.evaluate(
-        args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say, paths=paths
-    )
+    tasks.evaluate(
+        told, args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say,
+        paths=paths,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,8 +81,13 @@ class Train(Compiling):
 class TrainRecorded(Train):
     __doc__ = Train.__doc__
 
-    data: pathlib.Path | None = None
-    """Dataset; datasets/<env>-mixed if not given."""
+    data: tyro.conf.UseAppendAction[tuple[pathlib.Path, ...]] = ()
+    """Dataset; once for each of several, e.g. --data A --data B; datasets/<env>-mixed if not given.
+    An agent of several tasks is told which; `task` in their manifests, else the environment."""
+    weights: tuple[float, ...] = ()
+    """Share of the rows of a batch for each dataset, e.g. 1 2; equal if not given."""
+    memory_gb: float = 8.0
+    """GiB that all datasets may take on the device; of larger ones parts are read as they are needed."""
     label_fraction: float = 1.0
     """Share of the episodes whose actions are used; the others count as unlabelled video."""
     max_lost: float = 0.01
@@ -134,6 +140,7 @@ def main(args: list[str]) -> None:
 
 def run(args: Train, preset: str) -> None:
     """Train, score and report the experiment that the options describe."""
+    from reverie.commands.experiment import tasks
     from reverie.training.warm import Init
 
     if args.from_groups and args.from_ is None:
@@ -170,8 +177,8 @@ def run(args: Train, preset: str) -> None:
     except ExportError as error:
         params, failure = error.params, error
     paths = score_paths(args.results, folder)
-    record = experiment.evaluate(
-        folder, params, args.episodes, args.max_steps, say=say, paths=paths
+    record, *_ = tasks.evaluate(
+        experiment.told(), folder, params, args.episodes, args.max_steps, paths=paths, say=say
     )
     say(f'report: {experiment.report(folder, params)}')
     for other in args.add_to:
@@ -205,7 +212,8 @@ def add_scores(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 def experiment_of(args: Train, preset: str) -> 'Experiment':
     """The experiment that the options describe; raises UserError if its dataset is missing."""
     from reverie.commands.experiment import Recorded, played
-    from reverie.data.manifest import read_manifest
+    from reverie.data.episodes import Episodes
+    from reverie.data.mixture import acted
 
     rest = (args.seed, args.seeds, command_line())
     if isinstance(args, TrainPlayed):
@@ -221,16 +229,23 @@ def experiment_of(args: Train, preset: str) -> 'Experiment':
             score_steps=args.max_steps,
         )
     assert isinstance(args, TrainRecorded)
-    if args.env is None and args.data is None:
+    if args.env is None and not args.data:
         raise UserError(
             f'reverie train {preset}: expected --data, a dataset, or --env, a game that '
             '`reverie collect` has recorded'
         )
-    data = args.data or pathlib.Path('datasets') / f'{slug(args.env or "")}-mixed'
-    if not data.exists():
-        made = args.env or '<game>'
-        raise UserError(
-            f'no dataset at {data}; make one with: reverie collect --env {made} --out {data}'
-        )
-    env = args.env or str(read_manifest(data)['env'])
-    return Recorded(preset, args.config, env, *rest, data, args.label_fraction, args.max_lost)
+    paths = args.data or (pathlib.Path('datasets') / f'{slug(args.env or "")}-mixed',)
+    for path in paths:
+        if not path.exists():
+            made = args.env or '<game>'
+            raise UserError(
+                f'no dataset at {path}; make one with: reverie collect --env {made} --out {path}'
+            )
+    if not 0 < args.memory_gb < math.inf:
+        raise UserError(f'--memory-gb {args.memory_gb:g}: expected a positive number')
+    env = args.env or acted([Episodes(path, args.max_lost) for path in paths])[0].spec.name
+    return Recorded(
+        *(preset, args.config, env, *rest, paths, args.label_fraction, args.max_lost),
+        weights=args.weights,
+        memory_bytes=int(args.memory_gb * 2**30),
+    )

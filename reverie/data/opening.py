@@ -58,5 +58,5 @@ def _fitting(
 ) -> Resident | Streaming:
     if episodes.total_bytes <= memory_budget_bytes:
         return Resident(episodes, relevant, label_fraction, seed)
-    group_bytes = min(GROUP_BYTES, memory_budget_bytes // 9)  # 3 + 3 x 2 threads
+    group_bytes = max(1, min(GROUP_BYTES, memory_budget_bytes // 9))  # 3 + 3 x 2 threads
     return Streaming(episodes, relevant, label_fraction, seed, group_bytes)

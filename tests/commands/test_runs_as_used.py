@@ -65,7 +65,7 @@ def run(recordings, tmp_path_factory):
     """Dreamer 4 on recordings of a game that nobody can make."""
     folder = tmp_path_factory.mktemp('runs') / 'run'
     config = registry.get('dreamer4_debug')
-    experiment = Recorded('dreamer4_debug', config, 'mygame', data=recordings)
+    experiment = Recorded('dreamer4_debug', config, 'mygame', data=(recordings,))
     params = experiment.train(folder, updates_per_call=4)
     record = experiment.evaluate(folder, params, 2, 10, say=[].append)
     assert 'random' not in record['score'] and 'imagination' not in record['score']
@@ -113,16 +113,16 @@ def test_a_moved_run_opens_without_its_dataset_and_plays_with_it_beside(run, rec
         open_session(resolve_play(str(moved), None, {}, 0), 1, 0)
     shutil.copytree(recordings, moved.parent / 'gone')
     again, _ = load(moved)
-    assert again.has_data and again.data == moved.parent / 'gone'
-    elsewhere, _ = load(moved, recordings)
-    assert elsewhere.data == recordings
+    assert again.has_data and again.data == (moved.parent / 'gone',)
+    elsewhere, _ = load(moved, (recordings,))
+    assert elsewhere.data == (recordings,)
 
 
 def test_a_dataset_of_another_shape_than_its_game_is_refused(tmp_path):
     spec = EnvSpec('minatar/breakout', (10, 10, 3), ActionSpace('discrete', 6))
     data = write(tmp_path / 'odd', np.uint8, spec)
     with pytest.raises(UserError, match=r'observation shape \[10, 10, 3\], expected \[10, 10, 4\]'):
-        Recorded('dreamer4_debug', registry.get('dreamer4_debug'), 'minatar/breakout', data=data)
+        Recorded('dreamer4_debug', registry.get('dreamer4_debug'), 'minatar/breakout', data=(data,))
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +132,7 @@ def stopped_run(tmp_path_factory):
     spec = EnvSpec('minatar/breakout', (10, 10, 4), ActionSpace('discrete', 6))
     data = write(folder / 'data', bool, spec)
     config = registry.get('dreamer4_debug')
-    experiment = Recorded('dreamer4_debug', config, 'minatar/breakout', data=data)
+    experiment = Recorded('dreamer4_debug', config, 'minatar/breakout', data=(data,))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(metrics, 'Terminal', lambda phases: StopAt('imagine'))
         how = dict(updates_per_call=2, checkpoint_every_s=0.0, log_every_s=0.0)

@@ -465,7 +465,7 @@ def test_scoring_a_dreamer4_run_measures_it_first_and_keeps_the_numbers_of_all_s
     dataset.write_dataset(tmp_path / 'data', 'minatar/breakout', 'random', 600, episodes=2)
     config = registry.get('dreamer4_debug')
     experiment = Recorded(
-        'dreamer4_debug', config, 'minatar/breakout', seeds=2, data=tmp_path / 'data'
+        'dreamer4_debug', config, 'minatar/breakout', seeds=2, data=(tmp_path / 'data',)
     )
     agent = experiment.agent
     params = jax.tree.map(

@@ -40,7 +40,7 @@ def run_folder(agent, dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs') / 'run'
     folder.mkdir()
     about = Recorded(
-        'dreamer4_debug', registry.dreamer4_debug(), 'minatar/breakout', data=dataset
+        'dreamer4_debug', registry.dreamer4_debug(), 'minatar/breakout', data=(dataset,)
     ).describe()
     (folder / 'config.json').write_text(json.dumps({**about, 'seed': 0, 'seeds': 1}))
     params = jax.tree.map(lambda x: 0.1 * x[None], random_params(agent))

@@ -146,7 +146,7 @@ def test_orders_of_several_parts_move_the_picture(running):
         scaled = [[2, 5, 1, 0], [1, 0, 0, -1], [1, 3, 1, 1]]
         np.testing.assert_allclose(record.action, [[-1, -1, -1, 0], *scaled], atol=1e-6)
         assert record.has_action and not record.has_reward
-    recorded = Recorded('dreamer4_debug', registry.dreamer4_debug(), 'corridor', data=folder)
+    recorded = Recorded('dreamer4_debug', registry.dreamer4_debug(), 'corridor', data=(folder,))
     known = json.loads(json.dumps(recorded.describe()['game']))
     assert spec_of('corridor', known).actions == WALKER  # a run plays without its recordings
 

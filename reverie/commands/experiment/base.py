@@ -110,6 +110,24 @@ class Experiment(abc.ABC):
             f'{self.env_name}: {dict(options)} given, but a dataset says which options its game has'
         )
 
+    @property
+    def task_name(self) -> str | None:
+        """The task that the agent is told; None where there is one."""
+        return None
+
+    def told(self, task: str | None = None) -> tuple['Experiment', ...]:
+        """This experiment told every task in turn, or the one that is named.
+
+        Raises UserError for a name that is none.
+        """
+        if task is not None:
+            raise UserError(f'--task {task}: {self.preset} plays one game, expected no task')
+        return (self,)
+
+    def file_of(self, path: pathlib.Path) -> pathlib.Path:
+        """The file for the task that the agent is told, beside that for the first."""
+        return path
+
     # ---------------------------------------------------------------- training
 
     def train(
@@ -282,8 +300,8 @@ class Experiment(abc.ABC):
             **warm.summary(saved),
             **extra,
         )
-        if folder / 'scores.json' in paths:
-            record = self._beside(record, folder / 'scores.json')
+        if (scores := self.file_of(folder / 'scores.json')) in paths:
+            record = self._beside(record, scores)
         for row in tables.difference_rows(record):
             for mode, figure in (('sampled', row.sampled), ('greedy', row.greedy)):
                 if figure:

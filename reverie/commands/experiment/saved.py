@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,10 +20,10 @@ from reverie.types import Params, UserError
 REACHED: dict[Any, Declared] = {'phase': str, 'step': int, 'complete': bool}
 
 
-def describe(folder: pathlib.Path, data: pathlib.Path | None = None) -> Experiment:
+def describe(folder: pathlib.Path, data: Sequence[pathlib.Path] = ()) -> Experiment:
     """The experiment of a run folder; weights are not read.
 
-    data: dataset of the run, if it is not where it was. Raises UserError if the folder is no run,
+    data: datasets of the run, if they are not where they were. Raises UserError if the folder is no run,
     or its config.json was edited.
     """
     saved = read_config(folder)
@@ -33,10 +34,13 @@ def describe(folder: pathlib.Path, data: pathlib.Path | None = None) -> Experime
         fields = (saved['preset'], config, saved['env'], *seeds, saved['command'])
         if 'data' in saved:
             lost = saved.get('max_lost', MAX_LOST)
-            path = data or _dataset(folder, saved['data'])
-            return Recorded(*fields, path, saved['label_fraction'], lost, saved.get('game'))
-        if data is not None:
-            raise UserError(f'--data {data}: {folder} is a run of an agent that plays')
+            paths = _datasets(folder, saved['data'], data)
+            known = saved.get('game')
+            known = known and known | {k: saved[k] for k in ('tasks',) if k in saved}
+            weights = tuple(saved.get('weights', ()))
+            return Recorded(*fields, paths, saved['label_fraction'], lost, known, weights)
+        if data:
+            raise UserError(f'--data {data[0]}: {folder} is a run of an agent that plays')
         return played(saved['env'])(
             *fields, options=saved['env_options'], env_frames=saved['env_frames']
         )
@@ -46,6 +50,18 @@ def describe(folder: pathlib.Path, data: pathlib.Path | None = None) -> Experime
         ) from error
 
 
+def _datasets(
+    folder: pathlib.Path, known: str | list[str], given: Sequence[pathlib.Path]
+) -> tuple[pathlib.Path, ...]:
+    """The datasets where they are given to be, or where config.json says."""
+    names = [known] if isinstance(known, str) else known
+    if given and len(given) != len(names):
+        raise UserError(
+            f'--data {" ".join(map(str, given))}: expected {len(names)}, as {folder} was trained on'
+        )
+    return tuple(given) or tuple(_dataset(folder, name) for name in names)
+
+
 def _dataset(folder: pathlib.Path, path: str) -> pathlib.Path:
     """The dataset where config.json says, also beside a folder that was moved with it."""
     found = pathlib.Path(path)
@@ -53,7 +69,7 @@ def _dataset(folder: pathlib.Path, path: str) -> pathlib.Path:
     return found if found.exists() or not beside.exists() else beside
 
 
-def load(folder: pathlib.Path, data: pathlib.Path | None = None) -> tuple[Experiment, Params]:
+def load(folder: pathlib.Path, data: Sequence[pathlib.Path] = ()) -> tuple[Experiment, Params]:
     """The experiment of a run and its params [seeds, ...], of one that was stopped as they are.
 
     Phases that have not begun get what they begin with, e.g. a prior that is the policy so far.

@@ -20,8 +20,11 @@ class Play(Compiling):
     """Environment for a preset, e.g. minatar/asterix."""
     env_options: tuple[str, ...] = ()
     """Options of that environment as name=value."""
-    data: pathlib.Path | None = None
-    """Recordings of a run to begin dreams from, if they are not where they were."""
+    task: str | None = None
+    """Task to tell the agent, of a run on several; the default is the first."""
+    data: tyro.conf.UseAppendAction[tuple[pathlib.Path, ...]] = ()
+    """Recordings of a run to begin dreams from, if they are not where they were; once for each of
+    several."""
     seed: int = 0
     """Which of a run's seeds."""
     players: int = 2
@@ -51,6 +54,7 @@ def run(args: Play) -> None:
         env_name=args.env,
         options=options_of(args.env_options),
         data=args.data,
+        task=args.task,
         host=args.host,
         port=args.port,
         players=args.players,

@@ -4,7 +4,7 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,8 @@ def play(
     *,
     env_name: str | None = None,
     options: dict[str, Any] | None = None,
-    data: pathlib.Path | None = None,
+    data: Sequence[pathlib.Path] = (),
+    task: str | None = None,
     host: str = '127.0.0.1',
     port: int = 8000,
     players: int = 2,
@@ -54,6 +55,7 @@ def play(
         name: run folder, or preset with random weights.
         env_name, options: environment of a preset.
         data: recordings of a run, if they are not where they were.
+        task: to tell the agent, of a run on several.
         players: places.
         pace: frames per second of a new page.
         seed: of the run's seeds.
@@ -80,7 +82,7 @@ def play(
             say(f'[{i}/5 {time.perf_counter() - begin:5.1f} s] {text}')
 
         stage(1, f'device: {device_name()}')
-        setup = resolve_play(name, env_name, options or {}, seed, data)
+        setup = resolve_play(name, env_name, options or {}, seed, data, task)
         if steps is not None:
             setup.agent = _with_steps(setup.agent, steps)
         session = left.enter_context(contextlib.closing(open_session(setup, players, seed)))

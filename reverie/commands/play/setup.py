@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,8 @@ def resolve_play(
     env_name: str | None,
     options: dict[str, Any],
     seed: int,
-    data: pathlib.Path | None = None,
+    data: Sequence[pathlib.Path] = (),
+    task: str | None = None,
 ) -> PlaySetup:
     """The setup of a run folder, or of a preset with random weights.
 
@@ -45,6 +46,8 @@ def resolve_play(
     """
     folder = pathlib.Path(name)
     if registry.known(name) and not (folder / 'config.json').exists():
+        if task is not None:
+            raise UserError(f'--task {task}: a preset has no tasks, expected a run of several')
         return _of_preset(name, env_name, options, seed)
     if not folder.exists():
         raise UserError(
@@ -53,6 +56,8 @@ def resolve_play(
     if env_name or options:
         raise UserError('--env and --env-options go with a preset; a run has its own environment')
     experiment = describe(folder, data)
+    if task is not None:
+        (experiment,) = experiment.told(task)
     if not 0 <= seed < experiment.seeds:
         raise UserError(
             f'--seed {seed}: expected 0 to {experiment.seeds - 1}, the seeds of the run'
@@ -69,6 +74,7 @@ def resolve_play(
         contexts = Contexts(experiment.episodes, CONTEXT)
     facts = {'source': 'play', 'run': folder.name, 'env': {'name': experiment.env_name}}
     title = f'{experiment.preset} on {experiment.env_name}'
+    title += '' if experiment.task_name is None else f', task {experiment.task_name}'
     return PlaySetup(title, agent, experiment, params, contexts, folder / 'plays', facts)
 
 

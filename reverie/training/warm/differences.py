@@ -11,7 +11,7 @@ from reverie.types import Agent, Params, Phase, UserError
 
 NUMERICS = ('dtype', 'kernel')  # fields that say how a network is computed, not what it is
 # Entries of config.json to tell of, beside the agent's own config.
-TOLD = ('env', 'env_options', 'dataset', 'label_fraction', 'seed')
+TOLD = ('env', 'env_options', 'dataset', 'weights', 'tasks', 'label_fraction', 'seed')
 LISTED = 8  # differences in a line
 
 
