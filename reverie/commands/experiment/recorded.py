@@ -16,7 +16,7 @@ from reverie.commands.experiment.base import Experiment, Say
 from reverie.commands.experiment.tasks import Task, file_of, number_of, recorded_options, tasks_of
 from reverie.data.episodes import Episodes, Part
 from reverie.data.manifest import MANIFEST
-from reverie.data.mixture import acted, common_spec, fingerprint, shares
+from reverie.data.mixture import acted, check_alike, fingerprint, shares
 from reverie.data.opening import BUDGET_BYTES, open_mixture, open_source
 from reverie.data.records import unpack
 from reverie.data.source import Dataset
@@ -75,9 +75,15 @@ class Recorded(Experiment):
     @functools.cached_property
     def own(self) -> list[Episodes]:
         """The datasets of the task that the agent is told."""
-        tasks = common_spec(self.datasets).tasks
+        check_alike(self.datasets)
         found = acted(self.datasets)
-        return [e for e in found if e.task == tasks[self.task]] if tasks else found
+        if self.task_name is None:
+            return found
+        found = [episodes for episodes in found if episodes.task == self.task_name]
+        if not found:
+            said = ' '.join(map(str, self.data))
+            raise UserError(f'{said}: expected a dataset of the task {self.task_name}')
+        return found
 
     @property
     def episodes(self) -> Episodes:
