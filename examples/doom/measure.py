@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import script
 
 from reverie.commands.experiment import load
 from reverie.errors import UserError
@@ -82,12 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('run', type=pathlib.Path, help='folder of a run')
     options = parser.parse_args(arguments)
-    try:
-        measure(options.run)
-    except UserError as error:
-        print(f'measure.py: {error}', file=sys.stderr)
-        return error.code
-    return 0
+    return script.run('measure.py', lambda: measure(options.run))
 
 
 if __name__ == '__main__':

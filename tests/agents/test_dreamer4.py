@@ -322,7 +322,7 @@ def test_a_finetuning_without_uniform_rows_is_refused():
 
 
 CAMERA = ActionSpace.composite(
-    [Component('move', ('back', 'none', 'forward'), rest=1), Component('turn', (), -10.0, 10.0)]
+    [Component('move', ('back', 'none', 'forward'), rest=1.0), Component('turn', (), -10.0, 10.0)]
 )
 
 
