@@ -121,7 +121,14 @@ def trust_of(
     context, channels = agent.cfg.dynamics.transformer.context, agent.spec.channels
     windows = min(trust.WINDOWS, max(frames // trust.HORIZON, 1))
     return trust.measure(
-        agent.model, params, source, key, context=context, channels=channels, windows=windows
+        agent.model,
+        params,
+        source,
+        key,
+        context=context,
+        channels=channels,
+        windows=windows,
+        heads=trust.HEADS if agent.has_policy else (),
     )
 
 
