@@ -84,6 +84,11 @@ class TrainRecorded(Train):
     """Dataset; datasets/<env>-mixed if not given."""
     label_fraction: float = 1.0
     """Share of the episodes whose actions are used; the others count as unlabelled video."""
+    label_stretch: int = 0
+    """With --label-fraction: frames of the stretches that it counts in each episode, for recordings
+    of few and long episodes; 0 for whole episodes."""
+    labelled_files: tuple[str, ...] = ()
+    """Imported files whose actions alone are used, without suffix, e.g. E1M4 E2M3; all by default."""
     max_lost: float = 0.01
     """Share of the episodes that may be damaged and left out; beyond it nothing is trained."""
 
@@ -205,6 +210,7 @@ def add_scores(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 def experiment_of(args: Train, preset: str) -> 'Experiment':
     """The experiment that the options describe; raises UserError if its dataset is missing."""
     from reverie.commands.experiment import Recorded, played
+    from reverie.data.labels import Labels
     from reverie.data.manifest import read_manifest
 
     rest = (args.seed, args.seeds, command_line())
@@ -233,4 +239,5 @@ def experiment_of(args: Train, preset: str) -> 'Experiment':
             f'no dataset at {data}; make one with: reverie collect --env {made} --out {data}'
         )
     env = args.env or str(read_manifest(data)['env'])
-    return Recorded(preset, args.config, env, *rest, data, args.label_fraction, args.max_lost)
+    labels = Labels(args.label_fraction, args.label_stretch, args.labelled_files)
+    return Recorded(preset, args.config, env, *rest, data, labels, args.max_lost)

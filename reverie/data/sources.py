@@ -23,18 +23,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from reverie.data.episodes import Episodes
+from reverie.data.labels import ALL, Labels
 from reverie.data.latents import Latents
-from reverie.data.records import Record, decode, hide_actions
+from reverie.data.records import Record, decode
 from reverie.data.source import Dataset
-from reverie.data.windows import (
-    Relevant,
-    RowSampling,
-    Stream,
-    concatenate,
-    keep_labels,
-    relevant_steps,
-    to_batch,
-)
+from reverie.data.windows import Relevant, Stream, concatenate, relevant_steps, to_batch
 from reverie.io import warn
 from reverie.types import Batch, EnvSpec, UserError
 
@@ -46,11 +39,13 @@ GROUP_BYTES = 1 << 30  # of a part of a larger one that windows are drawn from
 class _Recorded(Dataset):
     """Common parts of both: the episodes, and a word on relevant rows where nothing is rewarded."""
 
-    def __init__(self, episodes: Episodes, rows: RowSampling):
-        self.rows, self.episodes, self.recordings = rows, episodes, episodes
+    def __init__(self, episodes: Episodes, relevant: Relevant, labels: Labels):
+        if relevant not in ('reward', 'all'):
+            raise UserError(f'relevant is {relevant!r}, expected reward or all')
+        self.relevant, self.episodes, self.recordings = relevant, episodes, episodes
         self.schema, self.path = episodes.schema, episodes.path
-        self.keep = keep_labels(len(episodes), rows.label_fraction, rows.seed)
-        self.unrewarded = rows.relevant == 'reward' and not episodes.counts['rewarded_steps']
+        self.labels, self.keep = labels, labels.chosen(episodes)
+        self.unrewarded = relevant == 'reward' and not episodes.counts['rewarded_steps']
 
     def relevant_rows(self, batch: int, relevant: float) -> int:
         """Number of a batch's relevant rows; a warning says once if none of them has a reward."""
@@ -67,21 +62,15 @@ class _Recorded(Dataset):
 class Resident(_Recorded):
     """A dataset that lies on the device as a whole."""
 
-    def __init__(
-        self,
-        episodes: Episodes,
-        relevant: Relevant = 'reward',
-        label_fraction: float = 1.0,
-        seed: int = 0,
-    ):
-        super().__init__(episodes, RowSampling(relevant, label_fraction, seed))
+    def __init__(self, episodes: Episodes, relevant: Relevant = 'reward', labels: Labels = ALL):
+        super().__init__(episodes, relevant, labels)
         self.order: dict[bool, list[int]] = {True: [], False: []}  # labelled ones lie first
 
         def records() -> Iterator[Record]:
             for i, record in episodes.numbered():
-                labelled = bool(self.keep[i]) and record.has_action
-                self.order[labelled].append(i)
-                yield record if labelled else hide_actions(record, self.schema)
+                kept = labels.of(record, episodes, bool(self.keep[i]))
+                self.order[kept.has_action].append(i)
+                yield kept
 
         stream = concatenate(records())
         self.fingerprint = episodes.fingerprint  # now it is known what can be read
@@ -179,8 +168,10 @@ class RecordSource:
     Raises UserError naming a wrong record if more are wrong than may be.
     """
 
-    def __init__(self, episodes: Episodes, keep: np.ndarray, latents: Latents | None = None):
-        self.episodes, self.keep, self.latents = episodes, keep, latents
+    def __init__(
+        self, episodes: Episodes, labels: Labels, keep: np.ndarray, latents: Latents | None = None
+    ):
+        self.episodes, self.labels, self.keep, self.latents = episodes, labels, keep, latents
         self.reader = ArrayRecordDataSource([str(episodes.shards[i]) for i in episodes.sound])
         held = [np.arange(episodes.first[i], episodes.first[i + 1]) for i in episodes.sound]
         self.place = {int(number): place for place, number in enumerate(np.concatenate(held))}
@@ -204,7 +195,7 @@ class RecordSource:
         except UserError as fault:
             self.episodes.lose([number], fault)
             return None
-        return record if self.keep[number] else hide_actions(record, self.episodes.schema)
+        return self.labels.of(record, self.episodes, bool(self.keep[number]))
 
     def _read(self, place: int, where: str) -> Record:
         try:
@@ -235,12 +226,12 @@ class Streaming(_Recorded):
         self,
         episodes: Episodes,
         relevant: Relevant = 'reward',
-        label_fraction: float = 1.0,
+        labels: Labels = ALL,
         seed: int = 0,
         group_bytes: int = GROUP_BYTES,
         threads: int = 2,
     ):
-        super().__init__(episodes, RowSampling(relevant, label_fraction, seed))
+        super().__init__(episodes, relevant, labels)
         self.seed, self.fingerprint = seed, episodes.fingerprint
         self.threads = threads
         self.data: dict[str, Any] = {}
@@ -258,7 +249,9 @@ class Streaming(_Recorded):
     def _reader(self) -> Any:
         """Open the shuffled episodes, in groups that are read ahead."""
         groups = (
-            grain.MapDataset.source(RecordSource(self.episodes, self.keep, self.latents))
+            grain.MapDataset.source(
+                RecordSource(self.episodes, self.labels, self.keep, self.latents)
+            )
             .seed(self.seed)
             .shuffle()
             .repeat(EPOCHS)
@@ -333,7 +326,7 @@ class Streaming(_Recorded):
             self._group = group = next(self._groups)
             self._relevant = np.zeros(0, np.int32)
             if group is not None:
-                self._relevant = relevant_steps(group, self.rows.relevant)
+                self._relevant = relevant_steps(group, self.relevant)
         raise UserError(
             f'{self.path}: no group of episodes has {length} frames, expected one at least a window long'
         )
@@ -360,18 +353,17 @@ def open_source(
     spec: EnvSpec,
     memory_budget_bytes: int = BUDGET_BYTES,
     relevant: Relevant = 'reward',
-    label_fraction: float = 1.0,
+    labels: Labels = ALL,
     seed: int = 0,
 ) -> Resident | Streaming:
     """Open a dataset, given open or by path: Resident if it fits the budget, else Streaming in
-    groups of an eighth of it.
+    groups of an eighth of it, in an order that `seed` draws.
 
-    The last three arguments are those of `RowSampling`. Raises UserError if the dataset is of
-    another game, observation or action space than `spec`.
+    Raises UserError if the dataset is of another game, observation or action space than `spec`.
     """
     episodes = dataset if isinstance(dataset, Episodes) else Episodes(dataset)
     episodes.check(spec)
     if episodes.frames * episodes.bytes_per_frame <= memory_budget_bytes:
-        return Resident(episodes, relevant, label_fraction, seed)
+        return Resident(episodes, relevant, labels)
     group_bytes = min(GROUP_BYTES, memory_budget_bytes // 8)
-    return Streaming(episodes, relevant, label_fraction, seed, group_bytes)
+    return Streaming(episodes, relevant, labels, seed, group_bytes)

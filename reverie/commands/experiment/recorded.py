@@ -13,6 +13,7 @@ from reverie.agents.dreamer4 import Dreamer4
 from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment, Say
 from reverie.data.episodes import Episodes, Part
+from reverie.data.labels import Labels
 from reverie.data.manifest import MANIFEST
 from reverie.data.records import unpack
 from reverie.data.source import Dataset
@@ -39,7 +40,7 @@ class Recorded(Experiment):
     """
 
     data: pathlib.Path = pathlib.Path('datasets')
-    label_fraction: float = 1.0  # share of the episodes whose actions are used
+    labels: Labels = Labels()
     max_lost: float = MAX_LOST
     known: Mapping[str, Any] | None = None
 
@@ -104,7 +105,7 @@ class Recorded(Experiment):
         if not self.has_data:
             raise UserError(f'no dataset at {self.data}; --data says where it is')
         train = self.episodes.only('train')
-        return open_source(train, self.spec, label_fraction=self.label_fraction)
+        return open_source(train, self.spec, labels=self.labels)
 
     @property
     def held_out(self) -> Dataset | None:
@@ -120,7 +121,9 @@ class Recorded(Experiment):
         return {
             'data': str(self.data.absolute()),
             'dataset': self.episodes.fingerprint,
-            'label_fraction': self.label_fraction,
+            'label_fraction': self.labels.fraction,
+            **({'label_stretch': self.labels.stretch} if self.labels.stretch else {}),
+            **({'labelled_files': list(self.labels.files)} if self.labels.files else {}),
             'max_lost': self.max_lost,
             'game': {
                 'options': self.options,
@@ -179,7 +182,11 @@ class Recorded(Experiment):
 
     @property
     def has_recordings(self) -> bool:
-        return self.has_data and self.episodes.schema.obs_dtype == 'uint8'
+        """Pictures, or grids of which some are held out."""
+        if not self.has_data:
+            return False
+        schema = self.episodes.schema
+        return schema.obs_dtype == 'uint8' or (schema.packed and bool(self.episodes.held_out))
 
     def recordings(
         self, folder: pathlib.Path, params: Params, key: PRNGKeyArray, say: Say

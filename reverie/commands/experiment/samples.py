@@ -149,7 +149,7 @@ def recordings_of(
     except UserError as error:
         say(f'eval  recordings: {error}')
         return [], np.zeros(0)
-    distance = _lpips(say)
+    distance = None if episodes.schema.packed else _lpips(say)
     found: list[dict[str, Any]] = []
     pictures: dict[str, np.ndarray] = {}
     for seed in range(len(jax.tree.leaves(params)[0])):

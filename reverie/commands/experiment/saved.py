@@ -11,6 +11,7 @@ from reverie.commands.experiment.base import SAFE, Experiment
 from reverie.commands.experiment.played import played
 from reverie.commands.experiment.recorded import MAX_LOST, Recorded
 from reverie.data.fields import Declared, misfit
+from reverie.data.labels import Labels
 from reverie.training import checkpoint, legacy
 from reverie.training.legacy import read_config
 from reverie.training.run_folder import check_unedited
@@ -34,7 +35,12 @@ def describe(folder: pathlib.Path, data: pathlib.Path | None = None) -> Experime
         if 'data' in saved:
             lost = saved.get('max_lost', MAX_LOST)
             path = data or _dataset(folder, saved['data'])
-            return Recorded(*fields, path, saved['label_fraction'], lost, saved.get('game'))
+            labels = Labels(
+                saved['label_fraction'],
+                saved.get('label_stretch', 0),
+                tuple(saved.get('labelled_files', ())),
+            )
+            return Recorded(*fields, path, labels, lost, saved.get('game'))
         if data is not None:
             raise UserError(f'--data {data}: {folder} is a run of an agent that plays')
         return played(saved['env'])(

@@ -3,13 +3,13 @@
 import dataclasses
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from reverie.data.importers.decoding import Limits
+from reverie.data.labels import numbers_of
 from reverie.data.records import Schema
 from reverie.data.writing import Writer
 from reverie.types import EnvSpec, Step, UserError
@@ -107,15 +107,7 @@ def held_out(names: Sequence[str], holdout: Sequence[str], seed: int) -> set[int
         count = min(max(1, round(share * len(names))), max(1, len(names) - 1))
         chosen = set(np.random.default_rng(seed).permutation(len(names))[:count].tolist())
     else:
-        stems = [name if '.' not in name else pathlib.Path(name).stem for name in names]
-        for name in holdout:
-            if name not in stems and name not in names:
-                raise UserError(
-                    f'--holdout {name}: no such file, expected a share or some of '
-                    f'{", ".join(stems):.200}'
-                )
-        pairs = enumerate(zip(stems, names, strict=True))
-        chosen = {i for i, pair in pairs if not set(pair).isdisjoint(holdout)}
+        chosen = numbers_of(names, holdout, '--holdout', 'expected a share or some of')
     if len(chosen) == len(names):
         raise UserError(
             f'--holdout {" ".join(holdout)}: holds out {len(names)} of {len(names)} files, expected '
