@@ -35,6 +35,7 @@ from reverie.agents.dreamer4.presets import (
     dreamer4_debug,
     dreamer4_demo,
     dreamer4_image,
+    dreamer4_image_gpu,
     dreamer4_paper,
 )
 from reverie.agents.planet import Planet, PlanetConfig, planet, planet_small
@@ -53,7 +54,8 @@ Config: TypeAlias = Dreamer4Config | DreamerConfig | PlanetConfig | BCConfig | M
 PRESETS: dict[str, Callable[..., Config]] = {
     f.__name__: f
     for f in (
-        dreamer4, dreamer4_paper, dreamer4_demo, dreamer4_image, dreamer4_debug, bc, bc_demo, bc_debug,
+        dreamer4, dreamer4_paper, dreamer4_demo, dreamer4_image, dreamer4_image_gpu, dreamer4_debug,
+        bc, bc_demo, bc_debug,
         dreamer_v3, dreamer_v3_release, dreamer_v3_small, dreamer_v3_debug,
         transdreamer_v3, transdreamer_v3_small, transdreamer,
         dreamer_v2, dreamer_v2_mixed, dreamer_v2_control, dreamer_v1, dreamer_v1_small,

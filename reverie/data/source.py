@@ -43,6 +43,10 @@ class Source(Protocol):
         """
         return None
 
+    def most_updates(self, batch: int, length: int, seeds: int) -> int | None:
+        """Return the updates whose part of one `load` fits into memory; None for no bound."""
+        return None
+
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
     ) -> PyTree:

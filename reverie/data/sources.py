@@ -216,6 +216,11 @@ def _group(records: Sequence[Record | None]) -> Stream | None:
 class Streaming(_Recorded):
     """A dataset too large for the device, of which Grain reads shuffled episodes ahead in groups.
 
+    Memory is bounded in bytes of frames as they are on the device: the group that is drawn from,
+    one that each of `threads` has read ahead, one that it is reading, twice while it is laid end to
+    end, and two calls' windows, which are no more than a group each (or one update): at most
+    3 + 3 x threads groups, of `group_bytes` or one episode each, if that is more.
+
     A group is a random part of the dataset of about `group_bytes`, laid end to end; windows are
     drawn from it as `Resident` draws from the whole, until as many frames were drawn as it holds.
     While one is drawn from, `threads` others are read. Batches are a function of the seed and of
@@ -231,6 +236,7 @@ class Streaming(_Recorded):
         group_bytes: int = GROUP_BYTES,
         threads: int = 2,
     ):
+        self.group_bytes = group_bytes
         super().__init__(episodes, relevant, labels)
         self.seed, self.fingerprint = seed, episodes.fingerprint
         self.threads = threads
@@ -266,6 +272,11 @@ class Streaming(_Recorded):
         self._groups = self._reader()
         self._groups.set_state(self._before)
         self._group = None
+
+    def most_updates(self, batch: int, length: int, seeds: int) -> int | None:
+        """Return the updates whose windows take no more than a group."""
+        each = seeds * batch * length * self.episodes.bytes_per_frame
+        return max(1, self.group_bytes // each)
 
     def load(
         self, updates: int, batch: int, length: int, seeds: int, relevant: float = 0.0
@@ -356,8 +367,8 @@ def open_source(
     labels: Labels = ALL,
     seed: int = 0,
 ) -> Resident | Streaming:
-    """Open a dataset, given open or by path: Resident if it fits the budget, else Streaming in
-    groups of an eighth of it, in an order that `seed` draws.
+    """Open a dataset, given open or by path: Resident if it fits the budget, else Streaming within
+    it, in an order that `seed` draws.
 
     Raises UserError if the dataset is of another game, observation or action space than `spec`.
     """
@@ -365,5 +376,5 @@ def open_source(
     episodes.check(spec)
     if episodes.frames * episodes.bytes_per_frame <= memory_budget_bytes:
         return Resident(episodes, relevant, labels)
-    group_bytes = min(GROUP_BYTES, memory_budget_bytes // 8)
+    group_bytes = min(GROUP_BYTES, memory_budget_bytes // 9)  # 3 + 3 x 2 threads
     return Streaming(episodes, relevant, labels, seed, group_bytes)

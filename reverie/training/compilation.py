@@ -13,7 +13,7 @@ from reverie.training import faults, state
 from reverie.training.setup import Inputs, TrainSetup
 from reverie.training.signals import EXIT
 from reverie.training.state import TrainState
-from reverie.training.update import Program, call_size, make_program
+from reverie.training.update import Program, make_program
 
 HEARD_S = 0.25  # between two looks at signals
 
@@ -82,7 +82,7 @@ class Compiler:
         while index < len(phases) and phases[index].name in self.setup.given:
             index += 1
         if index < len(phases) and phases[index].steps:
-            updates = call_size(phases[index].steps, self.updates_per_call)
+            updates = self.setup.call_size(phases[index], self.updates_per_call)
             expected, phase = self.setup.expected(index), phases[index]
             long = self.setup.long(phase, 0, updates)
             inputs = Inputs(data, None if long is None else (None, None), phase.fixed, long)

@@ -17,7 +17,7 @@ from reverie.training.progress import Call, PhaseLog
 from reverie.training.run_folder import Saver
 from reverie.training.setup import TrainSetup
 from reverie.training.state import TrainState, swap_mean
-from reverie.training.update import Program, call_size
+from reverie.training.update import Program
 from reverie.types import Params, UserError
 
 
@@ -136,7 +136,7 @@ class Loop:
     def phase(self, index: int, train: TrainState) -> Params:
         """Train one phase to its end; return its parameters."""
         setup, phase = self.setup, self.setup.phases[index]
-        step, size = int(train.step[0]), call_size(phase.steps, self.updates_per_call)
+        step, size = int(train.step[0]), setup.call_size(phase, self.updates_per_call)
         log, keys = self._log(index, step), setup.phase_keys(index)
         program: Program | None = None
         setup.source.set_params(train.params)

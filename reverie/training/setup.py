@@ -112,6 +112,13 @@ class TrainSetup:
             return None
         return np.array([phase.long.at(step + i, phase.steps) for i in range(updates)])
 
+    def call_size(self, phase: Phase, wanted: int) -> int:
+        """Return the updates of a call of a phase: about as many as are wanted, if the source can
+        load so many at once.
+        """
+        most = self.source.most_updates(phase.batch, phase.length, self.seeds)
+        return call_size(phase.steps, wanted if most is None else min(wanted, most))
+
     def data_after(self, index: int, data: PyTree) -> PyTree:
         """Return the data of the phases after one: `data`, or shapes of it with latents."""
         if self.latents is None or not self.phases[index].tokenizes:
@@ -184,3 +191,11 @@ class TrainSetup:
 
 def _created(phase: Phase, params: Params) -> TrainState:
     return state.create(phase.begin(params) if phase.begin else params, phase)
+
+
+def call_size(steps: int, wanted: int) -> int:
+    """Return the updates per call: the largest divisor of `steps` in [wanted / 2, wanted]; else
+    `wanted`, and then the last call of the phase is shorter and costs a second compilation.
+    """
+    wanted = max(1, min(wanted, steps))
+    return next((n for n in range(wanted, (wanted - 1) // 2, -1) if steps % n == 0), wanted)

@@ -278,11 +278,3 @@ def make_program(
     return Program(
         jax.jit(call, static_argnames='updates', donate_argnums=0, out_shardings=out), compile_log
     )
-
-
-def call_size(steps: int, wanted: int) -> int:
-    """Return the updates per call: the largest divisor of `steps` in [wanted / 2, wanted]; else
-    `wanted`, and then the last call of the phase is shorter and costs a second compilation.
-    """
-    wanted = max(1, min(wanted, steps))
-    return next((n for n in range(wanted, (wanted - 1) // 2, -1) if steps % n == 0), wanted)

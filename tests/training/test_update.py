@@ -10,7 +10,8 @@ import pytest
 from toy_agent import BATCH, LENGTH, Table, head_loss, model_loss, poisoned, toy
 
 from reverie.training import state
-from reverie.training.update import call_size, finite, make_program, normalise, update
+from reverie.training.setup import call_size
+from reverie.training.update import finite, make_program, normalise, update
 from reverie.types import UserError
 
 

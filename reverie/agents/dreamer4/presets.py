@@ -244,6 +244,56 @@ def dreamer4_image() -> Dreamer4Config:
     )
 
 
+def dreamer4_image_gpu() -> Dreamer4Config:
+    """Dreamer 4 on video of 64 x 64 to 128 x 128 pixels, sized by arithmetic for nine minutes on one
+    H100, compilation included.
+
+    Run:      reverie train dreamer4_image_gpu --data DS    (pip install 'reverie[lpips]')
+    Expect:   not measured yet
+    Differs from the paper: sizes; masking rate up to 0.5; latents own cells of the image and begin as
+              the patch there; K_max 16; a quarter of the frames given as context; LPIPS by AlexNet;
+              windows of 16 frames, a tenth of the updates of 48.
+    """
+    tokenizer = TransformerConfig(
+        width=256, layers=6, heads=8, kv_heads=4, head_dim=32, time_every=3, context=8
+    )
+    dynamics = TransformerConfig(
+        width=512, layers=8, heads=8, kv_heads=2, head_dim=64, time_every=2, context=32
+    )
+    return Dreamer4Config(
+        tokenizer=TokenizerConfig(
+            patch=(8, 8),
+            latents=64,
+            bottleneck=16,
+            max_mask_rate=0.5,
+            transformer=tokenizer,
+            in_place=True,
+        ),
+        dynamics=DynamicsConfig(pack=4, registers=6, k_max=16, transformer=dynamics),
+        perceptual='alex',
+        bootstrap_warmup=1500,
+        ramp_floor=0.5,
+        context_frame_rate=0.25,
+        single_image_rate=0.3,
+        horizon=16,
+        discount=0.99,
+        tokenizer_phase=PhaseConfig(3000, 32, 8, learning_rate=1e-3, warmup_steps=100, decay=0.3),
+        dynamics_phase=PhaseConfig(
+            6000,
+            48,
+            16,
+            long_length=48,
+            long_share=0.1,
+            learning_rate=6e-4,
+            warmup_steps=200,
+            decay=0.3,
+            ema_decay=0.99,
+        ),
+        finetune_phase=PhaseConfig(1500, 48, 16, relevant=0.5, learning_rate=6e-4, ema_decay=0.99),
+        imagine_phase=PhaseConfig(1000, 256, 16, learning_rate=3e-4, muon=False, decay=0.0),
+    )
+
+
 def dreamer4_debug() -> Dreamer4Config:
     """A Dreamer 4 of a few thousand weights that runs all phases in seconds. Nothing is learnt.
 

@@ -15,7 +15,7 @@ from reverie.data.writing import Writer
 from reverie.types import EnvSpec, Step, UserError
 
 LONGEST = 16_384  # frames of an episode; longer files are cut
-LARGEST = 1 << 30  # bytes of an episode's frames, which are in memory at once
+LARGEST = 1 << 28  # bytes of an episode's frames, which are in memory at once
 SHORTEST = 4  # frames; nothing can be learnt of fewer
 
 Fit = Literal['crop', 'pad', 'stretch']
