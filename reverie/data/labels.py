@@ -71,6 +71,14 @@ class Labels:
             return record
         return hide_actions(record, episodes.schema, self.stretches(len(record)))
 
+    def frames(self, episodes: Episodes) -> int:
+        """Return the number of frames whose actions are used; reads every record."""
+        chosen, count = self.chosen(episodes), 0
+        for number, record in episodes.numbered():
+            kept = self.of(record, episodes, bool(chosen[number]))
+            count += len(kept) * kept.has_action if kept.labelled is None else kept.labelled.sum()
+        return int(count)
+
     def stretches(self, frames: int) -> Bool[np.ndarray, ' T']:
         """Return the mask of the frames of an episode that keep their actions.
 
