@@ -40,7 +40,7 @@ def run(args: Eval) -> None:
     check_seed('seed', args.seed)
     keep_programs(args.cache)
     experiment, params = load(args.run, args.data)
-    if experiment.unscored is not None and (args.results or not experiment.has_recordings):
+    if experiment.unscored is not None and not experiment.has_recordings:
         raise UserError(f'{args.run} cannot be scored: {experiment.unscored}')
     if args.env_options:
         experiment = experiment.under(options_of(args.env_options))

@@ -70,7 +70,8 @@ class Train(Compiling):
     wait_lock: float | None = None
     """Seconds to wait for another process that trains in this folder (exit code 75 after them)."""
     results: pathlib.Path | None = None
-    """Also write the scores as a results file, e.g. results/dreamer4/minatar_breakout.json."""
+    """Also write the scores, and what dreams were measured, as a results file, e.g.
+    results/dreamer4/minatar_breakout.json."""
     add_to: tuple[pathlib.Path, ...] = ()
     """Add the scores to these runs or results files of the same environment, seeds and dataset,
     e.g. a baseline's to an agent's; reports of runs are written again."""
@@ -152,7 +153,9 @@ def run(args: Train, preset: str) -> None:
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     keep_programs(args.cache)
     experiment = experiment_of(args, preset)
-    if experiment.unscored is not None and (args.results or args.add_to):
+    if experiment.unscored is not None and (
+        args.add_to or (args.results and not experiment.has_recordings)
+    ):
         raise UserError(f'--results and --add-to take scores, but {experiment.unscored}')
     if experiment.unscored is not None:
         say(f'the agent is trained and not scored: {experiment.unscored}')

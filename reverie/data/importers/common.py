@@ -67,6 +67,7 @@ def write(
     seed: int = 0,
     task: str = '',
     overwrite: bool = False,
+    lossy: bool = False,
     facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write what an importer yields as a dataset, in which whole files are held out; return the
@@ -76,7 +77,9 @@ def write(
     split = held_out(importer.names, holdout, seed)
     facts = {'importer': kind, **importer.facts, **(facts or {}), 'files': files}
     task = task or importer.task
-    with Writer(out, importer.spec, facts, overwrite, task=task, compressed=True) as writer:
+    with Writer(
+        out, importer.spec, facts, overwrite, task=task, compressed=True, lossy=lossy
+    ) as writer:
         for number, name in enumerate(importer.names):
             for episode in importer.episodes(number):
                 writer.add(
