@@ -209,7 +209,7 @@ def summary(per_seed: Returns, random: float | None = None, reference: float | N
     }
 
 
-def of_runs(values: Sequence[float]) -> dict[str, Any]:
+def of_runs(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """Mean of one number of each run, with its interval over them."""
     each = np.asarray(values, float)
     return {'per_seed': each.tolist(), **_figure(float(each.mean()), _interval(each, 'seeds'))}
