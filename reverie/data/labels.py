@@ -43,7 +43,7 @@ class Labels:
     def chosen(self, episodes: Episodes) -> Bool[np.ndarray, ' E']:
         """Return the mask of the episodes that keep actions, of all of a dataset.
 
-        Raises UserError for a file that it was not made of.
+        Raises UserError for a file that it was not made of, or if nothing is trained on the files.
         """
         count = len(episodes)
         if self.files:
@@ -54,6 +54,10 @@ class Labels:
                     'episode is of, expected a dataset of `reverie data import`'
                 )
             kept = numbers_of(names, self.files, '--labelled-files', 'expected some of')
+            if episodes.held_out.issuperset(kept):
+                raise UserError(
+                    f'--labelled-files {" ".join(self.files)}: held out, expected some to train on'
+                )
             return np.isin(np.arange(count), list(kept))
         if self.stretch:
             return np.ones(count, bool)

@@ -89,6 +89,16 @@ def test_a_window_has_labels_if_all_of_its_frames_have(imported, world, kind):
         assert ((flags & HAS_ACTION) > 0).sum() == sum(x.sum() for x in shown)
 
 
+def test_files_that_are_held_out_are_no_labels_to_train_on(imported):
+    imported.held_out = frozenset([2])
+    try:
+        with pytest.raises(UserError, match='--labelled-files MAP02: held out'):
+            Labels(files=('MAP02',)).chosen(imported)
+        assert Labels(files=('MAP02', 'E1M4')).chosen(imported).tolist() == [True, False, True]
+    finally:
+        imported.held_out = frozenset()
+
+
 def test_what_cannot_be_chosen_is_refused(imported, dataset):
     with pytest.raises(
         UserError, match='--labelled-files MAP10: no such file, expected some of E1M4'
