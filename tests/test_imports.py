@@ -13,13 +13,14 @@ EVERYTHING = {
     'nn', 'models', 'objectives', 'agents', 'data', 'envs', 'training', 'evaluation', 'report',
     'commands', 'serve', 'cli',
 }  # fmt: skip
-FREE = {'types', 'errors', 'io', 'text', 'imports', '__version__'}  # for everybody
+FREE = {'types', 'actions', 'errors', 'io', 'text', 'imports', '__version__'}  # for everybody
 ALLOWED = {
     'errors': set(),
     'text': set(),
     'io': set(),
     'imports': set(),
     'types': set(),
+    'actions': set(),
     'nn': set(),
     'models': {'nn'},
     'objectives': {'nn.dists'},

@@ -15,6 +15,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import script
+
 from reverie.errors import UserError
 
 PACKAGES = ('freedoom', 'dsda-doom')
@@ -114,13 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--into', type=pathlib.Path, default=pathlib.Path('.doom'), help='folder (default: .doom)'
     )
     options = parser.parse_args(arguments)
-    try:
-        root = fetch(options.into)
-    except UserError as error:
-        print(f'fetch.py: {error}', file=sys.stderr)
-        return error.code
-    print(f'ready in {root}')
-    return 0
+    return script.run('fetch.py', lambda: print(f'ready in {fetch(options.into)}'))
 
 
 if __name__ == '__main__':

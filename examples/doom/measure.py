@@ -14,16 +14,18 @@ import sys
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import script
+from PIL import Image
 
 from reverie.commands.experiment import load
 from reverie.errors import UserError
-from reverie.evaluation.openloop import open_loop
-from reverie.evaluation.recordings import HORIZON, windows
-from reverie.types import Step
+from reverie.evaluation import video
+from reverie.evaluation.recordings import HORIZON, Dreamer, holding, windows
 
 FLASH = 0.1
+SCALE = 3  # of the film's pictures
+FILMED = 3  # windows
 MUZZLE = ((0.55, 0.83), (0.40, 0.60))  # rows and columns of the picture, as shares
 
 
@@ -47,8 +49,16 @@ def flashes(held: np.ndarray, rest: np.ndarray) -> np.ndarray:
     return found
 
 
-def measure(run: pathlib.Path) -> None:
-    """Measure a run and write `doom.json` into its folder."""
+def film(truth: np.ndarray, dream: np.ndarray) -> np.ndarray:
+    """What happened, left, and the dream, right, one window after the other: uint8 [t, H, W, 3]."""
+    both = np.concatenate([truth, dream], 3).reshape(-1, *truth.shape[2:3], 2 * truth.shape[3], 3)
+    pictures = [Image.fromarray(np.round(255 * x).astype(np.uint8)) for x in both]
+    size = (SCALE * both.shape[2], SCALE * both.shape[1])
+    return np.stack([np.asarray(x.resize(size, Image.Resampling.BILINEAR)) for x in pictures])
+
+
+def measure(run: pathlib.Path, gif: pathlib.Path | None) -> None:
+    """Measure a run and write `doom.json` into its folder; a GIF of dreams, if one is asked for."""
     experiment, params = load(run)
     space = experiment.spec.actions
     names = [part.name for part in space.parts]
@@ -57,37 +67,31 @@ def measure(run: pathlib.Path) -> None:
     agent = experiment.agent
     context = agent.cfg.dynamics.transformer.context
     episodes = experiment.episodes.only('held_out' if experiment.episodes.held_out else 'all')
-    step = windows(episodes, context, episodes.provenance.get('fps')).step
-    first = jax.tree.map(lambda x: x[0], params)
-
-    @jax.jit
-    def dream(params: dict, step: Step) -> jax.Array:
-        model = agent.model(params)
-        return jnp.clip(open_loop(model, step, context, jax.random.key(0)).image, 0, 1)
-
-    images = {}
-    for name, fire in (('held', 1), ('rest', 0)):
-        values = np.array([part.rest for part in space.parts], np.float32)
-        values[names.index('fire')] = fire
-        action = step.prev_action.copy()
-        action[:, context:] = np.asarray(space.vector(jnp.asarray(values)))
-        images[name] = np.asarray(dream(first, step._replace(prev_action=action)))[:, context:]
-    share = float(flashes(images['held'], images['rest']).mean())
+    fps = episodes.provenance['fps']
+    step = windows(episodes, context, fps).step
+    mine = jax.tree.map(lambda x: x[0], params)
+    dreamer = Dreamer(agent.model, mine, context, jax.random.key(0))
+    fired, rested = (
+        dreamer(holding(step, space, context, 'fire', value))[:, context:] for value in (1.0, 0.0)
+    )
+    share = float(flashes(fired, rested).mean())
     found = {'flash_follows_fire': share, 'contexts': len(step.reward), 'horizon': HORIZON}
     (run / 'doom.json').write_text(json.dumps(found, indent=1) + '\n')
     print(f'the gun flashes when one fires in {share:.0%} of {len(step.reward)} contexts')
+    if gif is not None:
+        rows = np.linspace(0, len(step.reward) - 1, FILMED + 2).round().astype(int)[1:-1]
+        shown = jax.tree.map(lambda x: x[rows], step)
+        frames = film(shown.obs / np.float32(255), dreamer(shown))
+        gif.write_bytes(video.gif(frames, fps))
+        print(f'dreams of {FILMED} windows beside what happened: {gif}')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('run', type=pathlib.Path, help='folder of a run')
+    parser.add_argument('--gif', type=pathlib.Path, help='file to leave a film of dreams in')
     options = parser.parse_args(arguments)
-    try:
-        measure(options.run)
-    except UserError as error:
-        print(f'measure.py: {error}', file=sys.stderr)
-        return error.code
-    return 0
+    return script.run('measure.py', lambda: measure(options.run, options.gif))
 
 
 if __name__ == '__main__':

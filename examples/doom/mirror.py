@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import av
 import numpy as np
+import script
 from encode import write
 from jaxtyping import Int, UInt8
 from render import TURNS
@@ -61,12 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('clips', type=pathlib.Path, help='folder that render.py filled')
     parser.add_argument('--held-out', nargs='*', default=['MAP10'], help='clips to leave alone')
     options = parser.parse_args(arguments)
-    try:
-        mirror_all(options.clips, options.held_out)
-    except UserError as error:
-        print(f'mirror.py: {error}', file=sys.stderr)
-        return error.code
-    return 0
+    return script.run('mirror.py', lambda: mirror_all(options.clips, options.held_out))
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import fetch
 import numpy as np
+import script
 from jaxtyping import Int
 
 from reverie.errors import UserError
@@ -267,13 +268,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('--out', type=path, default=path('clips'), help='folder (default: clips)')
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         render_all(options.packages, options.out)
-    except UserError as error:
-        print(f'render.py: {error}', file=sys.stderr)
-        return error.code
-    print(f'clips in {options.out}')
-    return 0
+        print(f'clips in {options.out}')
+
+    return script.run('render.py', work)
 
 
 if __name__ == '__main__':

@@ -96,7 +96,7 @@ def measure(
 
     distance: LPIPS, if it can be had.
     """
-    dreamer = _Dreamer(model, params, context, key)
+    dreamer = Dreamer(model, params, context, key)
     truth = _unit(cut.step.obs)
     later = truth[:, context:]
     names = ACTIONS if cut.has_action.any() else ('true',)
@@ -131,7 +131,7 @@ def measure(
     return numbers, {name: np.round(255 * x).astype(np.uint8) for name, x in pictures.items()}
 
 
-class _Dreamer:
+class Dreamer:
     """Compiled dreams of windows, ROWS at a time."""
 
     def __init__(
@@ -164,6 +164,16 @@ def acted(step: Step, name: str, context: int) -> Step:
     action = step.prev_action.copy()
     other = np.roll(action, len(action) // 2, 0)
     action[:, context:] = 0 if name == 'none' else other[:, context:]
+    return step._replace(prev_action=action)
+
+
+def holding(step: Step, space: ActionSpace, context: int, name: str, value: float) -> Step:
+    """Windows in whose dreamed frames one part of the action has a value, as it is stored, and all
+    others rest.
+    """
+    values = [value if part.name == name else part.rest for part in space.parts]
+    action = step.prev_action.copy()
+    action[:, context:] = np.asarray(space.vector(jnp.asarray(values, jnp.float32)))
     return step._replace(prev_action=action)
 
 
@@ -221,16 +231,14 @@ def steered(
     TURNED pixels a frame, and the mean shifts; nothing for actions without a camera.
     """
     found: dict[str, Any] = {}
-    for i, part in enumerate(space.parts):
+    for part in space.parts:
         if not part.camera:
             continue
         shifts = []
         for end in (0, 1):
-            values = np.array([p.rest for p in space.parts], np.float32)
-            values[i] = end * (part.size - 1) if part.choices else 2 * end - 1
-            action = step.prev_action.copy()
-            action[:, context:] = np.asarray(space.vector(jnp.asarray(values)))
-            image = dreamer(step._replace(prev_action=action))[:, context - 1 :].mean(-1)
+            value = float(end * (part.size - 1) if part.choices else 2 * end - 1)
+            image = dreamer(holding(step, space, context, part.name, value))
+            image = image[:, context - 1 :].mean(-1)
             axis = 2 if part.camera == 'x' else 1
             shifts.append(np.array([shift(row, axis).mean() for row in image]))
         less, more = shifts

@@ -3,6 +3,7 @@ batch.
 """
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from reverie.agents.bc import BC
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.dreamer4 import losses as functions
 from reverie.agents.dreamer4.losses import discounted, multi_token_targets, single_images
+from reverie.commands.experiment import saved
 from reverie.models.tokenizer import draw_mask
-from reverie.types import ActionSpace, Batch, EnvSpec, Step, UserError
+from reverie.nn import lpips
+from reverie.types import ActionSpace, Batch, Component, EnvSpec, Step, UserError
 
 SPEC = EnvSpec('toy', (10, 10, 2), ActionSpace('discrete', 3))
 B, T = 4, 6
@@ -324,3 +327,115 @@ def test_a_finetuning_without_uniform_rows_is_refused():
     phase = dataclasses.replace(config.finetune_phase, relevant=1.0)
     with pytest.raises(UserError, match=r'finetune_phase.relevant=1'):
         Dreamer4(dataclasses.replace(config, finetune_phase=phase), SPEC)
+
+
+CAMERA = ActionSpace.composite(
+    [Component('move', ('back', 'none', 'forward'), rest=1.0), Component('turn', (), -10.0, 10.0)]
+)
+
+
+@pytest.mark.parametrize('space', [CAMERA, ActionSpace.composite(()), ActionSpace('continuous', 2)])
+def test_where_no_policy_can_act_the_agent_is_a_world_model_alone(batch, space):
+    spec = dataclasses.replace(SPEC, actions=space)
+    agent = Dreamer4(registry.dreamer4_debug(), spec)
+    assert [phase.name for phase in agent.phases] == ['tokenizer', 'dynamics']
+    assert not agent.readouts
+    params = agent.init(jax.random.key(0))
+    assert set(params) == {'encoder', 'decoder', 'dynamics'}
+    action = jax.vmap(lambda key: space.sample(key, T))(jax.random.split(jax.random.key(0), B))
+    labelled = batch._replace(step=batch.step._replace(prev_action=action))
+    losses, _ = phase_loss(agent, params, 'dynamics_loss', labelled, 1, 9)
+    assert jnp.isfinite(losses['shortcut']).all()
+    model = agent.model(params)
+    state = model.initial(B)
+    step = jax.tree.map(lambda x: x[:, 0], labelled.step)
+    state, _ = model.observe(state, step, jax.random.key(2))
+    state, said = model.imagine(state, action[:, 1], jax.random.key(3))
+    assert model.decode(state).shape == (B, 10, 10, 2)
+    assert (said.reward == 0).all() and (said.cont == 1).all()
+    chosen, probs = agent.choose(params, state, said.feat, jax.random.key(4))
+    assert chosen.shape == (B, space.size) and not chosen.any() and probs is None
+    assert agent.expected_return(params, said.feat) is None
+    with pytest.raises(UserError, match=f'toy has {space.kind} actions; bc takes discrete ones'):
+        BC(registry.bc_debug(), spec)
+
+
+def test_parts_of_an_action_are_summed_into_its_token_and_one_that_is_not_known_adds_nothing():
+    agent = Dreamer4(registry.dreamer4_debug(), dataclasses.replace(SPEC, actions=CAMERA))
+    dynamics = agent.networks(agent.init(jax.random.key(0))).dynamics
+    embed = lambda *values: dynamics.action(CAMERA.vector(jnp.array(values)))
+    both, move, turn = embed(2.0, 0.5), embed(2.0, 0.0), embed(-1.0, 0.5)
+    np.testing.assert_allclose(both, move + turn, atol=1e-6)
+    assert not embed(-1.0, 0.0).any()
+    # as large as the slots beside it, however many actions there are
+    for actions in (3, 300):
+        space = ActionSpace('discrete', actions)
+        other = Dreamer4(registry.dreamer4_debug(), dataclasses.replace(SPEC, actions=space))
+        kernel = other.init(jax.random.key(0))['dynamics']['action']['kernel']
+        assert kernel.std() == pytest.approx(0.5, rel=0.01)
+
+
+def test_only_the_agent_token_is_told_the_task(batch):
+    spec = dataclasses.replace(SPEC, tasks=('left', 'right'))
+    agent = Dreamer4(registry.dreamer4_debug(), spec)
+    params = agent.init(jax.random.key(0))
+    dynamics = agent.networks(params).dynamics
+    z = jax.random.normal(jax.random.key(1), (B, T, dynamics.tokens, dynamics.channels))
+    level = jnp.zeros((B, T), jnp.int32)
+    labelled = jnp.ones((B, T), bool)
+    step = batch.step
+    outputs = [
+        dynamics(z, level, level, step.prev_action, labelled, step.is_first, task=jnp.full(B, task))
+        for task in (0, 1)
+    ]
+    np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
+    assert jnp.abs(outputs[0][1] - outputs[1][1]).min(-1).max() > 1e-4
+    feats = [
+        agent.with_task(task)
+        .model(params)
+        .observe(
+            agent.model(params).initial(B), jax.tree.map(lambda x: x[:, 0], step), jax.random.key(2)
+        )[1]
+        for task in (0, 1)
+    ]
+    assert (feats[0] != feats[1]).any()
+    told = batch._replace(task=jnp.array([0, 1, 0, 1]))
+    for name in ('dynamics_loss', 'finetune_loss', 'imagination_loss'):
+        losses, _ = phase_loss(agent, params, name, told, 1, 9)
+        assert all(jnp.isfinite(x).all() for x in losses.values())
+
+
+def test_lpips_is_a_term_of_the_tokenizer_whose_weights_are_no_constants(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = ((11, 11, 3, 4), (5, 5, 4, 4), (3, 3, 4, 4), (3, 3, 4, 4), (3, 3, 4, 4))
+    weights = lpips.Params(
+        tuple(jnp.asarray(0.1 * rng.normal(size=s), jnp.float32) for s in shapes),
+        tuple(jnp.zeros(4) for _ in shapes),
+        tuple(jnp.ones(4) for _ in shapes),
+    )
+    monkeypatch.setattr('reverie.agents.dreamer4.agent.weights', lambda net: weights)
+    spec = EnvSpec('video', (16, 16, 3), ActionSpace('discrete', 3))
+    cfg = dataclasses.replace(registry.dreamer4_debug(), perceptual='alex')
+    cfg = dataclasses.replace(
+        cfg, tokenizer=dataclasses.replace(cfg.tokenizer, patch=(8, 8), latents=4)
+    )
+    assert saved.restore(cfg, json.loads(json.dumps(dataclasses.asdict(cfg)))) == cfg
+    agent = Dreamer4(cfg, spec)
+    phase = agent.phases[0]
+    assert phase.scales == {'recon': 1.0, 'lpips': 0.2} and phase.fixed == {'lpips': weights}
+    params = agent.init(jax.random.key(0))
+    obs = jnp.asarray(rng.integers(0, 256, (B, T, 16, 16, 3)), jnp.uint8)
+    first = jnp.zeros((B, T), bool).at[:, 0].set(True)
+    zero, yes = jnp.zeros((B, T)), jnp.ones(B, bool)
+    step = Step(obs, jnp.zeros((B, T, 3)), zero, first, ~first & False, ~first & False)
+    video = Batch(step, yes, yes, yes)
+
+    def term(decoder, fixed):
+        groups = {**params, 'decoder': decoder, **fixed}
+        return phase.loss(groups, video, jax.random.key(1), jnp.int32(0))[0]['lpips'].mean()
+
+    value, grad = jax.value_and_grad(term)(params['decoder'], phase.fixed)
+    assert value > 0
+    assert max(jnp.abs(x).max() for x in jax.tree.leaves(grad)) > 0
+    constants = jax.make_jaxpr(term)(params['decoder'], phase.fixed).consts
+    assert not {np.shape(c) for c in constants} & set(shapes)

@@ -12,7 +12,7 @@ from reverie.evaluation.recordings import HORIZON, acted, measure, paired, windo
 from reverie.types import ActionSpace, Component, EnvSpec, Prediction, Step, UserError
 
 SIDE, WIDE, CONTEXT, SPEED = 32, 256, 4, 3
-TURN = Component('turn', ('left', 'none', 'right'), rest=1, camera='x')
+TURN = Component('turn', ('left', 'none', 'right'), rest=1.0, camera='x')
 SPACE = ActionSpace.composite([TURN, Component('fire', ('no', 'yes'))])
 rng = np.random.default_rng(0)
 PANORAMA = np.repeat(np.repeat(rng.integers(0, 256, (8, WIDE // 4, 3), np.uint8), 4, 0), 4, 1)
