@@ -112,6 +112,86 @@ def cue(name: str, steps: int, frames: str, seeds: int, first: str = '') -> Expe
     )
 
 
+# What one change alone, and all of them, do to the demo's world model.
+CHANGES = {
+    'time_first': '--config.tokenizer.time-first',
+    'unit_latents': '--config.tokenizer.cache-latents --config.tokenizer.unit-latents',
+    'mixed_steps': '--config.mixed-steps',
+    'action_init': '--config.dynamics.action-init 0.5',
+}
+ALL = ' '.join(CHANGES.values())
+ARMS = {
+    'demo': '',
+    **CHANGES,
+    'all': ALL,
+    'all_no_context': f'{ALL} --config.context-frame-rate 0',
+    'all_long_tokenizer': f'{ALL} --config.tokenizer-phase.steps 2400',
+    'all_more_latents': f'{ALL} --config.tokenizer.latents 8 --config.dynamics.pack 8',
+}
+
+
+def ablation(game: str, arm: str, ppo_frames: str = '200e3') -> Experiment:
+    collect = f'reverie collect --env minatar/{game} --kind mixed --frames 200e3 --ppo-frames {ppo_frames}'
+    train = f'reverie train dreamer4_demo --env minatar/{game} --data datasets/demo-{game} --config.no-policy'
+    return Experiment(
+        f'ablation/minatar_{game}-{arm}',
+        (
+            f'{collect} --out datasets/demo-{game} --overwrite',
+            f'{train} {ARMS[arm]}'.rstrip() + ' --seeds {seeds} --results {results}',
+        ),
+        'cells that the tokenizer and its dreams keep, with one change, with all, with none',
+        minutes=30,
+        seeds=3,
+    )
+
+
+# Recordings of people, rendered by an engine; the extras `video` and `lpips` must be installed.
+DOOM = (
+    'python examples/doom/fetch.py --into .doom/packages',
+    'python examples/doom/render.py --packages .doom/packages --out .doom/clips',
+)
+IMPORT = (
+    'reverie data import video .doom/clips --out datasets/doom --size 64x64 --fit stretch '
+    '--holdout MAP10 --name doom --overwrite'
+)
+MIRRORED = ('python examples/doom/mirror.py .doom/clips', IMPORT)
+# levels of the first of the two games; what is held out is a level of the second
+FIRST_GAME = ' '.join(f'{level} {level}_mirrored' for level in ('E1M4', 'E2M3', 'E3M3', 'E4M6'))
+
+
+def doom(preset: str, minutes: float, *bring: str, device: str = 'cpu') -> Experiment:
+    """World model of people's play, from a dataset that the last commands bring in."""
+    train = f'reverie train {preset} --data datasets/doom'
+    return Experiment(
+        f'doom/{preset}',
+        (*DOOM, *bring, train + ' --seeds {seeds} --results {results}'),
+        'dreams of a recording that was held out follow its actions, and the camera turns',
+        minutes=minutes,
+        device=device,
+    )
+
+
+def labels(
+    name: str, first: tuple[str, ...], options: str, proves: str, minutes: float
+) -> Experiment:
+    return Experiment(
+        f'labels/{name}',
+        (*first, f'python benchmarks/labels.py {options}' + ' --seeds {seeds} --results {results}'),
+        proves,
+        minutes=minutes,
+        seeds=3,
+    )
+
+
+def split(game: str) -> str:
+    collect = f'reverie collect --env minatar/{game} --kind mixed --frames 200e3 --ppo-frames 200e3'
+    return f'{collect} --holdout 0.1 --out datasets/split-{game} --overwrite'
+
+
+LABELS = 'with few labels a world model dreams almost as well as with all'
+DOOM_LABELS = '--data datasets/doom --preset dreamer4_image'
+
+
 def bench(name: str, proves: str, *commands: str) -> Experiment:
     return Experiment(f'bench/{name}', commands, proves, minutes=10, revision=0)
 
@@ -121,6 +201,26 @@ EXPERIMENTS = [
     dreamer4_demo('breakout', seeds=3, minutes=80),
     dreamer4_demo('space_invaders', seeds=3, minutes=80),
     dreamer4_demo('asterix', seeds=1, minutes=30, ppo_frames='3e6'),
+    *(ablation(game, arm) for game in ('breakout', 'space_invaders') for arm in ARMS),
+    *(ablation('asterix', arm, ppo_frames='3e6') for arm in ARMS),
+    labels(
+        'minatar_breakout',
+        (split('breakout'),),
+        '--data datasets/split-breakout --preset dreamer4_demo',
+        LABELS,
+        minutes=100,
+    ),
+    doom('dreamer4_image', 60, *MIRRORED),
+    labels('doom', (*DOOM, *MIRRORED), f'{DOOM_LABELS} --stretch 48', LABELS, minutes=480),
+    labels(
+        'doom_games',
+        (*DOOM, *MIRRORED),
+        f'{DOOM_LABELS} --fractions 0 1 --labelled-files {FIRST_GAME}',
+        'actions learnt in one game move another, of which there is only video',
+        minutes=370,
+    ),
+    # a dataset of less than 30 MB, which can be taken to a machine without a network
+    doom('dreamer4_image_gpu', 9, f'{IMPORT} --lossy', device='gpu'),
     *(rejax(game) for game in ('breakout', 'asterix')),
     *(ppo(game, '100e3', '0.1m', minutes=1) for game in GAMES),
     *(ppo(game, '1e6', '1m', minutes=3) for game in GAMES),

@@ -45,6 +45,7 @@ from reverie.evaluation.tables import NAMES
 Record: TypeAlias = dict[str, Any]
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+UNPLOTTED = ('ablation', 'bench', 'doom', 'labels', 'ppo')  # folders without plots of their own
 ACCENT, SOFT, PLAIN, INK = '#0b6a8f', '#9cc6d8', '#b4b8be', '#1c1e21'
 COLOURS = {'imagination': ACCENT, 'agent': ACCENT, 'wm_bc': SOFT, 'bc': SOFT}
 STYLE: Any = {
@@ -293,7 +294,7 @@ def plot_together(chosen: dict[str, list[Record]], path: pathlib.Path) -> None:
 
 def main(folder: pathlib.Path, presets: list[str], write: bool = False) -> int:
     chosen = [folder / name for name in presets] or sorted(
-        p for p in folder.iterdir() if p.is_dir() and p.name not in ('bench', 'ppo')
+        p for p in folder.iterdir() if p.is_dir() and p.name not in UNPLOTTED
     )
     found = {}
     if write and not presets:

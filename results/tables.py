@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from reverie.evaluation import statistics, tables
+from reverie.evaluation.statistics import of_runs
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 PAGES = ('README.md', 'docs/RESULTS.md')
@@ -115,6 +116,61 @@ def trust(*records: Mapping[str, Any]) -> str:
     return f'{first}\n{table([*names, f"of dreams, {steps[-1]}"], heads)}'
 
 
+def ablation(*records: Mapping[str, Any]) -> str:
+    """Cells that every file's tokenizer keeps, the least of all channels, and the mean recall of its
+    dreams over channels; by what was changed.
+    """
+    rows = []
+    for r in records:
+        options = re.findall(r'--config\.(?!no-policy)(\S+(?: [\d.e-]+)?)(?= |$)', r['command'])
+        channels = r['trust']['channels']
+
+        def each(cells: Iterable[Mapping[str, Any]], name: str) -> np.ndarray:
+            found = [cell[name]['per_seed'] for cell in cells]
+            return np.array([x for x in found if None not in x])  # [channels, seeds]
+
+        kept = [channel['tokenizer'] for channel in channels]
+        least = [of_runs(each(kept, name).min(0)) for name in ('recall', 'precision')]
+        dreams = zip(*(channel['dream'] for channel in channels), strict=True)
+        recalls = [of_runs(each(step, 'recall').mean(0)) for step in dreams]
+        cells = [f'{x["mean"]:.3f}{between(x)}' for x in (*least, *recalls)]
+        rows.append(
+            [f'{r["env"]}: {", ".join(options) or "as it is"}', *cells, str(len(r['seeds']))]
+        )
+    steps = [f'{a}' if a == b else f'{a} to {b}' for a, b in records[0]['trust']['steps']]
+    heads = ['least recall', 'least precision', *(f'dream, {step}' for step in steps), 'seeds']
+    return table(['what was changed', *heads], rows)
+
+
+def between(figure: Mapping[str, Any], digits: int = 3) -> str:
+    """' (0.97 to 0.99)', the interval over seeds; '' of one."""
+    if figure['ci95'] is None:
+        return ''
+    low, high = figure['ci95']
+    return f' ({low:.{digits}f} to {high:.{digits}f})'
+
+
+def labels(record: Mapping[str, Any]) -> str:
+    """Likeness of dreams to held-out recordings, by the labels that the model knew."""
+    metrics = [m for m in ('psnr', 'ssim', 'lpips') if m in record['models'][0]]
+    rows = []
+    for model in record['models']:
+        name = 'the named files' if model['name'] == 'files' else f'{float(model["name"]):.0%}'
+        cells = [f'{model["labelled_frames"]:,}']
+        for metric in metrics:
+            figure, digits = model[metric], 2 if metric == 'psnr' else 3
+            scaled = figure.get('normalised')
+            share = f', {scaled["mean"]:.0%}' if scaled else ''
+            cells.append(f'{figure["mean"]:.{digits}f}{between(figure, digits)}{share}')
+        worth = model['true - shuffled']['psnr']
+        cells.append(f'{worth["mean"]:+.2f}{between(worth, 2)}')
+        turned = model.get('steering', {})
+        cells.append(', '.join(f'{part} {x["mean"]:.0%}' for part, x in turned.items()))
+        rows.append([name, *cells])
+    names = [metric.upper() for metric in metrics]
+    return table(['labels', 'frames', *names, 'true minus shuffled, dB', 'camera follows'], rows)
+
+
 def agents(*records: Mapping[str, Any]) -> str:
     """Scores of the agent of every file, beside random play."""
     rows = []
@@ -161,7 +217,20 @@ def play(record: Mapping[str, Any]) -> str:
 
 KINDS: dict[str, Callable[[Any], str]] = {
     f.__name__: f
-    for f in (source, scores, differences, seeds, imagination, trust, agents, phases, games, play)
+    for f in (
+        source,
+        scores,
+        differences,
+        seeds,
+        imagination,
+        trust,
+        ablation,
+        labels,
+        agents,
+        phases,
+        games,
+        play,
+    )
 }
 
 

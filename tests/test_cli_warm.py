@@ -17,6 +17,7 @@ from reverie.agents import registry
 from reverie.commands.collect import dataset
 from reverie.commands.experiment import Recorded, load
 from reverie.data import Episodes
+from reverie.data.labels import Labels
 from reverie.training import checkpoint
 from reverie.training.warm import Init
 from reverie.types import UserError
@@ -49,7 +50,7 @@ def data(tmp_path_factory):
 
 def train(folder, data, config=STEADY, seeds=2, label_fraction=1.0, updates_per_call=2, **changes):
     experiment = Recorded(
-        'dreamer4_debug', config, 'minatar/breakout', 0, seeds, '', (data,), label_fraction
+        'dreamer4_debug', config, 'minatar/breakout', 0, seeds, '', (data,), Labels(label_fraction)
     )
     return experiment.train(folder, updates_per_call=updates_per_call, **changes)
 

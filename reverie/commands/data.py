@@ -58,6 +58,8 @@ class Import:
     alignment: Literal['', 'arrival', 'departure'] = ''
     """Which action stands beside a frame (npz): the one that led to it (arrival), or the one chosen
     there (departure)."""
+    lossy: bool = False
+    """Keep pictures of less than 128 x 128 pixels too as JPEG, in about half the bytes."""
     overwrite: bool = False
     """Replace a dataset that is already there."""
     max_pixels: int | None = None
@@ -134,6 +136,7 @@ def bring_in(args: Import) -> None:
         seed=args.seed,
         task=args.task,
         overwrite=args.overwrite,
+        lossy=args.lossy,
         facts={'command': command_line(), 'source': args.source.name, **provenance()},
     )
 

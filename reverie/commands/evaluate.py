@@ -44,7 +44,7 @@ def run(args: Eval) -> None:
     keep_programs(args.cache)
     experiment, params = load(args.run, args.data)
     told = experiment.told(args.task)
-    if all(e.unscored is not None and (args.results or not e.has_recordings) for e in told):
+    if all(e.unscored is not None and not e.has_recordings for e in told):
         raise UserError(f'{args.run} cannot be scored: {told[0].unscored}')
     if args.env_options:
         told = tuple(e.under(options_of(args.env_options)) for e in told)

@@ -71,7 +71,8 @@ class Train(Compiling):
     wait_lock: float | None = None
     """Seconds to wait for another process that trains in this folder (exit code 75 after them)."""
     results: pathlib.Path | None = None
-    """Also write the scores as a results file, e.g. results/dreamer4/minatar_breakout.json."""
+    """Also write the scores, and what dreams were measured, as a results file, e.g.
+    results/dreamer4/minatar_breakout.json."""
     add_to: tuple[pathlib.Path, ...] = ()
     """Add the scores to these runs or results files of the same environment, seeds and dataset,
     e.g. a baseline's to an agent's; reports of runs are written again."""
@@ -90,6 +91,11 @@ class TrainRecorded(Train):
     """GiB that all datasets may take on the device; of larger ones parts are read as they are needed."""
     label_fraction: float = 1.0
     """Share of the episodes whose actions are used; the others count as unlabelled video."""
+    label_stretch: int = 0
+    """With --label-fraction: frames of the stretches that it counts in each episode, for recordings
+    of few and long episodes; 0 for whole episodes."""
+    labelled_files: tuple[str, ...] = ()
+    """Imported files whose actions alone are used, without suffix, e.g. E1M4 E2M3; all by default."""
     max_lost: float = 0.01
     """Share of the episodes that may be damaged and left out; beyond it nothing is trained."""
 
@@ -154,7 +160,9 @@ def run(args: Train, preset: str) -> None:
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
     keep_programs(args.cache)
     experiment = experiment_of(args, preset)
-    if experiment.unscored is not None and (args.results or args.add_to):
+    if experiment.unscored is not None and (
+        args.add_to or (args.results and not experiment.has_recordings)
+    ):
         raise UserError(f'--results and --add-to take scores, but {experiment.unscored}')
     if experiment.unscored is not None:
         say(f'the agent is trained and not scored: {experiment.unscored}')
@@ -213,6 +221,7 @@ def experiment_of(args: Train, preset: str) -> 'Experiment':
     """The experiment that the options describe; raises UserError if its dataset is missing."""
     from reverie.commands.experiment import Recorded, played
     from reverie.data.episodes import Episodes
+    from reverie.data.labels import Labels
     from reverie.data.mixture import acted
 
     rest = (args.seed, args.seeds, command_line())
@@ -244,8 +253,9 @@ def experiment_of(args: Train, preset: str) -> 'Experiment':
     if not 0 < args.memory_gb < math.inf:
         raise UserError(f'--memory-gb {args.memory_gb:g}: expected a positive number')
     env = args.env or acted([Episodes(path, args.max_lost) for path in paths])[0].spec.name
+    labels = Labels(args.label_fraction, args.label_stretch, args.labelled_files)
     return Recorded(
-        *(preset, args.config, env, *rest, paths, args.label_fraction, args.max_lost),
+        *(preset, args.config, env, *rest, paths, labels, args.max_lost),
         weights=args.weights,
         memory_bytes=int(args.memory_gb * 2**30),
     )

@@ -22,13 +22,13 @@ LARGE = 128 * 128  # pixels beyond which pictures are JPEG files
 MOST_BYTES = 1 << 34  # of the pictures of one episode
 
 
-def codec_for(shape: tuple[int, ...], dtype: str) -> str:
+def codec_for(shape: tuple[int, ...], dtype: str, lossy: bool = False) -> str:
     """Return the codec of observations of a shape; '' for what is no picture of one or three
-    colours.
+    colours. lossy: small pictures too are JPEG files, of about half the bytes.
     """
     if dtype != 'uint8' or len(shape) != 3 or shape[2] not in (1, 3):
         return ''
-    return 'jpeg' if shape[0] * shape[1] > LARGE else 'webp'
+    return 'jpeg' if lossy or shape[0] * shape[1] > LARGE else 'webp'
 
 
 def compress(frames: np.ndarray, codec: str) -> list[bytes]:

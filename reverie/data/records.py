@@ -84,6 +84,7 @@ class Record:
     action: np.ndarray  # [T, *action_shape], `no_action` at the first step or without has_action
     reward: np.ndarray  # [T] float32; zeros where has_reward is false
     flags: np.ndarray  # [T] uint8, bits FIRST, LAST, TERMINAL
+    labelled: np.ndarray | None = None  # [T] frames with an action, where only some have one
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -166,9 +167,13 @@ def _no_action(length: int, schema: Schema) -> np.ndarray:
     return np.tile(schema.no_action, (length, *(1 for _ in schema.action_shape)))
 
 
-def hide_actions(record: Record, schema: Schema) -> Record:
-    """Return an episode as unlabelled video."""
-    return dataclasses.replace(record, has_action=False, action=_no_action(len(record), schema))
+def hide_actions(record: Record, schema: Schema, labelled: np.ndarray | None = None) -> Record:
+    """Return an episode as unlabelled video, but for the frames [T] that stay labelled."""
+    action = _no_action(len(record), schema)
+    if labelled is None or not labelled.any():
+        return dataclasses.replace(record, has_action=False, action=action)
+    action[labelled] = record.action[labelled]
+    return dataclasses.replace(record, action=action, labelled=labelled)
 
 
 def _stored_action(action: np.ndarray, first: np.ndarray, schema: Schema) -> np.ndarray:

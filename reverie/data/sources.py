@@ -22,18 +22,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from reverie.data.episodes import Episodes
+from reverie.data.labels import ALL, Labels
 from reverie.data.latents import Latents
-from reverie.data.records import Record, decode, hide_actions
+from reverie.data.records import Record, decode
 from reverie.data.source import Dataset
-from reverie.data.windows import (
-    Relevant,
-    RowSampling,
-    Stream,
-    concatenate,
-    keep_labels,
-    relevant_steps,
-    to_batch,
-)
+from reverie.data.windows import Relevant, Stream, concatenate, relevant_steps, to_batch
 from reverie.io import warn
 from reverie.types import Batch, UserError
 
@@ -44,11 +37,13 @@ GROUP_BYTES = 1 << 30  # of a part of a larger one that windows are drawn from
 class _Recorded(Dataset):
     """Common parts of both: the episodes, and a word on relevant rows where nothing is rewarded."""
 
-    def __init__(self, episodes: Episodes, rows: RowSampling):
-        self.rows, self.episodes, self.recordings = rows, episodes, (episodes,)
+    def __init__(self, episodes: Episodes, relevant: Relevant, labels: Labels):
+        if relevant not in ('reward', 'all'):
+            raise UserError(f'relevant is {relevant!r}, expected reward or all')
+        self.relevant, self.episodes, self.recordings = relevant, episodes, (episodes,)
         self.schema, self.path = episodes.schema, episodes.path
-        self.keep = keep_labels(len(episodes), rows.label_fraction, rows.seed)
-        self.unrewarded = rows.relevant == 'reward' and not episodes.counts['rewarded_steps']
+        self.labels, self.keep = labels, labels.chosen(episodes)
+        self.unrewarded = relevant == 'reward' and not episodes.counts['rewarded_steps']
 
     def relevant_rows(self, batch: int, relevant: float) -> int:
         """Number of a batch's relevant rows; a warning says once if none of them has a reward."""
@@ -65,21 +60,15 @@ class _Recorded(Dataset):
 class Resident(_Recorded):
     """A dataset that lies on the device as a whole."""
 
-    def __init__(
-        self,
-        episodes: Episodes,
-        relevant: Relevant = 'reward',
-        label_fraction: float = 1.0,
-        seed: int = 0,
-    ):
-        super().__init__(episodes, RowSampling(relevant, label_fraction, seed))
+    def __init__(self, episodes: Episodes, relevant: Relevant = 'reward', labels: Labels = ALL):
+        super().__init__(episodes, relevant, labels)
         self.order: dict[bool, list[int]] = {True: [], False: []}  # labelled ones lie first
 
         def records() -> Iterator[Record]:
             for i, record in episodes.numbered():
-                labelled = bool(self.keep[i]) and record.has_action
-                self.order[labelled].append(i)
-                yield record if labelled else hide_actions(record, self.schema)
+                kept = labels.of(record, episodes, bool(self.keep[i]))
+                self.order[kept.has_action].append(i)
+                yield kept
 
         stream = concatenate(records())
         self.fingerprint = episodes.fingerprint  # now it is known what can be read
@@ -183,8 +172,10 @@ class RecordSource:
     Raises UserError naming a wrong record if more are wrong than may be.
     """
 
-    def __init__(self, episodes: Episodes, keep: np.ndarray, latents: Latents | None = None):
-        self.episodes, self.keep, self.latents = episodes, keep, latents
+    def __init__(
+        self, episodes: Episodes, labels: Labels, keep: np.ndarray, latents: Latents | None = None
+    ):
+        self.episodes, self.labels, self.keep, self.latents = episodes, labels, keep, latents
         self.reader = ArrayRecordDataSource([str(episodes.shards[i]) for i in episodes.sound])
         held = [np.arange(episodes.first[i], episodes.first[i + 1]) for i in episodes.sound]
         self.place = {int(number): place for place, number in enumerate(np.concatenate(held))}
@@ -208,7 +199,7 @@ class RecordSource:
         except UserError as fault:
             self.episodes.lose([number], fault)
             return None
-        return record if self.keep[number] else hide_actions(record, self.episodes.schema)
+        return self.labels.of(record, self.episodes, bool(self.keep[number]))
 
     def _read(self, place: int, where: str) -> Record:
         try:
@@ -244,13 +235,13 @@ class Streaming(_Recorded):
         self,
         episodes: Episodes,
         relevant: Relevant = 'reward',
-        label_fraction: float = 1.0,
+        labels: Labels = ALL,
         seed: int = 0,
         group_bytes: int = GROUP_BYTES,
         threads: int = 2,
     ):
         self.group_bytes = group_bytes
-        super().__init__(episodes, RowSampling(relevant, label_fraction, seed))
+        super().__init__(episodes, relevant, labels)
         self.seed, self.fingerprint = seed, episodes.fingerprint
         self.threads = threads
         self.data: dict[str, Any] = {}
@@ -267,7 +258,9 @@ class Streaming(_Recorded):
     def _reader(self) -> Any:
         """Open the shuffled episodes, in groups that are read ahead."""
         groups = (
-            grain.MapDataset.source(RecordSource(self.episodes, self.keep, self.latents))
+            grain.MapDataset.source(
+                RecordSource(self.episodes, self.labels, self.keep, self.latents)
+            )
             .seed(self.seed)
             .shuffle()
             .repeat(EPOCHS)
@@ -347,7 +340,7 @@ class Streaming(_Recorded):
             self._group = group = next(self._groups)
             self._relevant = np.zeros(0, np.int32)
             if group is not None:
-                self._relevant = relevant_steps(group, self.rows.relevant)
+                self._relevant = relevant_steps(group, self.relevant)
         raise UserError(
             f'{self.path}: no group of episodes has {length} frames, expected one at least a window long'
         )

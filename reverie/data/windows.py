@@ -5,7 +5,6 @@ everything keeps its stored form (bits, indices); `to_batch` turns it into what 
 device.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -15,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from reverie.data.records import FIRST, LAST, TERMINAL, Record, Schema, unpack_bits
-from reverie.types import Batch, Step, UserError
+from reverie.types import Batch, Step
 
 HAS_ACTION, HAS_REWARD = 8, 16  # further bits of `flags`, set for every step of a record
-Relevant = Literal['reward', 'all']
+Relevant = Literal['reward', 'all']  # steps that relevant rows are drawn around, if labelled
 
 
 class Stream(NamedTuple):
@@ -31,43 +30,17 @@ class Stream(NamedTuple):
     latents: Any = None  # [F, Z, b] of a frozen tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class RowSampling:
-    """Choice of a batch's rows and of the episodes that are labelled."""
-
-    relevant: Relevant = 'reward'
-    """Draw relevant rows around a positive reward ('reward') or uniformly ('all'), among the steps
-    whose actions are known."""
-
-    label_fraction: float = 1.0
-    """Share of episodes that keep their actions; the others count as unlabelled video."""
-
-    seed: int = 0
-    """Seed of the choice of labelled episodes."""
-
-    def __post_init__(self) -> None:
-        if self.relevant not in ('reward', 'all'):
-            raise UserError(f'relevant is {self.relevant!r}, expected reward or all')
-        if not 0 <= self.label_fraction <= 1:
-            raise UserError(f'label_fraction is {self.label_fraction}, expected 0 to 1')
-
-
 def concatenate(records: Iterable[Record]) -> Stream:
     """Lay records end to end, labelled ones first, so that few windows touch both sorts."""
     parts: dict[bool, list[Stream]] = {True: [], False: []}
     for record in records:
-        bits = np.uint8(record.has_action * HAS_ACTION | record.has_reward * HAS_REWARD)
+        known = np.uint8(record.has_action) if record.labelled is None else record.labelled
+        bits = known * np.uint8(HAS_ACTION) | np.uint8(record.has_reward * HAS_REWARD)
         parts[record.has_action].append(
             Stream(record.obs, record.action, record.reward, record.flags | bits)
         )
     fields = list(zip(*parts[True], *parts[False], strict=True))[:4]
     return Stream(*map(np.concatenate, fields))
-
-
-def keep_labels(episodes: int, fraction: float, seed: int) -> np.ndarray:
-    """Return the mask [E] of the round(fraction * E) episodes that keep their actions."""
-    order = np.random.default_rng([seed, 0x1ABE1]).permutation(episodes)
-    return order < round(fraction * episodes)
 
 
 def relevant_steps(stream: Stream, relevant: Relevant) -> np.ndarray:

@@ -36,6 +36,7 @@ class Writer:
     shard_bytes: bytes of records after which a new shard begins.
     task: name of the task that the episodes show; the environment's if not given.
     compressed: keep pictures as files (lossless WebP, JPEG from 128 x 128 pixels on).
+    lossy: keep small ones too as JPEG.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class Writer:
         shard_bytes: int = 64 << 20,
         task: str = '',
         compressed: bool = False,
+        lossy: bool = False,
     ):
         self.path = pathlib.Path(path).absolute()
         self.spec = spec
         self.provenance = provenance if provenance is not None else {}
         self.shard_bytes = shard_bytes
         self.overwrite = overwrite
-        self.task, self.compressed = task, compressed
+        self.task, self.compressed, self.lossy = task, compressed, lossy
         self.held_out: list[int] = []  # numbers of the episodes that nothing is trained on
         refuse_existing(self.path, overwrite)
         # What cannot be written should fail before a day of collecting.
@@ -97,7 +99,7 @@ class Writer:
                     f'observations are {sorted(self.spec.obs_shape)}, expected one array'
                 )
             shape = tuple(self.spec.obs_shape)
-            codec = codec_for(shape, dtype) if self.compressed else ''
+            codec = codec_for(shape, dtype, self.lossy) if self.compressed else ''
             self._schema = Schema(shape, dtype, self.spec.actions, codec)
         if held_out:
             self.held_out.append(sum(tally.episodes for tally in self._tallies.values()))

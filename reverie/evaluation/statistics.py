@@ -107,7 +107,9 @@ def _winsorised_t(strata: Sequence[np.ndarray], trim: float) -> tuple[float, flo
     return float(kept.mean() - half), float(kept.mean() + half)
 
 
-def _interval(values: np.ndarray, over: str, resamples: int, seed: int) -> Interval | None:
+def _interval(
+    values: np.ndarray, over: str, resamples: int = 2000, seed: int = 0
+) -> Interval | None:
     """Interval of the mean of independent values [n]; None if there is only one."""
     if len(values) < 2:
         return None
@@ -205,6 +207,12 @@ def summary(per_seed: Returns, random: float | None = None, reference: float | N
         **_figure(mean, interval(rows, trained=trained)),
         'normalised': scaled,
     }
+
+
+def of_runs(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Mean of one number of each run, with its interval over them."""
+    each = np.asarray(values, float)
+    return {'per_seed': each.tolist(), **_figure(float(each.mean()), _interval(each, 'seeds'))}
 
 
 def difference(a: Returns, b: Returns, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:

@@ -123,8 +123,10 @@ def _head(true: np.ndarray, said: np.ndarray) -> dict[str, float | None]:
     return {'said': mean(said), 'true': mean(true), 'ap': average_precision(said, true > 0)}
 
 
-def numbers(e: EventCounts, channels: Sequence[str]) -> dict[str, Any]:
-    """Trust numbers of one seed: the tokenizer's and the dream's cells per channel, both heads."""
+def numbers(
+    e: EventCounts, channels: Sequence[str], heads: Sequence[str] = HEADS
+) -> dict[str, Any]:
+    """Trust numbers of one seed: the tokenizer's and the dream's cells per channel, the heads."""
     spans = [slice(first - 1, last) for first, last in STEPS]
     total = e.cells.sum(1)
     pooled = np.stack([e.cells[:, span].sum(1) for span in spans])
@@ -135,8 +137,9 @@ def numbers(e: EventCounts, channels: Sequence[str]) -> dict[str, Any]:
     for i, name in enumerate(channels):
         dream = [_cells(x[0], x[3], x[4]) for x in pooled[..., i]]
         found['channels'].append({'name': name, 'tokenizer': _cells(*total[:3, i]), 'dream': dream})
-    for name, values, known in (('reward', e.reward, e.paid), ('end', e.end, e.valid)):
-        true, recorded, dreamed = values
+    judged = {'reward': (e.reward, e.paid), 'end': (e.end, e.valid)}
+    for name in heads:
+        (true, recorded, dreamed), known = judged[name]
         spans_of = [(true[:, span], dreamed[:, span], known[:, span]) for span in spans]
         found[name] = {
             'recorded': _head(true[known], recorded[known]),
@@ -171,6 +174,7 @@ def measure(
     channels: Sequence[str] = (),
     windows: int = WINDOWS,
     rows: int = ROWS,
+    heads: Sequence[str] = HEADS,
 ) -> dict[str, Any]:
     """Trust numbers of all seeds, params [seeds, ...], on the same uniformly drawn windows.
 
@@ -179,10 +183,11 @@ def measure(
         source: of boolean grids [h, w, c].
         context: C, frames given.
         windows: how many, rounded up to whole chunks of `rows`, which bound the memory.
+        heads: those that the model has.
 
     Returns: `windows`, `context`, `steps` and `frames` of each pooled span, `channels` [name,
-        tokenizer, dream] and `reward` and `end` [recorded, dream]; a dream has one entry for each
-        span. Leaves are {'mean', 'per_seed'}, None where there was nothing to be found.
+        tokenizer, dream], and of each head [recorded, dream]; a dream has one entry for each span.
+        Leaves are {'mean', 'per_seed'}, None where there was nothing to be found.
     """
     rows = min(rows, windows)
     length, seeds = context + HORIZON, len(jax.tree.leaves(params)[0])
@@ -203,7 +208,7 @@ def measure(
             found[seed].append(jax.device_get(counts))
     names = list(channels)
     names += [f'channel {i}' for i in range(len(names), found[0][0].cells.shape[-1])]
-    each = [numbers(_join(parts), names) for parts in found]
+    each = [numbers(_join(parts), names, heads) for parts in found]
     head = {'windows': chunks * rows, 'context': context, 'steps': [list(span) for span in STEPS]}
     over: dict[str, Any] = over_seeds(each)
     return head | over
@@ -234,6 +239,11 @@ def faint(recall: float | None) -> bool:
     return recall is not None and recall < RECALL
 
 
+def heads_of(trust: Mapping[str, Any]) -> list[str]:
+    """Heads that were judged; none of a world model alone."""
+    return [name for name in HEADS if name in trust]
+
+
 def warnings(trust: Mapping[str, Any]) -> list[str]:
     """A sentence for each head that is off on recorded frames and each channel that loses cells.
 
@@ -244,7 +254,7 @@ def warnings(trust: Mapping[str, Any]) -> list[str]:
     def whose(bad: Sequence[int], seeds: int) -> str:
         return f' (worst of {len(bad)} such seeds of {seeds})' if seeds > 1 else ''
 
-    for name in HEADS:
+    for name in heads_of(trust):
         said, true = (trust[name]['recorded'][which]['per_seed'] for which in ('said', 'true'))
         if bad := [i for i in range(len(said)) if off(said[i], true[i])]:
             worst = max(bad, key=lambda i: abs(math.log(max(said[i] / true[i], 1e-9))))
@@ -282,13 +292,11 @@ def summary(trust: Mapping[str, Any]) -> str:
             recall, name = min(known)
             least.append(f'{percent(recall)} {where} ({name})')
     ratios = []
-    for name in HEADS:
+    for name in heads_of(trust):
         said, true = (trust[name]['recorded'][which]['mean'] for which in ('said', 'true'))
         ratios.append(f'{name} {said / true:.2f}' if said is not None and true else f'{name} –')
-    recalls_text, ratios_text = ', '.join(least) or '–', ', '.join(ratios)
-    return (
-        f'least recall of a channel: {recalls_text}; said / true on recorded frames: {ratios_text}'
-    )
+    said_true = f'; said / true on recorded frames: {", ".join(ratios)}' if ratios else ''
+    return f'least recall of a channel: {", ".join(least) or "–"}{said_true}'
 
 
 def lines(trust: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reverie.evaluation.trust import HEADS, HORIZON, KL, exploited, faint, off, steps, warnings
+from reverie.evaluation.trust import HORIZON, KL, exploited, faint, heads_of, off, steps, warnings
 from reverie.report.html import cell, escape, missing, row, table
 from reverie.report.run import RunFiles
 from reverie.text import number
@@ -29,12 +29,13 @@ def _channel_table(trust: Mapping[str, Any]) -> str:
 
 def _head_table(trust: Mapping[str, Any]) -> str:
     """Said, true and average precision of rewards and ends: on recorded frames, then in dreams."""
-    names = ''.join(f'<th colspan="3">{name}</th>' for name in HEADS)
-    columns = '<th>said</th><th>true</th><th>AP</th>' * len(HEADS)
+    judged = heads_of(trust)
+    names = ''.join(f'<th colspan="3">{name}</th>' for name in judged)
+    columns = '<th>said</th><th>true</th><th>AP</th>' * len(judged)
     heads = [row(['<th></th><th></th>', names]), row(['<th></th><th>frames</th>', columns])]
-    places = [('recorded', sum(trust['frames']), [trust[name]['recorded'] for name in HEADS])]
+    places = [('recorded', sum(trust['frames']), [trust[name]['recorded'] for name in judged])]
     for i, frames in enumerate(trust['frames']):
-        dreamed = [trust[name]['dream'][i] for name in HEADS]
+        dreamed = [trust[name]['dream'][i] for name in judged]
         places.append((f'dreamed {steps(trust, i)}', frames, dreamed))
     rows = []
     for where, frames, found in places:
@@ -73,7 +74,7 @@ def section(run: RunFiles) -> str:
     if not isinstance(trust, dict):
         what = 'trust numbers, which are taken on boolean grids'
         return ''.join([*out, missing(run, 'scores.json', what), '</section>'])
-    seeds = len(trust['reward']['recorded']['said']['per_seed'])
+    seeds = len(trust['channels'][0]['tokenizer']['recall']['per_seed'])
     means = f'; means over {seeds} seeds' if seeds > 1 else ''
     out.append(
         f'<p>{trust["windows"]:,} windows of recorded play: {trust["context"]} frames are given, '
@@ -85,7 +86,10 @@ def section(run: RunFiles) -> str:
         out.append(f'<p class="missing">{sentences}</p>')
     note = 'Tokenizer: the same frames, encoded and decoded. Coloured: more than half are lost.'
     out += ['<h3>Cells: recall / precision</h3>', f'<p class="note">{note}</p>']
-    out += [_channel_table(trust), '<h3>Rewards and ends, a frame</h3>']
+    out.append(_channel_table(trust))
+    if not heads_of(trust):
+        return ''.join([*out, '</section>'])
+    out.append('<h3>Rewards and ends, a frame</h3>')
     note = (
         'Said and true: means of the head and of the data. AP: average precision of what is said '
     )

@@ -26,7 +26,7 @@ NEWER: dict[str, dict[str, Any]] = {
         'in_place': False, 'cache_latents': False, 'unit_latents': False,
     },
     'dynamics': {'action_init': 0.0},
-    'config': {'mixed_steps': False},
+    'config': {'mixed_steps': False, 'policy': True},
     **{
         name: {'long_length': 0, 'long_share': 0.1, 'long_end': 0.0}
         for name in ('phase', 'tokenizer_phase', 'dynamics_phase', 'finetune_phase', 'imagine_phase')

@@ -94,7 +94,7 @@ def begun(setup: TrainSetup, start: warm.Start | None) -> Position:
     index, train = start.first, None
     params = start.weights(params)
     if start.extends is not None:
-        if not {'dataset', 'weights', 'label_fraction'} & set(start.record['differs']):
+        if start.same_data:
             setup.source.set_state(start.extends.meta['source'])
         train = start.resume(params, setup.expected(index), setup.phases[index])
     return Position(index, params, train)

@@ -261,6 +261,14 @@ def test_environments_that_dreamer4_cannot_take_are_refused():
         Dreamer4(config, dataclasses.replace(SPEC, obs_shape=(4,)))
 
 
+def test_without_a_policy_it_is_a_world_model_alone():
+    config = dataclasses.replace(registry.dreamer4_debug(), policy=False)
+    agent = Dreamer4(config, SPEC)
+    assert [phase.name for phase in agent.phases] == ['tokenizer', 'dynamics']
+    assert set(agent.init(jax.random.key(0))) == {'encoder', 'decoder', 'dynamics'}
+    assert not agent.readouts and SPEC.actions.kind == 'discrete'
+
+
 def test_heads_learn_rewards_and_ends_from_uniform_rows_alone(agent, params, batch):
     """Relevant rows are drawn around rewards: what they hold must not reach the heads."""
     half = jnp.arange(B) < B // 2

@@ -193,6 +193,16 @@ def test_ppo_trains_for_as_many_frames_as_are_recorded_but_long_enough_for_the_g
     ]
 
 
+def test_a_share_of_the_episodes_is_held_out_and_the_others_stay_as_they_were(tmp_path):
+    paths = [tmp_path / name for name in ('all', 'some')]
+    for path, holdout in zip(paths, (0.0, 0.2), strict=True):
+        write_dataset(path, 'minatar/breakout', 'random', 400, episodes=2, holdout=holdout)
+    whole, split = map(Episodes, paths)
+    assert not whole.held_out and len(split.held_out) == len(split) // 5
+    assert max(np.diff(sorted(split.held_out))) == 5
+    assert whole.fingerprint == split.fingerprint
+
+
 def test_players_that_are_not_numbers_do_not_play(game, run):
     config, result = run
     spoilt = jax.tree.map(np.array, result.snapshots)

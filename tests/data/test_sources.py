@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reverie.data import Episodes, Resident, Streaming, Writer, open_source
+from reverie.data.labels import Labels
 from reverie.data.records import FIRST, encode, unpack
 from reverie.types import Batch, Step, UserError
 
@@ -168,7 +169,7 @@ def test_relevant_rows_come_from_labelled_steps(tmp_path, world, steps, kind, re
     if not rewards:
         steps = [s._replace(reward=np.zeros_like(s.reward)) for s in steps]
     path = world.write(tmp_path / 'd', steps)
-    batch = draw(make(kind, path, label_fraction=0.25), updates=40, length=2)
+    batch = draw(make(kind, path, labels=Labels(0.25)), updates=40, length=2)
     relevant = batch.relevant
     # a window may begin before the step that it was drawn for, in an episode without labels
     assert batch.has_action[relevant].mean() > 0.8
@@ -182,7 +183,7 @@ def test_relevant_rows_come_from_labelled_steps(tmp_path, world, steps, kind, re
 def test_label_fraction_hides_the_actions_of_the_same_episodes_every_time(dataset, world, kind):
     seen = {}
     for trial in range(2):
-        batch = draw(make(kind, dataset, label_fraction=0.5, seed=4), seed=trial, updates=8)
+        batch = draw(make(kind, dataset, labels=Labels(0.5, seed=4)), seed=trial, updates=8)
         labelled = batch.has_action
         assert 0 < labelled.mean() < 1
         assert not batch.step.prev_action[~labelled].any()
@@ -277,7 +278,7 @@ def test_a_small_budget_streams_and_a_large_one_does_not(dataset, world):
     assert isinstance(open_source(dataset, world.SPEC), Resident)
     assert isinstance(open_source(dataset, world.SPEC, memory_budget_bytes=1000), Streaming)
     with pytest.raises(UserError, match='label_fraction is 2'):
-        open_source(dataset, world.SPEC, label_fraction=2.0)
+        Labels(2.0)
 
 
 def test_a_broken_record_stops_streaming_with_its_name(tmp_path, world, steps):

@@ -1,5 +1,6 @@
 """Trust numbers of world models whose dreams are known: right ones, and ones with a known fault."""
 
+import dataclasses
 import json
 import warnings
 
@@ -107,7 +108,7 @@ def episodes(tmp_path_factory):
     return Episodes(path)
 
 
-def measure(source, *models, windows=64, rows=32):
+def measure(source, *models, windows=64, rows=32, **options):
     """One seed for each model."""
     table = jnp.arange(len(models))
     by_number = lambda params: Choice(models, params['number'])
@@ -120,6 +121,7 @@ def measure(source, *models, windows=64, rows=32):
         channels=SPEC.channels,
         windows=windows,
         rows=rows,
+        **options,
     )
 
 
@@ -459,6 +461,45 @@ def test_the_report_shows_the_numbers_the_warnings_and_when_imagination_may_expl
     config = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps(config | {'env_options': {}}))
     assert 'be trusted' not in report.write(folder).read_text()  # an agent that plays
+
+
+def test_a_world_model_alone_is_judged_by_its_cells(tmp_path, episodes):
+    whole, cells = (
+        measure(Resident(episodes), Ring(lost=1), **more) for more in ({}, {'heads': ()})
+    )
+    assert cells == {name: x for name, x in whole.items() if name not in trust.HEADS}
+    said = trust.lines(cells)
+    assert 'least recall of a channel' in said[0] and 'said / true' not in said[0]
+    assert not any(' head says ' in line for line in said)
+    folder = write_run(tmp_path)
+    scores = json.loads((folder / 'scores.json').read_text())
+    (folder / 'scores.json').write_text(json.dumps(scores | {'trust': cells}))
+    page = report.write(folder).read_text()
+    Tags(page)
+    assert '64 windows' in page and 'Rewards and ends' not in page
+
+
+def test_a_world_model_alone_of_a_game_is_measured_on_what_is_held_out(tmp_path):
+    dataset.write_dataset(
+        tmp_path / 'data', 'minatar/breakout', 'random', 2000, episodes=2, holdout=0.25
+    )
+    config = dataclasses.replace(registry.get('dreamer4_debug'), policy=False)
+    experiment = Recorded('dreamer4_debug', config, 'minatar/breakout', data=tmp_path / 'data')
+    params = jax.tree.map(lambda x: x[None], experiment.agent.init(jax.random.key(0)))
+    phases = {phase.name: {'steps': phase.steps} for phase in experiment.agent.phases}
+    (tmp_path / 'config.json').write_text(json.dumps(experiment.describe() | {'phases': phases}))
+    (tmp_path / 'metrics.jsonl').write_text('')
+    said: list[str] = []
+    experiment.evaluate(tmp_path, params, 2, 20, say=said.append, paths=[tmp_path / 'scores.json'])
+    assert 'eval  no scores: the agent is a world model alone' in said
+    found = json.loads((tmp_path / 'scores.json').read_text())
+    assert not set(trust.HEADS) & set(found['trust'])
+    (dreams,) = found['recordings']
+    assert dreams['held_out'] and set(dreams['tokenizer']) == {'psnr', 'ssim'}
+    assert set(dreams['differences']) == {'true - shuffled', 'true - none', 'true - held'}
+    page = report.write(tmp_path).read_text()
+    Tags(page)
+    assert 'Dreams beside recordings' in page and 'held-out recordings' in page
 
 
 def test_scoring_a_dreamer4_run_measures_it_first_and_keeps_the_numbers_of_all_seeds(tmp_path):

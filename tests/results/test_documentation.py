@@ -91,3 +91,38 @@ def test_markers_that_cannot_be_filled_are_refused(tables, tmp_path, text):
     (tmp_path / 'a' / 'b.json').write_text('{"games": {}}')
     with pytest.raises(ValueError, match='results:'):
         tables.fill(text, tmp_path)
+
+
+def test_an_ablation_is_named_by_what_was_changed(tables, tmp_path):
+    cells = lambda recall: {'recall': {'per_seed': recall}, 'precision': {'per_seed': [1.0, 0.98]}}
+    channel = lambda a, b: {'tokenizer': cells(a), 'dream': [cells(b)]}
+    record = {
+        'env': 'minatar/pong',
+        'seeds': [0, 1],
+        'command': 'reverie train x --config.no-policy --config.mixed-steps --config.a.b 0.5 --seeds 2',
+        'trust': {
+            'steps': [[9, 16]],
+            'channels': [channel([0.9, 0.94], [0.4, 0.6]), channel([1.0, 1.0], [0.6, 0.6])],
+        },
+    }
+    row = page(tmp_path, tables, record, 'ablation').splitlines()[4].split(' | ')
+    assert row[0] == '| minatar/pong: mixed-steps, a.b 0.5' and row[-1] == '2 |'
+    assert [cell.split()[0] for cell in row[1:4]] == ['0.920', '0.990', '0.550']
+    assert '(0.666 to 1.174)' in row[1]  # t of two values: half-width 12.706 * 0.02
+
+
+def test_a_label_curve_says_shares_worth_and_steering(tables, tmp_path):
+    figure = {'mean': 20.5, 'ci95': None, 'normalised': {'mean': 0.85}}
+    models = [
+        {
+            'name': name,
+            'labelled_frames': 1200,
+            'psnr': figure,
+            'true - shuffled': {'psnr': {'mean': 1.5, 'ci95': [1.0, 2.0]}},
+            'steering': {'turn': {'mean': 0.75}},
+        }
+        for name in ('0.1', 'files')
+    ]
+    lines = page(tmp_path, tables, {'models': models}, 'labels').splitlines()
+    cells = '1,200 | 20.50, 85% | +1.50 (1.00 to 2.00) | turn 75%'
+    assert lines[4:6] == [f'| 10% | {cells} |', f'| the named files | {cells} |']

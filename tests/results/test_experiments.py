@@ -56,5 +56,7 @@ def test_data_is_collected_where_training_looks_for_it():
     assert several
     for collect, train in ((first, other) for first, *rest in several for other in rest):
         made = parse(Collect, shlex.split(collect)[2:], 'reverie')
-        read = parse_train(*shlex.split(train)[2:])
-        assert made.overwrite and (made.out, made.env) == (read.data, read.env)
+        words = shlex.split(train)
+        assert made.overwrite and words[words.index('--data') + 1] == str(made.out)
+        if words[0] == 'reverie':
+            assert parse_train(*words[2:]).env == made.env

@@ -49,8 +49,9 @@ class Dreamer4:
     """Parameter groups: encoder, decoder, dynamics, policy, reward, cont, value, and prior, the
     frozen copy of the policy that imagination training starts from.
 
-    Where actions are not discrete it is a world model alone: encoder, decoder and dynamics, and the
-    phases that train them. task: number, among those of the spec, that it acts and dreams for.
+    Where actions are not discrete, or it is to have no policy, it is a world model alone: encoder,
+    decoder and dynamics, and the phases that train them. task: number, among those of the spec, that
+    it acts and dreams for.
 
     Raises UserError for environments without images.
     """
@@ -76,7 +77,7 @@ class Dreamer4:
         self.spec = spec
         self.task = task
         self.networks = networks(cfg, spec)
-        self.has_policy = has_policy(spec)
+        self.has_policy = has_policy(cfg, spec)
         self.phases = self._phases()
         actor = ShortcutActor(self.networks, task)
         acting: Callable[[Params], Params] = lambda params: {name: params[name] for name in ACTING}

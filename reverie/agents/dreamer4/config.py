@@ -47,6 +47,9 @@ class Dreamer4Config:
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
+    policy: bool = True
+    """*Learn policy, rewards and ends after the dynamics, where actions are discrete. False: a world
+    model alone, as it is where they are not."""
     channel_weighting: bool = False
     """*Divide the tokenizer's error by the root of each channel's mean square in the batch, for
     symbolic grids where one ball must not drown in thirty bricks."""

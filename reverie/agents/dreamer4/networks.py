@@ -56,11 +56,12 @@ def check_spec(spec: EnvSpec, agent: str) -> tuple[int, int, int]:
 
 
 def networks(cfg: Dreamer4Config, spec: EnvSpec) -> Networks[Net]:
-    """The networks of an agent for an environment; of a world model alone where actions are not
-    discrete. Raises UserError if they do not fit it.
+    """The networks of an agent for an environment; of a world model alone where it has no policy.
+
+    Raises UserError if they do not fit it.
     """
     image = check_spec(spec, 'dreamer4')
-    policies = has_policy(spec)
+    policies = has_policy(cfg, spec)
     actions = spec.actions.size
 
     def make(rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -101,9 +102,9 @@ def networks(cfg: Dreamer4Config, spec: EnvSpec) -> Networks[Net]:
     return Networks(Net, make, shared={'prior': 'policy'} if policies else None)
 
 
-def has_policy(spec: EnvSpec) -> bool:
+def has_policy(cfg: Dreamer4Config, spec: EnvSpec) -> bool:
     """Whether an agent acts there; else it is a world model alone."""
-    return spec.actions.kind == 'discrete'
+    return cfg.policy and spec.actions.kind == 'discrete'
 
 
 def world_model(

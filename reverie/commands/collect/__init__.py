@@ -6,6 +6,7 @@ import pathlib
 from reverie.commands.arguments import check_seed, options_of, slug, whole
 from reverie.commands.programs import Compiling, keep_programs
 from reverie.commands.terminal import command_line, say, show
+from reverie.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Collect(Compiling):
     """Seed of training and play."""
     episodes: int = 128
     """Episodes that score PPO and the random player."""
+    holdout: float = 0.0
+    """Share of the episodes to train nothing on, on which dreams are measured."""
     overwrite: bool = False
     """Replace a dataset that is already there."""
     env_options: tuple[str, ...] = ()
@@ -43,6 +46,8 @@ def run(args: Collect) -> None:
     frames = whole('frames', args.frames)
     check_seed('seed', args.seed)
     whole('episodes', args.episodes)
+    if not 0 <= args.holdout < 1:
+        raise UserError(f'--holdout {args.holdout:g}: expected a share from 0 to less than 1')
     if args.ppo_frames is None:
         ppo_frames = dataset.frames_of_training(args.env, frames)
     else:
@@ -57,6 +62,7 @@ def run(args: Collect) -> None:
         config=PPOConfig(env_frames=ppo_frames),
         seed=args.seed,
         episodes=args.episodes,
+        holdout=args.holdout,
         command=command_line(),
         overwrite=args.overwrite,
         progress=lambda frames, ret: say(f'ppo  {frames:>11,} frames  return {ret:7.2f}'),

@@ -52,6 +52,7 @@ def write_dataset(
     seed: int = 0,
     envs: int | None = None,
     episodes: int = 128,
+    holdout: float = 0.0,
     command: str = '',
     overwrite: bool = False,
     progress: Callable[[int, float], Any] | None = None,
@@ -62,7 +63,8 @@ def write_dataset(
     Scores of the final PPO (sampled and greedy) and of the random player over `episodes` whole
     episodes go into the provenance, for normalised scores; so do PPO's configuration and curve, and
     `warnings`, a list of lines. PPO's snapshots are kept beside the manifest, see
-    `players.snapshots`. 'random' trains no PPO. progress: see `ppo.train`.
+    `players.snapshots`. 'random' trains no PPO. holdout: share of the episodes, spread evenly, that
+    nothing is to be trained on. progress: see `ppo.train`.
 
     Raises UserError for an unknown name, option or kind, or a path in use, before training.
     """
@@ -102,8 +104,9 @@ def write_dataset(
             recorded = collect_host(played, frames, seed, envs)
         else:
             recorded = collect(played.env, chosen, frames, k_play, envs)
-        for label, episode, complete in recorded:
-            writer.add(label, episode, complete)
+        for i, (label, episode, complete) in enumerate(recorded):
+            held_out = int((i + 1) * holdout) > int(i * holdout)
+            writer.add(label, episode, complete, held_out=held_out)
     return facts
 
 

@@ -238,13 +238,13 @@ class Experiment(abc.ABC):
 
     @property
     def has_recordings(self) -> bool:
-        """Whether there are recorded pictures to compare dreams with."""
+        """Whether there are recordings to compare dreams with."""
         return False
 
     def recordings(
         self, folder: pathlib.Path, params: Params, key: PRNGKeyArray, say: Say
     ) -> list[dict[str, Any]] | None:
-        """Measure each seed's dreams of recorded pictures; None where there are none."""
+        """Measure each seed's dreams of recordings; None where there are none."""
         return None
 
     def evaluate(

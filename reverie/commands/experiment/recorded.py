@@ -15,6 +15,7 @@ from reverie.commands.experiment import samples
 from reverie.commands.experiment.base import Experiment, Say
 from reverie.commands.experiment.tasks import Task, file_of, number_of, recorded_options, tasks_of
 from reverie.data.episodes import Episodes, Part
+from reverie.data.labels import ALL, Labels
 from reverie.data.manifest import MANIFEST
 from reverie.data.mixture import acted, check_alike, fingerprint, shares
 from reverie.data.opening import BUDGET_BYTES, open_mixture, open_source
@@ -42,7 +43,7 @@ class Recorded(Experiment):
     """
 
     data: tuple[pathlib.Path, ...] = (pathlib.Path('datasets'),)
-    label_fraction: float = 1.0  # share of the episodes whose actions are used
+    labels: Labels = Labels()
     max_lost: float = MAX_LOST
     known: Mapping[str, Any] | None = None
     weights: tuple[float, ...] = ()  # of the datasets; equal if not given
@@ -170,7 +171,7 @@ class Recorded(Experiment):
 
     @property
     def source(self) -> Dataset:
-        return self._open('train', lambda _: True, self.label_fraction)
+        return self._open('train', lambda _: True, self.labels)
 
     @property
     def held_out(self) -> Dataset | None:
@@ -182,22 +183,22 @@ class Recorded(Experiment):
     @property
     def own_source(self) -> Dataset:
         """Source of the task that the agent is told."""
-        return self._open('train', lambda episodes: episodes in self.own, self.label_fraction)
+        return self._open('train', lambda episodes: episodes in self.own, self.labels)
 
     def _open(
-        self, part: Part, wanted: Callable[[Episodes], bool], label_fraction: float = 1.0
+        self, part: Part, wanted: Callable[[Episodes], bool], labels: Labels = ALL
     ) -> Dataset:
         """Open a part of those datasets that are wanted."""
         self._check_data()
         if len(self.datasets) == 1:
             only = self.episodes.only(part)
-            return open_source(only, self.spec, self.memory_bytes, label_fraction=label_fraction)
+            return open_source(only, self.spec, self.memory_bytes, labels=labels)
         weights = shares(self.weights, len(self.datasets)).tolist()
         found = [
             (e.only(part), w) for e, w in zip(self.datasets, weights, strict=True) if wanted(e)
         ]
         datasets, weights = zip(*found, strict=True)
-        return open_mixture(datasets, self.spec, weights, self.memory_bytes, label_fraction)
+        return open_mixture(datasets, self.spec, weights, self.memory_bytes, labels)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -213,7 +214,9 @@ class Recorded(Experiment):
             'data': paths if len(paths) > 1 else paths[0],
             'dataset': fingerprint(self.datasets),
             **several,
-            'label_fraction': self.label_fraction,
+            'label_fraction': self.labels.fraction,
+            **({'label_stretch': self.labels.stretch} if self.labels.stretch else {}),
+            **({'labelled_files': list(self.labels.files)} if self.labels.files else {}),
             'max_lost': self.max_lost,
             'game': {
                 'options': self.options,
@@ -286,7 +289,11 @@ class Recorded(Experiment):
 
     @property
     def has_recordings(self) -> bool:
-        return self.has_data and self.episodes.schema.obs_dtype == 'uint8'
+        """Pictures, or grids of which some are held out."""
+        if not self.has_data:
+            return False
+        schema = self.episodes.schema
+        return schema.obs_dtype == 'uint8' or (schema.packed and bool(self.episodes.held_out))
 
     def recordings(
         self, folder: pathlib.Path, params: Params, key: PRNGKeyArray, say: Say

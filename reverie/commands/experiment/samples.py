@@ -121,7 +121,14 @@ def trust_of(
     context, channels = agent.cfg.dynamics.transformer.context, agent.spec.channels
     windows = min(trust.WINDOWS, max(frames // trust.HORIZON, 1))
     return trust.measure(
-        agent.model, params, source, key, context=context, channels=channels, windows=windows
+        agent.model,
+        params,
+        source,
+        key,
+        context=context,
+        channels=channels,
+        windows=windows,
+        heads=trust.HEADS if agent.has_policy else (),
     )
 
 
@@ -142,7 +149,7 @@ def recordings_of(
     except UserError as error:
         say(f'eval  recordings: {error}')
         return [], np.zeros(0)
-    distance = _lpips(say)
+    distance = None if episodes.schema.packed else _lpips(say)
     found: list[dict[str, Any]] = []
     pictures: dict[str, np.ndarray] = {}
     for seed in range(len(jax.tree.leaves(params)[0])):

@@ -12,6 +12,7 @@ from reverie.commands.experiment.base import SAFE, Experiment
 from reverie.commands.experiment.played import played
 from reverie.commands.experiment.recorded import MAX_LOST, Recorded
 from reverie.data.fields import Declared, misfit
+from reverie.data.labels import Labels
 from reverie.training import checkpoint, legacy
 from reverie.training.legacy import read_config
 from reverie.training.run_folder import check_unedited
@@ -38,7 +39,12 @@ def describe(folder: pathlib.Path, data: Sequence[pathlib.Path] = ()) -> Experim
             known = saved.get('game')
             known = known and known | {k: saved[k] for k in ('tasks',) if k in saved}
             weights = tuple(saved.get('weights', ()))
-            return Recorded(*fields, paths, saved['label_fraction'], lost, known, weights)
+            labels = Labels(
+                saved['label_fraction'],
+                saved.get('label_stretch', 0),
+                tuple(saved.get('labelled_files', ())),
+            )
+            return Recorded(*fields, paths, labels, lost, known, weights)
         if data:
             raise UserError(f'--data {data[0]}: {folder} is a run of an agent that plays')
         return played(saved['env'])(

@@ -3,13 +3,13 @@
 import dataclasses
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from reverie.data.importers.decoding import Limits
+from reverie.data.labels import numbers_of
 from reverie.data.records import Schema
 from reverie.data.writing import Writer
 from reverie.types import EnvSpec, Step, UserError
@@ -67,6 +67,7 @@ def write(
     seed: int = 0,
     task: str = '',
     overwrite: bool = False,
+    lossy: bool = False,
     facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write what an importer yields as a dataset, in which whole files are held out; return the
@@ -76,7 +77,9 @@ def write(
     split = held_out(importer.names, holdout, seed)
     facts = {'importer': kind, **importer.facts, **(facts or {}), 'files': files}
     task = task or importer.task
-    with Writer(out, importer.spec, facts, overwrite, task=task, compressed=True) as writer:
+    with Writer(
+        out, importer.spec, facts, overwrite, task=task, compressed=True, lossy=lossy
+    ) as writer:
         for number, name in enumerate(importer.names):
             for episode in importer.episodes(number):
                 writer.add(
@@ -107,15 +110,7 @@ def held_out(names: Sequence[str], holdout: Sequence[str], seed: int) -> set[int
         count = min(max(1, round(share * len(names))), max(1, len(names) - 1))
         chosen = set(np.random.default_rng(seed).permutation(len(names))[:count].tolist())
     else:
-        stems = [name if '.' not in name else pathlib.Path(name).stem for name in names]
-        for name in holdout:
-            if name not in stems and name not in names:
-                raise UserError(
-                    f'--holdout {name}: no such file, expected a share or some of '
-                    f'{", ".join(stems):.200}'
-                )
-        pairs = enumerate(zip(stems, names, strict=True))
-        chosen = {i for i, pair in pairs if not set(pair).isdisjoint(holdout)}
+        chosen = numbers_of(names, holdout, '--holdout', 'expected a share or some of')
     if len(chosen) == len(names):
         raise UserError(
             f'--holdout {" ".join(holdout)}: holds out {len(names)} of {len(names)} files, expected '

@@ -10,8 +10,9 @@ from reverie.training.warm.saved import Saved
 from reverie.types import Agent, Params, Phase, UserError
 
 NUMERICS = ('dtype', 'kernel')  # fields that say how a network is computed, not what it is
+LABELS = ('label_fraction', 'label_stretch', 'labelled_files')
 # Entries of config.json to tell of, beside the agent's own config.
-TOLD = ('env', 'env_options', 'dataset', 'weights', 'tasks', 'label_fraction', 'seed')
+TOLD = ('env', 'env_options', 'dataset', 'weights', 'tasks', *LABELS, 'seed')
 LISTED = 8  # differences in a line
 
 

@@ -18,7 +18,7 @@ from reverie.training.warm.saved import Saved, end_of, find, open_run, taken_pha
 from reverie.types import Agent, Params, Phase, UserError
 
 # Entries of the other run's config.json that are kept in this one's.
-ORIGIN = ('preset', 'env', 'dataset', 'label_fraction', 'command', 'commit', 'date')
+ORIGIN = ('preset', 'env', 'dataset', *differences.LABELS, 'command', 'commit', 'date')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Start:
     rows: Sequence[int]  # of each seed here: its row there
     first: int  # number of the first phase to train
     extends: Saved | None  # the end of that phase there, if it goes on from it
+
+    @property
+    def same_data(self) -> bool:
+        """Whether the other run learnt from the same episodes and the same labels."""
+        return not {'dataset', 'weights', *differences.LABELS} & set(self.record['differs'])
 
     def weights(self, fresh: Params) -> Params:
         """Return `fresh` [seeds, ...] with the groups taken in their places."""
