@@ -35,7 +35,7 @@ def told(folder):
 
 def returns(experiment, agent, params, name='imagination'):
     readout = agent.readouts[name]
-    how = dict(episodes=32, max_steps=STEPS, greedy=True)
+    how = dict(episodes=32, max_steps=STEPS, greedy=False)
     scores = experiment.score(readout.actor, readout.params(params), jax.random.key(0), **how)
     return float(scores.returns.mean())
 
@@ -46,6 +46,7 @@ def test_the_policy_does_the_task_that_it_is_told(told):
     for mine, other in zip(experiments, experiments[::-1], strict=True):
         assert returns(mine, mine.agent, params) > STEPS - 5  # random play earns 0
         assert returns(mine, other.agent, params) < -(STEPS - 5)  # told the other task
+        assert returns(mine, mine.agent, params, 'wm_bc') < STEPS - 10  # and it is not cloned
 
 
 def test_dreams_of_one_world_pay_for_the_task_that_is_told(told):

@@ -51,13 +51,15 @@ def _reconstructions(
     frames = images[:, None]
     alone = jnp.ones((len(images), 1), bool)
     ph, pw = agent.cfg.tokenizer.patch
-    rows, columns = images.shape[1] // ph, images.shape[2] // pw
+    height, width = images.shape[1:3]
+    rows, columns = -(-height // ph), -(-width // pw)
     draws = jax.random.uniform(key, (len(images), 1, encoder.patches))
     outputs, masks = [], []
     for rate in MASK_RATES:
         hidden = draws < rate
         outputs.append(decoder(encoder(frames, alone, hidden)[0], alone)[0][:, 0])
-        masks.append(hidden.reshape(-1, rows, columns).repeat(ph, 1).repeat(pw, 2))
+        mask = hidden.reshape(-1, rows, columns).repeat(ph, 1).repeat(pw, 2)
+        masks.append(mask[:, :height, :width])
     return {
         'recon/truth': images,
         'recon/mask_rates': jnp.array(MASK_RATES),
