@@ -10,7 +10,8 @@ import pytest
 from toy_agent import Crash
 
 from reverie.agents import registry
-from reverie.data import Episodes, Resident, Streaming, Writer
+from reverie.data import Episodes, Mixture, Resident, Streaming, Writer
+from reverie.data.mixture import common_spec
 from reverie.training import metrics
 from reverie.training.latents import LatentCache, fingerprint
 from reverie.training.run import run
@@ -51,6 +52,9 @@ def train(folder, source, agent, **options):
 
 
 def sources(dataset, kind):
+    if kind == 'mixture':
+        parts = [sources(dataset, part) for part in ('resident', 'streaming')]
+        return Mixture(parts, common_spec([part.episodes for part in parts]), (2.0, 1.0))
     train = Episodes(dataset, part='train')
     if kind == 'resident':
         return Resident(train)
@@ -90,11 +94,12 @@ def test_cached_latents_are_those_of_the_whole_past_at_unit_deviation(
         assert (np.abs(every[:, None] - np.asarray(found)[None]).max(-1) == 0).any(0).all()
 
 
-@pytest.mark.parametrize('kind', ['resident', 'streaming'])
+@pytest.mark.parametrize('kind', ['resident', 'streaming', 'mixture'])
 def test_an_interrupted_run_reads_its_latents_again_and_ends_the_same(
     dataset, tmp_path, kind, monkeypatch
 ):
     agent = registry.make(config(), SPEC)
+    file = 'train_1-0.npy' if kind == 'mixture' else 'train-0.npy'
     whole = train(tmp_path / 'whole', sources(dataset, kind), agent)
 
     failing = sources(dataset, kind)
@@ -109,9 +114,9 @@ def test_an_interrupted_run_reads_its_latents_again_and_ends_the_same(
     monkeypatch.setattr(failing, 'load', crash)
     with pytest.raises(Crash):
         train(tmp_path / 'cut', failing, agent)
-    written = (tmp_path / 'cut' / 'latents' / 'train-0.npy').stat().st_mtime_ns
+    written = (tmp_path / 'cut' / 'latents' / file).stat().st_mtime_ns
     again = train(tmp_path / 'cut', sources(dataset, kind), agent)
-    assert (tmp_path / 'cut' / 'latents' / 'train-0.npy').stat().st_mtime_ns == written
+    assert (tmp_path / 'cut' / 'latents' / file).stat().st_mtime_ns == written
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -185,3 +190,15 @@ def test_some_updates_have_longer_windows_of_as_many_frames(dataset, tmp_path, k
         (0, (4, 6)), (1, (2, 12)), (2, (4, 6)), (3, (2, 12)), (4, (2, 12)), (5, (2, 12))
     }  # fmt: skip
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_latents_of_several_datasets_have_a_deviation_of_one_together(dataset, tmp_path):
+    agent = registry.make(config(), SPEC)
+    held_out = Resident(Episodes(dataset, part='held_out'))
+    parts = [Resident(Episodes(dataset, part='train')), held_out]
+    mixture = Mixture(parts, common_spec([part.episodes for part in parts]))
+    train(tmp_path, mixture, agent)
+    both = [np.load(tmp_path / 'latents' / f'train_{i}-0.npy') for i in (0, 1)]
+    assert [len(x) for x in both] == [sum(LENGTHS) - LENGTHS[3], LENGTHS[3]]
+    assert np.concatenate(both).astype(np.float64).std() == pytest.approx(1.0, abs=2e-3)
+    assert mixture.data[0]['latents'].shape[1] == len(both[0])
