@@ -24,8 +24,8 @@ from reverie.evaluation import video
 from reverie.evaluation.recordings import HORIZON, Dreamer, holding, windows
 
 FLASH = 0.1
-SCALE = 3  # of the film's pictures
-FILMED = 3  # windows
+SCALE = 2  # of the film's pictures
+FILMED = 2  # windows
 MUZZLE = ((0.55, 0.83), (0.40, 0.60))  # rows and columns of the picture, as shares
 
 

@@ -22,6 +22,7 @@ from reverie.io import write_json
 
 CHUNK_BYTES = 1 << 26  # of the frames that are encoded at once
 MOST_FRAMES = 512
+MEASURED = 1 << 16  # frames
 
 # (observations [B, T, ...], is_first [B, T]) -> latents [B, T, Z, b]
 Encode = Callable[[np.ndarray, np.ndarray], Any]
@@ -105,17 +106,22 @@ class LatentStore:
         return Latents(files, begin, length) if whole else None
 
     def make(
-        self, name: str, episodes: Episodes, encoders: Sequence[Encode], reach: int
-    ) -> tuple[Latents, Float[np.ndarray, 'seeds 3']]:
-        """Compute the latents of a dataset by each seed's encoder, write them, and return them with
-        count, sum and sum of squares of each; `seal` makes them known.
+        self,
+        name: str,
+        episodes: Episodes,
+        tokenizers: Sequence[str],
+        encoders: Sequence[Encode],
+        reach: int,
+    ) -> Latents:
+        """Compute the latents of a dataset by each seed's encoder and write them, with what they
+        were made of, which comes last.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f'{name}.json').unlink(missing_ok=True)
         lengths = {number: len(record) for number, record in episodes.numbered()}
-        total, files, moments = sum(lengths.values()), [], []
+        total, files = sum(lengths.values()), []
         for seed, encode in enumerate(encoders):
-            file, done, sums = None, 0, np.zeros(3)
+            file, done = None, 0
             for latents, count in encoded(episodes, encode, reach):
                 if file is None:
                     file = np.lib.format.open_memmap(
@@ -123,40 +129,33 @@ class LatentStore:
                     )
                 file[done : done + count] = latents
                 done += count
-                exact = latents.astype(np.float64)
-                sums += exact.size, exact.sum(), np.square(exact).sum()
             assert file is not None and done == total
-            files.append(file)
-            moments.append(sums)
-        return Latents(files, *_places(lengths)), np.stack(moments)
-
-    def seal(
-        self,
-        name: str,
-        episodes: Episodes,
-        tokenizers: Sequence[str],
-        latents: Latents,
-        scales: Sequence[float],
-    ) -> Latents:
-        """Multiply each seed's latents by its scale, and record what they were made of."""
-        for file, scale in zip(latents.files, scales, strict=True):
-            for begin in range(0, len(file), MOST_FRAMES):
-                file[begin : begin + MOST_FRAMES] *= np.float16(scale)
-            assert isinstance(file, np.memmap)
             file.flush()
-        lengths = {str(number): length for number, length in latents.length.items()}
-        known = {'made_of': _made_of(episodes, tokenizers), 'lengths': lengths}
+            files.append(file)
+        plain = {str(number): length for number, length in lengths.items()}
+        known = {'made_of': _made_of(episodes, tokenizers), 'lengths': plain}
         write_json(self.folder / f'{name}.json', known)
-        return latents
+        return Latents(files, *_places(lengths))
 
     def _path(self, name: str, seed: int) -> pathlib.Path:
         return self.folder / f'{name}-{seed}.npy'
 
 
-def deviation(moments: Float[np.ndarray, '3']) -> float:
-    """Return the standard deviation of numbers by their count, sum and sum of squares."""
-    count, total, squares = moments
-    return float(np.sqrt(max(squares / count - (total / count) ** 2, 1e-12)))
+def deviation(datasets: Sequence[Episodes], encode: Encode, reach: int) -> float:
+    """Return the standard deviation of the latents of datasets, of the first MEASURED frames of
+    each.
+    """
+    sums = np.zeros(3)
+    for episodes in datasets:
+        seen = 0
+        for latents, count in encoded(episodes, encode, reach):
+            exact = latents.astype(np.float64)
+            sums += exact.size, exact.sum(), np.square(exact).sum()
+            seen += count
+            if seen >= MEASURED:
+                break
+    total, first, second = sums
+    return float(np.sqrt(max(second / total - (first / total) ** 2, 1e-12)))
 
 
 def _made_of(episodes: Episodes, tokenizers: Sequence[str]) -> dict[str, Any]:

@@ -119,10 +119,11 @@ def _own_places(cfg: TokenizerConfig, shape: tuple[int, int, int], net: Any) -> 
             layer.attention.tie()
 
 
-def set_latent_scale(params: Params, scale: Float[Array, '']) -> Params:
+def scale_latents(params: Params, scale: Float[Array, '']) -> Params:
     """Return weights of encoder and decoder with latents so many times as large between them."""
     return params | {
-        name: params[name] | {'latent_scale': scale} for name in ('encoder', 'decoder')
+        name: params[name] | {'latent_scale': params[name]['latent_scale'] * scale}
+        for name in ('encoder', 'decoder')
     }
 
 

@@ -32,29 +32,19 @@ class LatentCache:
         """Return params [seeds, ...] whose latents have a deviation of 1 over all recordings, if the
         agent asks for it, and let the sources hand out latents, if it caches them.
         """
-        seeds = _each(params)
-        encoders = [self._encoder(p) for p in seeds]
-        train = _files('train', self.sources['train'])
-        made = {
-            name: self.store.make(name, recordings, encoders, self.agent.reach)
-            for name, recordings in train.items()
-        }
-        together = np.sum([moments for _, moments in made.values()], 0)
-        deviations = [deviation(x) for x in together]
-        scales = [1 / x if self.agent.scales_latents else 1.0 for x in deviations]
         if self.agent.scales_latents:
-            seeds = [
-                self.agent.with_latent_scale(p, jnp.float32(scale))
-                for p, scale in zip(seeds, scales, strict=True)
+            recordings, reach = self.sources['train'].recordings, self.agent.reach
+            seeds = _each(params)
+            found = [deviation(recordings, self._encoder(p), reach) for p in seeds]
+            scaled = [
+                self.agent.with_latent_scale(p, jnp.float32(1 / x))
+                for p, x in zip(seeds, found, strict=True)
             ]
-            params = jax.tree.map(lambda *x: jnp.stack(x), *seeds)
-            said = ', '.join(f'{x:.3f}' for x in deviations)
+            params = jax.tree.map(lambda *x: jnp.stack(x), *scaled)
+            said = ', '.join(f'{x:.3f}' for x in found)
             warn(f'latents had a standard deviation of {said}; they are scaled to 1')
-        if self.agent.caches_latents:
-            prints = [fingerprint(p) for p in seeds]
-            for name, (latents, _) in made.items():
-                self.store.seal(name, train[name], prints, latents, scales)
-            self.use(params)
+        # Encoded again, not multiplied: a run that takes this tokenizer gets the same bits.
+        self.use(params)
         return params
 
     def use(self, params: Params) -> None:
@@ -71,8 +61,8 @@ class LatentCache:
             for name, recordings in _files(of, source).items():
                 latents = self.store.load(name, recordings, prints)
                 if latents is None:
-                    latents, _ = self.store.make(name, recordings, encoders, self.agent.reach)
-                    self.store.seal(name, recordings, prints, latents, [1.0] * len(seeds))
+                    reach = self.agent.reach
+                    latents = self.store.make(name, recordings, prints, encoders, reach)
                 found.append(latents)
             source.use_latents(found)
         self.done = True

@@ -484,7 +484,7 @@ def test_a_world_model_alone_of_a_game_is_measured_on_what_is_held_out(tmp_path)
         tmp_path / 'data', 'minatar/breakout', 'random', 2000, episodes=2, holdout=0.25
     )
     config = dataclasses.replace(registry.get('dreamer4_debug'), policy=False)
-    experiment = Recorded('dreamer4_debug', config, 'minatar/breakout', data=tmp_path / 'data')
+    experiment = Recorded('dreamer4_debug', config, 'minatar/breakout', data=(tmp_path / 'data',))
     params = jax.tree.map(lambda x: x[None], experiment.agent.init(jax.random.key(0)))
     phases = {phase.name: {'steps': phase.steps} for phase in experiment.agent.phases}
     (tmp_path / 'config.json').write_text(json.dumps(experiment.describe() | {'phases': phases}))

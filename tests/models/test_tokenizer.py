@@ -15,7 +15,7 @@ from reverie.models.tokenizer import (
     TokenizerConfig,
     cells,
     draw_mask,
-    set_latent_scale,
+    scale_latents,
 )
 from reverie.nn.core import build
 from reverie.nn.transformer import TransformerConfig
@@ -145,7 +145,7 @@ def test_latents_are_as_large_as_they_are_told_and_pictures_stay_as_they_were(pa
     modules = dict(zip(('encoder', 'decoder'), parts, strict=True))
     built = {name: build(module) for name, module in modules.items()}
     params = {name: built[name][0] for name in built}
-    scaled = set_latent_scale(params, jnp.float32(3.0))
+    scaled = scale_latents(params, jnp.float32(3.0))
     bind = {name: built[name][1] for name in built}
     z, _ = bind['encoder'](params['encoder'])(image, first)
     larger, _ = bind['encoder'](scaled['encoder'])(image, first)

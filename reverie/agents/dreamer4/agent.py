@@ -19,7 +19,7 @@ from reverie.agents.dreamer4.networks import (
     world_model,
 )
 from reverie.models.shortcut import ShortcutModel
-from reverie.models.tokenizer import set_latent_scale
+from reverie.models.tokenizer import scale_latents
 from reverie.nn.lpips import load as weights
 from reverie.nn.networks import copy
 from reverie.nn.optim import muon_or_adamw
@@ -175,7 +175,7 @@ class Dreamer4:
 
     def with_latent_scale(self, params: Params, scale: Float[Array, '']) -> Params:
         """Weights of a tokenizer whose latents are so many times as large."""
-        return set_latent_scale(params, scale)
+        return scale_latents(params, scale)
 
     def expected_return(
         self, params: Params, feat: Float[Array, '*B D']
