@@ -61,7 +61,7 @@ def call(agent: Dreamer, source: Source, seeds: int, updates: int) -> Callable[[
 
     def more() -> jax.Array:
         nonlocal state
-        state, *_ = program.call(state, source.data, None, keys, phase.fixed, updates=updates)
+        state, *_ = program.call(state, source.data, None, keys, phase.fixed(), updates=updates)
         step: jax.Array = jax.block_until_ready(state.step)
         return step
 

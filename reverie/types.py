@@ -251,8 +251,8 @@ class Phase:
     after: Callable[[Params, Array], Params] | None = None
     scheduled: bool = False  # the learning rate depends on `steps`, from the first update on
     long: LongWindows | None = None  # longer windows in some of the updates
-    # Further groups that the loss is handed, neither trained nor saved, e.g. a fixed network.
-    fixed: Params = dataclasses.field(default_factory=dict)
+    # Reads further groups that the loss is handed, neither trained nor saved, e.g. a fixed network.
+    fixed: Callable[[], Params] = dict
     tokenizes: bool = False  # its end fixes the latents that later phases learn from
     held_out: bool = True  # the loss of recordings that are held out says something
 

@@ -65,7 +65,7 @@ def to_batch(windows: Stream, relevant: Bool[Array, ' B'], schema: Schema) -> Ba
         # -1 gives zeros.
         action = jax.nn.one_hot(windows.action, schema.actions.size, dtype=jnp.float32)
     elif schema.actions.kind == 'composite':
-        action = schema.actions.vector(windows.action)
+        action = schema.actions.vector(jnp.asarray(windows.action))
     else:
         action = windows.action
     obs = windows.obs

@@ -85,5 +85,5 @@ class Compiler:
             updates = self.setup.call_size(phases[index], self.updates_per_call)
             expected, phase = self.setup.expected(index), phases[index]
             long = self.setup.long(phase, 0, updates)
-            inputs = Inputs(data, None if long is None else (None, None), phase.fixed, long)
+            inputs = Inputs(data, None if long is None else (None, None), phase.fixed(), long)
             self.ahead = self.executor.submit(self._compile, index, expected, inputs, updates)

@@ -41,7 +41,7 @@ class HeldOut:
         keys = jax.random.split(self.key, seeds)
         program = self.programs[phase.name]
         means = program(
-            params, self.source.data, self.loaded[shape], keys, phase.fixed, jnp.int32(step)
+            params, self.source.data, self.loaded[shape], keys, phase.fixed(), jnp.int32(step)
         )
         return {f'held_out/{name}': np.asarray(x) for name, x in means.items()}
 

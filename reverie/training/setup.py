@@ -43,8 +43,9 @@ class TrainSetup:
         return self.keys.shape[0]
 
     def check_source(self) -> None:
-        """Raise UserError if the source cannot feed every phase."""
+        """Raise UserError if the source cannot feed every phase, or fixed weights are missing."""
         for index, phase in enumerate(self.phases):
+            phase.fixed()
             params = self._shapes[index].params
             self.source.check(params, phase.batch, phase.length, self.seeds, phase.relevant)
             if phase.long is not None and self.source.plays:
@@ -103,7 +104,7 @@ class TrainSetup:
             loaded = self._load(phase, updates)
         else:
             loaded = (self._load(phase, ~long), self._load(phase.longer, long))
-        inputs = Inputs(self.source.data, loaded, phase.fixed, long)
+        inputs = Inputs(self.source.data, loaded, phase.fixed(), long)
         if self.mesh is None:
             return inputs
         fetched: Inputs = jax.device_put(inputs, state.replicated(self.mesh))

@@ -85,7 +85,11 @@ def check_groups(phase: Phase, params: Params, groups: Params) -> None:
 
 
 def learn(
-    phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray, fixed: Params
+    phase: Phase,
+    state: TrainState,
+    batch: Batch,
+    key: PRNGKeyArray,
+    fixed: Params = {},  # noqa: B006, which nothing writes to
 ) -> tuple[TrainState, Metrics, PyTree, Bool[Array, '']]:
     """Take one gradient step of one seed; return (state, metrics, memory for replay or None, ok).
 
@@ -151,7 +155,7 @@ def update(
     phase: Phase, state: TrainState, batch: Batch, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics]:
     """Take one gradient step of one seed by `learn`; return (state, metrics)."""
-    return learn(phase, state, batch, key, phase.fixed)[:2]
+    return learn(phase, state, batch, key, phase.fixed())[:2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -414,6 +414,7 @@ def test_lpips_is_a_term_of_the_tokenizer_whose_weights_are_no_constants(monkeyp
         tuple(jnp.ones(4) for _ in shapes),
     )
     monkeypatch.setattr('reverie.agents.dreamer4.agent.weights', lambda net: weights)
+    agent_module._perceptual.cache_clear()
     spec = EnvSpec('video', (16, 16, 3), ActionSpace('discrete', 3))
     cfg = dataclasses.replace(registry.dreamer4_debug(), perceptual='alex')
     cfg = dataclasses.replace(
@@ -422,7 +423,7 @@ def test_lpips_is_a_term_of_the_tokenizer_whose_weights_are_no_constants(monkeyp
     assert saved.restore(cfg, json.loads(json.dumps(dataclasses.asdict(cfg)))) == cfg
     agent = Dreamer4(cfg, spec)
     phase = agent.phases[0]
-    assert phase.scales == {'recon': 1.0, 'lpips': 0.2} and phase.fixed == {'lpips': weights}
+    assert phase.scales == {'recon': 1.0, 'lpips': 0.2} and phase.fixed() == {'lpips': weights}
     params = agent.init(jax.random.key(0))
     obs = jnp.asarray(rng.integers(0, 256, (B, T, 16, 16, 3)), jnp.uint8)
     first = jnp.zeros((B, T), bool).at[:, 0].set(True)
@@ -434,8 +435,8 @@ def test_lpips_is_a_term_of_the_tokenizer_whose_weights_are_no_constants(monkeyp
         groups = {**params, 'decoder': decoder, **fixed}
         return phase.loss(groups, video, jax.random.key(1), jnp.int32(0))[0]['lpips'].mean()
 
-    value, grad = jax.value_and_grad(term)(params['decoder'], phase.fixed)
+    value, grad = jax.value_and_grad(term)(params['decoder'], phase.fixed())
     assert value > 0
     assert max(jnp.abs(x).max() for x in jax.tree.leaves(grad)) > 0
-    constants = jax.make_jaxpr(term)(params['decoder'], phase.fixed).consts
+    constants = jax.make_jaxpr(term)(params['decoder'], phase.fixed()).consts
     assert not {np.shape(c) for c in constants} & set(shapes)

@@ -69,7 +69,9 @@ def test_two_half_steps_of_a_perfect_denoiser_land_where_one_step_does():
     z1 = jax.random.normal(jax.random.key(0), (8, 10, 2, 3))
     noise = draw_signal_step(jax.random.key(1), (8, 10), K_MAX, 8)
     z = corrupt(jax.random.normal(jax.random.key(2), z1.shape), z1, noise.signal_level / K_MAX)
-    np.testing.assert_allclose(bootstrap_target(lambda *_: z1, z, noise, K_MAX), z1, atol=1e-5)
+    target = bootstrap_target(lambda *_: z1, z, noise, K_MAX)
+    coarse = np.asarray(noise.step_exponent) < 4  # the others have no half steps
+    np.testing.assert_allclose(target[coarse], z1[coarse], atol=1e-5)
 
 
 def test_levels_lie_on_the_grid_of_their_step_and_cover_it():

@@ -39,7 +39,7 @@ def opened(folder):
     finally:
         os.chdir(here)
     if hasattr(experiment, 'data'):
-        return dataclasses.replace(experiment, data=folder.parent / 'data')
+        return dataclasses.replace(experiment, data=(folder.parent / 'data',))
     return experiment
 
 

@@ -1,6 +1,7 @@
 """Dreamer 4 as the runner, the evaluation and the player see it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,7 +104,7 @@ class Dreamer4:
                 losses.tokenizer_loss,
                 ('encoder', 'decoder'),
                 {'recon': 1.0} | lpips,
-                fixed={} if cfg.perceptual is None else {'lpips': weights(cfg.perceptual)},
+                fixed=functools.partial(_perceptual, cfg.perceptual),
                 tokenizes=True,
             ),
             self._phase(
@@ -219,6 +220,12 @@ class Dreamer4:
     def with_task(self, task: int) -> 'Dreamer4':
         """The same agent, told another task."""
         return Dreamer4(self.cfg, self.spec, task)
+
+
+@functools.cache
+def _perceptual(net: str | None) -> Params:
+    """Weights of the LPIPS distance, read when they are first needed."""
+    return {} if net is None else {'lpips': weights(net)}
 
 
 def phase_of(

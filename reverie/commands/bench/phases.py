@@ -86,13 +86,13 @@ def phases(agent: Agent, source: RandomBatches, updates: int, repeats: int) -> d
         begun = phase.begin(params) if phase.begin else params
         state = own_buffers(jax.tree.map(lambda x: x[None], create(begun, phase)))
         begin = time.perf_counter()
-        state, *_ = program.call(state, source.data, None, keys, phase.fixed, updates=updates)
+        state, *_ = program.call(state, source.data, None, keys, phase.fixed(), updates=updates)
         jax.block_until_ready(state)
         first = time.perf_counter() - begin
         times = []
         for _ in range(repeats):
             begin = time.perf_counter()
-            state, *_ = program.call(state, source.data, None, keys, phase.fixed, updates=updates)
+            state, *_ = program.call(state, source.data, None, keys, phase.fixed(), updates=updates)
             jax.block_until_ready(state)
             times.append((time.perf_counter() - begin) / updates)
         fps = phase.batch * phase.length / float(np.median(times))
