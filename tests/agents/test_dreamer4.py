@@ -14,6 +14,7 @@ import pytest
 from reverie.agents import registry
 from reverie.agents.bc import BC
 from reverie.agents.dreamer4 import Dreamer4
+from reverie.agents.dreamer4 import agent as agent_module
 from reverie.agents.dreamer4 import losses as functions
 from reverie.agents.dreamer4.losses import discounted, multi_token_targets, single_images
 from reverie.commands.experiment import saved
