@@ -50,7 +50,7 @@ def flashes(held: np.ndarray, rest: np.ndarray) -> np.ndarray:
 
 
 def film(truth: np.ndarray, dream: np.ndarray) -> np.ndarray:
-    """What happened, left, and the dream, right, one window after the other: uint8 [t, H, W, 3]."""
+    """Recorded frames, left, and the dream, right, one window after the other: uint8 [t, H, W, 3]."""
     both = np.concatenate([truth, dream], 3).reshape(-1, *truth.shape[2:3], 2 * truth.shape[3], 3)
     pictures = [Image.fromarray(np.round(255 * x).astype(np.uint8)) for x in both]
     size = (SCALE * both.shape[2], SCALE * both.shape[1])

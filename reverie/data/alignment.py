@@ -74,7 +74,7 @@ class Alignment:
                 self.acted.append([action[block] for action in actions])
 
     def _movement(self, obs: np.ndarray) -> np.ndarray:
-        """What changed into frames 1 to T - 1, [T - 1, features]."""
+        """Changes into frames 1 to T - 1, [T - 1, features]."""
         if obs.ndim != 4:
             return np.diff(obs.reshape(len(obs), -1)[:, :64].astype(np.float32), axis=0)
         pictures = as_pictures(obs)

@@ -34,7 +34,7 @@ def _likeness(seeds: list[Mapping[str, Any]]) -> str:
 
 
 def _sentences(seeds: list[Mapping[str, Any]]) -> list[str]:
-    """What the actions are worth, and whether the camera turns; for each seed."""
+    """Sentences on the worth of actions and on the camera, for each seed."""
     out = []
     for i, seed in enumerate(seeds):
         who = '' if len(seeds) == 1 else f'Seed {i + 1} of {len(seeds)}: '
