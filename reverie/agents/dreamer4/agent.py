@@ -88,10 +88,9 @@ class Dreamer4:
                 acting(params) | {'policy': params['prior']}
             )
             self.readouts = {'imagination': ReadOut(actor, acting), 'wm_bc': ReadOut(actor, prior)}
-        encoder = cfg.tokenizer
-        layers = encoder.transformer.layers // encoder.transformer.time_every
-        self.reach = layers * (encoder.transformer.context - 1)
-        self.caches_latents, self.scales_latents = encoder.cache_latents, encoder.unit_latents
+        self.reach: int = self.networks.outlines['encoder'].reach
+        self.caches_latents = cfg.tokenizer.cache_latents
+        self.scales_latents = cfg.tokenizer.unit_latents
 
     def _phases(self) -> tuple[Phase, ...]:
         """Algorithm 1: tokenizer and dynamics (pretraining), finetuning, imagination."""
