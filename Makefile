@@ -14,7 +14,7 @@ PYTHON ?= $(shell for v in python3 python3.12 python3.11 python3.13; do \
 PYTHON312 ?= $(shell for v in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python3 python3; do \
   $$v -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$v && break; done)
 BIN := .venv/bin
-EXTRAS := atari,attention,crafter,dmc,gymnasium,tensorboard,video,wandb
+EXTRAS := atari,attention,crafter,dmc,gymnasium,lpips,tensorboard,video,wandb
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 GAME ?= breakout
 RUN := runs/demo-$(GAME)

@@ -18,7 +18,8 @@ import numpy as np
 import script
 from PIL import Image
 
-from reverie.commands.experiment import load
+from reverie.agents.dreamer4 import Dreamer4
+from reverie.commands.experiment import Recorded, load
 from reverie.errors import UserError
 from reverie.evaluation import video
 from reverie.evaluation.recordings import HORIZON, Dreamer, holding, windows
@@ -60,11 +61,13 @@ def film(truth: np.ndarray, dream: np.ndarray) -> np.ndarray:
 def measure(run: pathlib.Path, gif: pathlib.Path | None) -> None:
     """Measure a run and write `doom.json` into its folder; a GIF of dreams, if one is asked for."""
     experiment, params = load(run)
+    agent = experiment.agent
+    if not isinstance(experiment, Recorded) or not isinstance(agent, Dreamer4):
+        raise UserError(f'{run}: expected a Dreamer 4 trained on recordings')
     space = experiment.spec.actions
     names = [part.name for part in space.parts]
     if 'fire' not in names:
         raise UserError(f'{run}: has the actions {names}, expected fire among them')
-    agent = experiment.agent
     context = agent.cfg.dynamics.transformer.context
     episodes = experiment.episodes.only('held_out' if experiment.episodes.held_out else 'all')
     fps = episodes.provenance['fps']
