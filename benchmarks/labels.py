@@ -4,9 +4,9 @@ recordings only (Dreamer 4, Fig. 7).
     python benchmarks/labels.py --data datasets/doom --preset dreamer4_image --fractions 0 0.03 0.1 1
       --stretch 48 --seeds 3 --results results/labels/doom.json
 
-One tokenizer is trained, which needs no actions, then the dynamics at each fraction; dreams of the
-recordings that the dataset holds out are compared with what happened under their actions. Figures
-are also put on a scale from 0 (no labels) to 1 (all), as the paper's are. A model without labels
+One tokenizer is trained, which needs no actions, or taken from the run --tokenizer; then the
+dynamics at each fraction. Dreams of the recordings that the dataset holds out are compared with
+what happened under their actions. Figures are also put on a scale from 0 (no labels) to 1 (all), as the paper's are. A model without labels
 knows the action of no frame, so it dreams without: its embedding of actions is as it was drawn.
 --labelled-files: one more model, which knows the actions of these files alone.
 
@@ -93,7 +93,7 @@ def measured(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
     'recordings'}, kept beside its run.
     """
     folder = args.out / arm.name
-    tokenizer = args.out / TOKENIZER
+    tokenizer = args.tokenizer or args.out / TOKENIZER
     words = [*words_of(args, folder, args.seeds), *arm.words, '--from', f'{tokenizer}:{TOKENIZER}']
     command = shlex.join(['reverie', 'train', args.preset, *words])
     note = args.out / f'{arm.name}.json'
@@ -155,8 +155,9 @@ def run(args: argparse.Namespace) -> None:
     whole('seeds', args.seeds)
     if not Episodes(args.data).held_out:
         raise UserError(f'{args.data}: expected recordings that are held out, --holdout makes them')
-    words = words_of(args, args.out / TOKENIZER, 1)
-    train(args.preset, [*words, '--config.dynamics-phase.steps', '0'])
+    if args.tokenizer is None:
+        words = words_of(args, args.out / TOKENIZER, 1)
+        train(args.preset, [*words, '--config.dynamics-phase.steps', '0'])
     each: dict[Arm, dict[str, Any]] = {}
     for arm in arms(args):
         each[arm] = measured(args, arm)
@@ -194,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--labelled-files', nargs='*', default=[], metavar='FILE')
     parser.add_argument('--seeds', type=int, default=3, help='of each model, in one program')
     parser.add_argument('--steps', nargs='*', default=[], metavar='PHASE=UPDATES')
+    parser.add_argument('--tokenizer', type=pathlib.Path, metavar='RUN')
     parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/labels'))
     parser.add_argument('--results', type=pathlib.Path, required=True)
     args = parser.parse_args(arguments)
