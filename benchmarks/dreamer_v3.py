@@ -2,6 +2,7 @@
 learning with one seed and five.
 
     python benchmarks/dreamer_v3.py --out results/bench/dreamer_v3_gpu.json
+      [--presets dreamer_v3] [--steps image-12m vector-1m] [--no-play]
 
 `steps`: updates on random batches of 16 x 64, six actions, bf16, from 64x64 images (sizes 12m and
 200m) and from vectors of 400 numbers, a flattened MinAtar grid (1m and 12m). `beside` are the
@@ -9,15 +10,18 @@ released code's milliseconds on an H100. Each is followed by TransDreamerV3 with
 `ratio` is its time against Dreamer V3's.
 `play`: MinAtar Breakout with size 1m; environments, replay and updates in one program, at train
 ratios 32 and 128.
+--out is written after each row; rows that are in it and are not measured now stay as they are, so
+that each can be measured by a process of its own.
 --quick: tiny networks and batches, to see on any machine that it runs; its figures mean nothing.
 """
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +39,7 @@ from reverie.commands.bench.phases import RandomBatches
 from reverie.data.source import Source
 from reverie.envs.device import make
 from reverie.evaluation.results import provenance, save
+from reverie.io import plain
 from reverie.nn.core import count
 from reverie.training.online import CollectConfig, Online
 from reverie.training.state import TrainState, create, own_buffers
@@ -42,7 +47,13 @@ from reverie.training.update import make_program
 from reverie.types import ActionSpace, EnvSpec
 
 IMAGE, VECTOR = (64, 64, 3), (400,)
-STEPS = (('12m', IMAGE, 31.0), ('200m', IMAGE, 105.0), ('1m', VECTOR, 13.0), ('12m', VECTOR, 20.0))
+STEPS = {
+    'image-12m': ('12m', IMAGE, 31.0),
+    'image-200m': ('200m', IMAGE, 105.0),
+    'vector-1m': ('1m', VECTOR, 13.0),
+    'vector-12m': ('12m', VECTOR, 20.0),
+}
+PRESETS = ('dreamer_v3', 'transdreamer_v3')
 RATIOS = (32, 128)
 
 
@@ -99,15 +110,18 @@ def config(preset: str, size: str, quick: bool) -> DreamerConfig:
     return dataclasses.replace(tiny, world=world)
 
 
-def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, Any]]:
-    for size, shape, released in STEPS[1::2] if quick else STEPS:
+def train_steps(
+    names: Sequence[str], presets: Sequence[str], quick: bool, updates: int, repeats: int
+) -> Iterator[dict[str, Any]]:
+    for name in names:
+        size, shape, released = STEPS[name]
         rssm = None
-        for preset in ('dreamer_v3', 'transdreamer_v3'):
+        for preset in presets:
             cfg = config(preset, size, quick)
             agent = Dreamer(cfg, EnvSpec('noise', shape, ActionSpace('discrete', 6)))
             params = jax.eval_shape(agent.init, jax.random.key(0))
             found = timed(call(agent, RandomBatches(agent.spec), 1, updates), updates, repeats)
-            rssm = rssm or found['ms']['p50']
+            rssm = found['ms']['p50'] if preset == PRESETS[0] else rssm
             beside = dict(name='released code, one H100', ms=released)
             yield dict(
                 preset=preset,
@@ -119,7 +133,7 @@ def train_steps(quick: bool, updates: int, repeats: int) -> Iterator[dict[str, A
                 dtype=cfg.world.dynamics.style.dtype,
                 **found,
                 peak_bytes=peak_bytes(),
-                ratio=found['ms']['p50'] / rssm,
+                ratio=rssm and found['ms']['p50'] / rssm,
                 beside=beside if preset == 'dreamer_v3' else None,
             )
 
@@ -156,6 +170,9 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true')
     parser.add_argument('--updates', type=int, default=50, help='of one timed call')
     parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--presets', nargs='+', default=PRESETS, choices=PRESETS)
+    parser.add_argument('--steps', nargs='*', default=list(STEPS), choices=STEPS)
+    parser.add_argument('--play', action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument('--seeds', type=int, nargs='+', default=[1, 5])
     parser.add_argument('--out', type=pathlib.Path)
     args = parser.parse_args()
@@ -164,23 +181,35 @@ def main() -> None:
         name='dreamer_v3', command=' '.join(['python', *sys.argv]), **provenance()
     )
     record |= dict(quick=args.quick, updates=updates, repeats=repeats, steps=[], play=[])
-    for row in train_steps(args.quick, updates, repeats):
-        record['steps'].append(row)
-        beside = f'{row["ratio"]:.2f} times'
+    if args.out and args.out.exists():
+        known = json.loads(args.out.read_text())
+        record |= {part: known[part] for part in ('steps', 'play')}
+
+    def keep(part: str, row: dict[str, Any], by: tuple[str, ...]) -> None:
+        """Put a row into the record, in the place of an earlier one of the same name."""
+        name = [plain(row[key], key) for key in by]
+        record[part] = [old for old in record[part] if [old[key] for key in by] != name]
+        record[part].append(plain(row, part))
+        if args.out:
+            save(args.out, record)
+
+    for row in train_steps(args.steps, args.presets, args.quick, updates, repeats):
+        keep('steps', row, ('preset', 'size', 'obs'))
         if row['beside']:
             beside = f'released code, H100: {row["beside"]["ms"]:.0f}'
+        else:
+            beside = f'{row["ratio"]:.2f} times Dreamer V3' if row['ratio'] else 'alone'
         what = f'{row["preset"]:>15} {row["size"]:>5} {"x".join(map(str, row["obs"])):>8}'
         ms = f'{row["ms"]["p50"]:8.2f} ms a step ({beside})'
         print(f'{what}  {ms}, {row["params"]:,} weights', flush=True)
-    for row in play(args.quick, tuple(args.seeds), updates, repeats):
-        record['play'].append(row)
+    for row in play(args.quick, tuple(args.seeds), updates, repeats) if args.play else ():
+        keep('play', row, ('ratio', 'seeds'))
         print(
             f'ratio {row["ratio"]:>4}, {row["seeds"]} seeds: {row["env_fps"]:10,.0f} frames/s of all seeds together, '
             f'{row["ms"]["p50"]:.2f} ms an update, {row["cost"]:.2f} times one seed',
             flush=True,
         )
     if args.out:
-        save(args.out, record)
         print(args.out)
 
 

@@ -6,8 +6,9 @@ recordings only (Dreamer 4, Fig. 7).
 
 One tokenizer is trained, which needs no actions, or taken from the run --tokenizer; then the
 dynamics at each fraction. Dreams of the recordings that the dataset holds out are compared with
-what happened under their actions. Figures are also put on a scale from 0 (no labels) to 1 (all), as the paper's are. A model without labels
-knows the action of no frame, so it dreams without: its embedding of actions is as it was drawn.
+what happened under their actions. Figures are also put on a scale from 0 (no labels) to 1 (all), as
+the paper's are. A model without labels knows the action of no frame, so it dreams without: its
+embedding of actions is as it was drawn.
 --labelled-files: one more model, which knows the actions of these files alone.
 
 The same command continues: each model is trained by the `reverie train` whose words the results

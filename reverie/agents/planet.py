@@ -21,6 +21,7 @@ from reverie.nn.encoders import ObsConfig
 from reverie.nn.latents import GaussianLatent
 from reverie.nn.networks import Networks
 from reverie.nn.optim import clipped_adam
+from reverie.nn.scan import lean_scan
 from reverie.nn.vision import StridedConv
 from reverie.objectives.latent import FreeNatsPerElement, LatentOvershooting
 from reverie.types import (
@@ -120,7 +121,7 @@ class CEM:
             return state, pred.reward
 
         keys = jax.random.split(key, self.horizon)
-        reward: Array = jax.lax.scan(step, state, (plans.swapaxes(0, 1), keys))[1]
+        reward: Array = lean_scan(step, state, (plans.swapaxes(0, 1), keys))[1]
         return reward.sum(0)
 
 

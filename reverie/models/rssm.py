@@ -18,6 +18,7 @@ from reverie.nn.cells import LayerNormGRU, ResetAfterGRU, ResetBeforeGRU, gate
 from reverie.nn.core import MLP, BlockLinear, Dense, Linear, Style, blocked, unblocked
 from reverie.nn.latents import CategoricalLatent, GaussianLatent
 from reverie.nn.networks import Bound
+from reverie.nn.scan import lean_scan
 from reverie.types import Prediction, State, Step, UserError, sg
 
 CELLS: dict[str, type[ResetAfterGRU | ResetBeforeGRU | LayerNormGRU]] = {
@@ -272,7 +273,7 @@ class RSSM(nnx.Module):
             state, out = self._observe(state, *x)
             return state, (state, out)
 
-        _, ys = jax.lax.scan(step, state, (*xs, jax.random.split(key, is_first.shape[1])))
+        _, ys = lean_scan(step, state, (*xs, jax.random.split(key, is_first.shape[1])))
         state, out = jax.tree.map(lambda y: y.swapaxes(0, 1), ys)
         prior = self.cfg.latent(self.prior(state.h))
         return Unrolled(self.feat(state), self.cfg.latent(out), prior, state, sg(self.pack(state)))

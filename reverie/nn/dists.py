@@ -128,9 +128,12 @@ def unimix(logits: Float[Array, '*B K'], share: float) -> Float[Array, '*B K']:
     """ln((1 - share) softmax(logits) + share / K), so that no class is ever impossible; share is
     0.01 in Dreamer V3.
     """
-    if not share:
-        return logits
-    return jnp.log((1 - share) * jax.nn.softmax(logits, -1) + share / logits.shape[-1])
+    return jnp.log(mixed_probs(logits, share)) if share else logits
+
+
+def mixed_probs(logits: Float[Array, '*B K'], share: float) -> Float[Array, '*B K']:
+    """(1 - share) softmax(logits) + share / K."""
+    return (1 - share) * jax.nn.softmax(logits, -1) + share / logits.shape[-1]
 
 
 class OneHots(NamedTuple):
@@ -139,9 +142,23 @@ class OneHots(NamedTuple):
     """
 
     logits: Float[Array, '*B G K']
+    known: Float[Array, '*B G K'] | None = None
+    """Probabilities, where they are at hand."""
+
+    @classmethod
+    def mixed(cls, logits: Float[Array, '*B G K'], share: float) -> 'OneHots':
+        """Categoricals of `unimix(logits, share)`."""
+        if not share:
+            return cls(logits)
+        probs = mixed_probs(logits, share)
+        return cls(jnp.log(probs), probs)
+
+    @property
+    def probs(self) -> Float[Array, '*B G K']:
+        return jax.nn.softmax(self.logits, -1) if self.known is None else self.known
 
     def _straight_through(self, index: Int[Array, '*B G']) -> Float[Array, '*B G K']:
-        probs = jax.nn.softmax(self.logits, -1)
+        probs = self.probs
         one_hot = jax.nn.one_hot(index, probs.shape[-1], dtype=probs.dtype)
         return one_hot + (probs - jax.lax.stop_gradient(probs))
 
@@ -152,8 +169,8 @@ class OneHots(NamedTuple):
         than `cumsum`.
         """
         k = self.logits.shape[-1]
-        probs, triangle = jax.nn.softmax(self.logits, -1), jnp.triu(jnp.ones((k, k)))
-        below = jnp.matmul(probs, triangle, precision='highest')
+        triangle = np.triu(np.ones((k, k), np.float32))
+        below = jnp.matmul(self.probs, triangle, precision='highest')
         u = jax.random.uniform(key, (*self.logits.shape[:-1], 1)) * below[..., -1:]
         return self._straight_through(jnp.minimum((below <= u).sum(-1), k - 1))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from reverie.nn.dists import Normal, OneHots, unimix
+from reverie.nn.dists import Normal, OneHots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CategoricalLatent:
 
     def __call__(self, out: Float[Array, '*B outs']) -> OneHots:
         logits = out.astype(jnp.float32).reshape(*out.shape[:-1], self.groups, self.classes)
-        return OneHots(unimix(logits, self.unimix))
+        return OneHots.mixed(logits, self.unimix)
 
     def pack(self, z: Float[Array, '*B Z']) -> Array:
         """Store z as small integers [*B, groups]: the class counted from 1, 0 where all are zero

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from reverie.nn.scan import discounted
 from reverie.objectives.behavior import Distribution, PolicyDistribution, Targets
 from reverie.types import Metrics, sg
 
@@ -182,17 +183,10 @@ class ReplayCritic:
         """Returns of all steps but the last; `boot` is the return imagined from each step, row 0 of
         `Targets.ret`.
         """
-
-        def step(ret: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
-            r, goes_on, mixes, b = x
-            mixed = (1 - self.lam * mixes) * b + self.lam * mixes * ret
-            ret = r + self.discount * goes_on * mixed
-            return ret, ret
-
         arrived = (reward, ~is_terminal, ~is_last, boot)
-        rows = tuple(x.astype(jnp.float32).swapaxes(0, 1)[1:] for x in arrived)
-        ret: Array = jax.lax.scan(step, rows[-1][-1], rows, reverse=True)[1]
-        return ret.swapaxes(0, 1)
+        r, goes_on, mixes, b = (x.astype(jnp.float32).swapaxes(0, 1)[1:] for x in arrived)
+        goes_on, mixes = self.discount * goes_on, self.lam * mixes
+        return discounted(r + goes_on * (1 - mixes) * b, goes_on * mixes, b[-1]).swapaxes(0, 1)
 
     def __call__(
         self,

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from reverie.nn.scan import discounted, lean_scan
 from reverie.types import Policy, Prediction, WorldModel, sg
 
 
@@ -40,7 +41,7 @@ def rollout(
         state, pred = model.imagine(state, action, key_model)
         return (state, pred.feat), (action, pred)
 
-    (state, _), (action, pred) = jax.lax.scan(step, (state, feat), jax.random.split(key, horizon))
+    (state, _), (action, pred) = lean_scan(step, (state, feat), jax.random.split(key, horizon))
     return state, action, pred
 
 
@@ -56,14 +57,8 @@ def lambda_return(
 
     Row t arrived after action t, so R_t is the target for the state the action was taken in.
     """
-
-    def step(ret: Array, x: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        r, c, v = x
-        ret = r + discount * c * ((1 - lam) * v + lam * ret)
-        return ret, ret
-
-    ret: Array = jax.lax.scan(step, value[-1], (reward, cont, value), reverse=True)[1]
-    return ret
+    go_on = discount * cont
+    return discounted(reward + go_on * (1 - lam) * value, go_on * lam, value[-1])
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from reverie.nn.scan import lean_scan
 from reverie.types import sg
 
 T = TypeVar('T')
@@ -171,7 +172,7 @@ def open_loop(
         action, key = x
         return imagine(state, action, key)
 
-    _, prior = jax.lax.scan(step, start, (actions, jax.random.split(key, distance + 1)))
+    _, prior = lean_scan(step, start, (actions, jax.random.split(key, distance + 1)))
     return jax.tree.map(lambda x: x.reshape(distance + 1, b, t, *x.shape[2:]), prior)
 
 

@@ -1,4 +1,4 @@
-"""Programs of phases, the next one compiled while one trains."""
+"""Programs of phases, compiled ahead of their turn."""
 
 import signal
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ HEARD_S = 0.25  # between two looks at signals
 class Compiler:
     """Compiles the program of each phase once.
 
-    Where nothing is loaded from the host, the shapes of the next phase are known as soon as this
-    one trains, and its program is compiled beside it: on a processor only, which training leaves
-    idle now and then; on accelerators a compiler tries kernels out on the device that trains.
+    Where nothing is loaded from the host, the shapes of all phases are known as soon as one is. On a
+    processor, which training leaves idle now and then, the next phase is compiled while one trains.
+    On an accelerator, whose compiler tries kernels out on the device that would train, all are
+    compiled in parallel before the first one trains.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Compiler:
     ):
         self.setup, self.executor, self.signals = setup, executor, signals
         self.updates_per_call = updates_per_call
-        self.ahead: Future[tuple[Program, Any]] | None = None
+        self.ahead: dict[int, Future[tuple[Program, Any]]] = {}
 
     def program(self, index: int, train: TrainState, inputs: Inputs, updates: int) -> Program:
         """Return the program of a phase, compiled for such arguments.
@@ -44,13 +45,19 @@ class Compiler:
         for a signal that comes meanwhile: a compiler cannot be stopped, and nothing is unsaved.
         """
         now = ThreadPoolExecutor(1, 'compiling')  # not this thread, which could not hear signals
-        compiling = self.ahead or now.submit(self._compile, index, train, inputs, updates)
+        compiling = self.ahead.pop(index, None)
+        compiling = compiling or now.submit(self._compile, index, train, inputs, updates)
         now.shutdown(wait=False)
-        (program, compiled), self.ahead = self._wait(compiling), None
+        known, processor = not jax.tree.leaves(inputs.loaded), jax.default_backend() == 'cpu'
+        if known and not processor:
+            self._compile_ahead(index, inputs.data, most=len(self.setup.phases))
+            for later in self.ahead.values():
+                self._wait(later)
+        program, compiled = self._wait(compiling)
         available = state.available_bytes(jax.devices()[0])
         faults.check_fits(self.setup.phases[index], self.setup.seeds, compiled, available)
-        if not jax.tree.leaves(inputs.loaded) and jax.default_backend() == 'cpu':
-            self._compile_next(index, inputs.data)
+        if known and processor:
+            self._compile_ahead(index, inputs.data, most=1)
         return program
 
     def _wait(self, compiling: Future[tuple[Program, Any]]) -> tuple[Program, Any]:
@@ -74,16 +81,18 @@ class Compiler:
         lowered = program.call.lower(train, data, loaded, keys, fixed, long, updates=updates)
         return program, lowered.compile()
 
-    def _compile_next(self, index: int, data: PyTree) -> None:
-        """Start compiling the first phase after `index` that is trained here, if it has steps."""
+    def _compile_ahead(self, index: int, data: PyTree, most: int) -> None:
+        """Start compiling the phases after `index` that are trained here, `most` of them at most."""
         phases = self.setup.phases
-        data = self.setup.data_after(index, data)
-        index += 1
-        while index < len(phases) and phases[index].name in self.setup.given:
-            index += 1
-        if index < len(phases) and phases[index].steps:
-            updates = self.setup.call_size(phases[index], self.updates_per_call)
-            expected, phase = self.setup.expected(index), phases[index]
-            long = self.setup.long(phase, 0, updates)
+        for later in range(index + 1, len(phases)):
+            data, phase = self.setup.data_after(later - 1, data), phases[later]
+            if later in self.ahead or phase.name in self.setup.given or not phase.steps:
+                continue
+            if len(self.ahead) == most:
+                return
+            updates = self.setup.call_size(phase, self.updates_per_call)
+            expected, long = self.setup.expected(later), self.setup.long(phase, 0, updates)
             inputs = Inputs(data, None if long is None else (None, None), phase.fixed(), long)
-            self.ahead = self.executor.submit(self._compile, index, expected, inputs, updates)
+            self.ahead[later] = self.executor.submit(
+                self._compile, later, expected, inputs, updates
+            )

@@ -113,7 +113,7 @@ def run(
         for sink in (log, *sinks):
             stack.callback(sink.close)
         signals = stack.enter_context(caught_signals())
-        executor = ThreadPoolExecutor(1, 'compiler')
+        executor = ThreadPoolExecutor(max(1, len(setup.phases) - 1), 'compiler')
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         setup.check_source()
         loop = Loop(

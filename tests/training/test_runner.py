@@ -156,6 +156,23 @@ def test_the_next_phase_is_compiled_beside_the_one_that_trains_and_never_twice(
     assert compiled == threads
 
 
+def test_on_an_accelerator_all_phases_are_compiled_before_the_first_one_trains(
+    tmp_path, monkeypatch
+):
+    waiting = []
+    program = Compiler.program
+
+    def spied(self, *args):
+        found = program(self, *args)
+        waiting.append({later: future.done() for later, future in self.ahead.items()})
+        return found
+
+    monkeypatch.setattr(Compiler, 'program', spied)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    train(tmp_path, agent=toy((4, 4)))
+    assert waiting == [{1: True}, {}]
+
+
 def test_a_signal_while_the_first_program_compiles_ends_the_run_at_once(tmp_path, monkeypatch):
     """The compiler cannot be stopped; nothing is saved, for nothing was learnt."""
     begun, over = threading.Event(), threading.Event()
