@@ -164,7 +164,7 @@ def doom(preset: str, minutes: float, *bring: str, device: str = 'cpu') -> Exper
     return Experiment(
         f'doom/{preset}',
         (*DOOM, *bring, train + ' --seeds {seeds} --results {results}'),
-        'dreams of a recording that was held out follow its actions, and the camera turns',
+        'dreams of a recording that was held out follow its actions',
         minutes=minutes,
         device=device,
     )

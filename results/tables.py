@@ -20,6 +20,7 @@ import numpy as np
 
 from reverie.evaluation import statistics, tables
 from reverie.evaluation.statistics import of_runs
+from reverie.report.recordings import METRICS, ROWS, mean
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 PAGES = ('README.md', 'docs/RESULTS.md')
@@ -171,6 +172,41 @@ def labels(record: Mapping[str, Any]) -> str:
     return table(['labels', 'frames', *names, 'true minus shuffled, dB', 'camera follows'], rows)
 
 
+def recordings(record: Mapping[str, Any]) -> str:
+    """Likeness of dreams to held-out recordings, and of the first seed what actions are worth."""
+    seeds = record['recordings']
+    metrics = {m: digits for m, (_, digits) in METRICS.items() if m in seeds[0]['tokenizer']}
+    rows = [
+        [words, *(f'{mean(seeds, name, m):.{digits}f}' for m, digits in metrics.items())]
+        for name, words in ROWS.items()
+        if name in seeds[0]
+    ]
+    likeness = table([f'{seeds[0]["contexts"]} contexts', *map(str.upper, metrics)], rows)
+    rows = []
+    for name, each in seeds[0]['differences'].items():
+        cells = (
+            f'{each[m]["mean"]:+.{digits}f}{between(each[m], digits)}'
+            for m, digits in metrics.items()
+        )
+        rows.append([name, *cells])
+    return likeness + '\n' + table(['difference', *map(str.upper, metrics)], rows)
+
+
+def compiled(record: Mapping[str, Any]) -> str:
+    """Launches and memory of compiled programs, beside those of an older version."""
+    before = record.get('before', {'programs': {}})['programs']
+    rows = []
+    for name, program in record['programs'].items():
+        cells = []
+        for key, unit, digits in (('launches', 1, 0), ('copies', 1, 0), ('peak_bytes', 2**30, 2)):
+            old = f'{before[name][key] / unit:,.{digits}f} / ' if name in before else ''
+            cells.append(f'{old}{program[key] / unit:,.{digits}f}')
+        rows.append([name, *cells, f'{program["compile_seconds"]:.0f}'])
+    return table(
+        ['program, before / now', 'launches', 'copies', 'peak, GiB', 'compiled in, s'], rows
+    )
+
+
 def agents(*records: Mapping[str, Any]) -> str:
     """Scores of the agent of every file, beside random play."""
     rows = []
@@ -226,6 +262,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
         trust,
         ablation,
         labels,
+        recordings,
+        compiled,
         agents,
         phases,
         games,

@@ -55,13 +55,18 @@ def lean_scan(
     """Compute `jax.lax.scan(step, state, xs)`; return (last state, outputs [T, ...]).
 
     step: has no side effects; may close over weights, which get their gradients. Gradients are for
-    the reverse mode, and not twice.
+    the reverse mode, and not twice. Raises TypeError for a step that changes a shape or type of the
+    state.
     """
     begin, state_tree = jax.tree.flatten(state)
     rows = jax.tree.leaves(xs)
     length = len(rows[0])
     like = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
-    traced, (_, y_shape) = trace(step, state, like)
+    traced, (new_shape, y_shape) = trace(step, state, like)
+    for old, new in zip(begin, jax.tree.leaves(new_shape), strict=True):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            was, now = (f'{x.dtype}{list(x.shape)}' for x in (old, new))
+            raise TypeError(f'lean_scan: a step makes {now} of a state {was}')
     plan = split(traced, len(begin))
 
     fixed = evaluate(plan.once, traced.constants)

@@ -1,6 +1,6 @@
 """The section of a report on dreams of held-out recordings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ ROWS = {
 METRICS = {'psnr': ('PSNR, dB', 2), 'ssim': ('SSIM', 3), 'lpips': ('LPIPS', 3)}
 
 
-def _mean(seeds: list[Mapping[str, Any]], name: str, metric: str) -> float:
+def mean(seeds: Sequence[Mapping[str, Any]], name: str, metric: str) -> float:
+    """Mean over seeds of a metric of the row `name` of ROWS."""
     values = [seed[name][metric] for seed in seeds]
     return float(np.mean([v['mean'] if isinstance(v, Mapping) else v for v in values]))
 
@@ -28,7 +29,7 @@ def _likeness(seeds: list[Mapping[str, Any]]) -> str:
     rows = []
     for name, words in ROWS.items():
         if name in seeds[0]:
-            numbers = [f'{_mean(seeds, name, m):.{METRICS[m][1]}f}' for m in metrics]
+            numbers = [f'{mean(seeds, name, m):.{METRICS[m][1]}f}' for m in metrics]
             rows.append(row([cell(words), *map(cell, numbers)]))
     return table(['', *(METRICS[metric][0] for metric in metrics)], rows)
 
@@ -51,6 +52,20 @@ def _sentences(seeds: list[Mapping[str, Any]]) -> list[str]:
                 f'{turned["right"]:.0%} of {turned["n"]} dreams.'
             )
     return out
+
+
+def sentence(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Worth of the dreams in one sentence, the mean over seeds."""
+    beside = {
+        'true - held': 'the last frame held still',
+        'true - shuffled': "dreams under another window's actions",
+    }
+    gains = [
+        f'{np.mean([seed["differences"][name]["psnr"]["mean"] for seed in seeds]):+.2f} dB against {words}'
+        for name, words in beside.items()
+        if name in seeds[0]['differences']
+    ]
+    return f'Likeness of dreamed frames to the recording: {", ".join(gains)}.'
 
 
 def section(run: RunFiles) -> str:

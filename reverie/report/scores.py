@@ -7,7 +7,7 @@ import numpy as np
 
 from reverie.evaluation.statistics import BOOTSTRAP_FROM, UNTRAINED
 from reverie.evaluation.tables import Row, difference_rows, interval_label, name_of, score_rows
-from reverie.report import html
+from reverie.report import html, recordings
 from reverie.report.charts import bar, bar_axis, scale_of
 from reverie.report.html import cell, escape, missing
 from reverie.report.run import RunFiles
@@ -31,6 +31,8 @@ def sentence(run: RunFiles) -> str:
     """The run in one sentence."""
     scores, key = read_outs(run), hero(run)
     if key is None:
+        if recorded := run.scores.get('recordings'):
+            return recordings.sentence(recorded)
         if not run.metrics:
             return 'This run has neither scores nor curves yet.'
         phase, rows = list(run.metrics.items())[-1]

@@ -500,6 +500,7 @@ def test_a_world_model_alone_of_a_game_is_measured_on_what_is_held_out(tmp_path)
     page = report.write(tmp_path).read_text()
     Tags(page)
     assert 'Dreams beside recordings' in page and 'held-out recordings' in page
+    assert 'Likeness of dreamed frames to the recording: ' in page
 
 
 def test_scoring_a_dreamer4_run_measures_it_first_and_keeps_the_numbers_of_all_seeds(tmp_path):

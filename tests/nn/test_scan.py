@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +115,11 @@ def test_a_step_that_needs_no_input():
     loss = lambda scan: jax.grad(lambda h: scan(step, h, xs)[0].sum())(state[:1, :1])
     weights = weights[:1, :1]
     assert_same(loss(lean_scan), loss(jax.lax.scan), 1e-6)
+
+
+def test_a_step_that_changes_the_state_s_type_is_refused():
+    with pytest.raises(TypeError, match=r'float16\[3, 4\] of a state float32\[3, 4\]'):
+        lean_scan(lambda h, x: (h.astype(jnp.float16), x), jnp.ones((3, 4)), jnp.ones(2))
 
 
 def test_the_loop_holds_what_the_state_needs_and_no_more():

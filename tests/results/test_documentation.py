@@ -126,3 +126,31 @@ def test_a_label_curve_says_shares_worth_and_steering(tables, tmp_path):
     lines = page(tmp_path, tables, {'models': models}, 'labels').splitlines()
     cells = '1,200 | 20.50, 85% | +1.50 (1.00 to 2.00) | turn 75%'
     assert lines[4:6] == [f'| 10% | {cells} |', f'| the named files | {cells} |']
+
+
+def test_dreams_of_recordings_stand_beside_what_their_actions_are_worth(tables, tmp_path):
+    at = lambda mean, ci95=None: {'psnr': {'mean': mean, 'ci95': ci95}}
+    found = {
+        'contexts': 64,
+        'tokenizer': {'psnr': 28.456},
+        'true': at(20.4),
+        'held': at(19.3),
+        'differences': {'true - held': at(1.05, [0.57, 1.61])},
+    }
+    lines = page(tmp_path, tables, {'recordings': [found]}, 'recordings').splitlines()
+    assert lines[2] == '| 64 contexts | PSNR |'
+    assert lines[4:7] == [
+        '| Encoded and decoded | 28.46 |',
+        '| Dream under the true actions | 20.40 |',
+        '| The last frame held still | 19.30 |',
+    ]
+    assert lines[10] == '| true - held | +1.05 (0.57 to 1.61) |'
+
+
+def test_a_compiled_program_stands_beside_the_one_before(tables, tmp_path):
+    program = {'launches': 4830, 'copies': 84, 'peak_bytes': 2**30, 'compile_seconds': 64.8}
+    record = {'programs': {'a': program, 'new': program}}
+    record['before'] = {'programs': {'a': program | {'launches': 11209}}}
+    lines = page(tmp_path, tables, record, 'compiled').splitlines()
+    assert lines[4] == '| a | 11,209 / 4,830 | 84 / 84 | 1.00 / 1.00 | 65 |'
+    assert lines[5] == '| new | 4,830 | 84 | 1.00 | 65 |'
