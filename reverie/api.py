@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,8 @@ from reverie.agents import registry
 from reverie.commands.arguments import slug
 from reverie.commands.experiment import Experiment, Recorded, played
 from reverie.commands.experiment import load as load_run
-from reverie.data.manifest import read_manifest
+from reverie.data import Episodes
+from reverie.data.mixture import acted
 from reverie.envs import registry as environments
 from reverie.envs.host import HostVector
 from reverie.training.warm import Init
@@ -75,7 +76,8 @@ def train(
     folder: str | pathlib.Path | None = None,
     *,
     config: registry.Config | None = None,
-    data: str | pathlib.Path | None = None,
+    data: str | pathlib.Path | Sequence[str | pathlib.Path] | None = None,
+    weights: Sequence[float] = (),
     frames: int = 100_000,
     env_options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -89,7 +91,8 @@ def train(
         own if not given.
     folder: of the run; runs/<preset>-<env> if not given.
     config: the configuration, if it is not the preset's own.
-    data: dataset, for agents that learn from one. frames, env_options: for agents that play.
+    data: dataset, or several, for agents that learn from them. weights: share of the rows of a batch
+        for each of several; equal if not given. frames, env_options: for agents that play.
     seed, seeds: seeds seed .. seed + seeds - 1 are trained in one program.
     init: what is taken from another run, as `reverie train --from` writes it.
     options: of the runner, e.g. checkpoint_every_s, log_every_s, tensorboard.
@@ -107,9 +110,14 @@ def train(
     else:
         if env is None and data is None:
             raise UserError(f'reverie.train({preset!r}): expected data, the path of a dataset')
-        path = pathlib.Path(data or pathlib.Path('datasets') / f'{slug(env or "")}-mixed')
-        env = env or str(read_manifest(path)['env'])
-        experiment = Recorded(preset, config, env, seed, seeds, command, (path,))
+        if data is None:
+            data = pathlib.Path('datasets') / f'{slug(env or "")}-mixed'
+        several = [data] if isinstance(data, str | pathlib.Path) else data
+        paths = tuple(pathlib.Path(path) for path in several)
+        env = env or acted([Episodes(path) for path in paths])[0].spec.name
+        experiment = Recorded(
+            *(preset, config, env, seed, seeds, command, paths), weights=tuple(weights)
+        )
     folder = pathlib.Path(folder or pathlib.Path('runs') / f'{slug(preset)}-{slug(env)}')
     start = Init.parse(init, ()) if isinstance(init, str) else init
     return Run(folder, experiment, experiment.train(folder, init=start, **options))

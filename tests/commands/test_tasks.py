@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import reverie
 from reverie.agents import registry
 from reverie.commands.experiment import Recorded, describe, tasks
 from reverie.commands.play.setup import resolve_play
@@ -54,6 +55,15 @@ def test_train_takes_several_datasets_with_weights_in_one_budget(data):
         experiment_of(parse_train('dreamer4_debug', *both, '--memory-gb', '0'), 'dreamer4_debug')
     with pytest.raises(UserError, match='weights 1: expected 2 positive numbers'):
         experiment_of(parse_train('dreamer4_debug', *both[:-1]), 'dreamer4_debug')
+
+
+def test_the_library_takes_one_dataset_or_several(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Recorded, 'train', lambda self, folder, init: {})
+    both = reverie.train('dreamer4_debug', folder=tmp_path, data=data, weights=(1.0, 3.0))
+    assert both.experiment.data == data and both.experiment.weights == (1, 3)
+    assert both.experiment.env_name == 'tests.probes:left' and both.experiment.spec.tasks
+    one = reverie.train('dreamer4_debug', folder=tmp_path, data=str(data[1]))
+    assert one.experiment.data == data[1:] and one.experiment.env_name == 'tests.probes:right'
 
 
 def test_a_run_on_several_datasets_is_read_back(run, data):
