@@ -21,7 +21,7 @@ from reverie.training.run import run as train
 from reverie.types import UserError
 from tests.test_cli import ENV, fails, newest, reverie
 
-pytestmark = [pytest.mark.slow, pytest.mark.compat]
+pytestmark = [pytest.mark.slow, pytest.mark.compat, pytest.mark.whole]
 
 SMALL = ('--episodes', 4, '--max-steps', 40, '--updates-per-call', 5)
 

@@ -23,7 +23,7 @@ ALLOWED = {
     'actions': set(),
     'nn': set(),
     'models': {'nn'},
-    'objectives': {'nn.dists'},
+    'objectives': {'nn.dists', 'nn.scan'},
     'agents': {'nn', 'models', 'objectives', 'envs.device'},
     'data': set(),
     'envs': set(),

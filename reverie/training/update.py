@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,10 @@ from reverie.data.source import Source
 from reverie.training.state import TrainState, batch_sharding
 from reverie.types import Batch, Losses, Mean, Metrics, Outcome, Params, Phase, UserError, sg
 
-T = TypeVar('T')
-
 
 def select(ok: Array, new: PyTree, old: PyTree) -> PyTree:
     """Return `new` where `ok`, else `old`; a select and no branch, for each seed decides alone."""
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-
-
-def where_finite(new: T, old: T) -> T:
-    """Return `new`, with the numbers of `old` in the place of those that are not finite."""
-    keep = lambda a, b: (
-        jnp.where(jnp.isfinite(a), a, b) if jnp.issubdtype(a.dtype, jnp.floating) else a
-    )
-    kept: T = jax.tree.map(keep, new, old)
-    return kept
 
 
 @jax.jit
@@ -104,10 +93,8 @@ def learn(
 ) -> tuple[TrainState, Metrics, PyTree, Bool[Array, '']]:
     """Take one gradient step of one seed; return (state, metrics, memory for replay or None, ok).
 
-    fixed: groups of `phase.fixed`. Where losses or gradients are not finite, ok is false and only
-    counters change. Where the optimiser overflows, ok is false, and the numbers that are not finite
-    stay as they were: the choice between old and new is then part of the optimiser's own pass over
-    the weights.
+    fixed: groups of `phase.fixed`. Where losses, gradients or updates are not finite, ok is false
+    and only counters change.
     """
     trained = phase.trained(state.params)
 
@@ -126,11 +113,10 @@ def learn(
     updates, opt_state = phase.optimiser.update(grads, state.opt_state, trained)
     grad_norm, update_norm = global_norm(grads), global_norm(updates)
     # Every mean is checked, not just their sum: a term of scale 0 that is NaN is a fault too.
-    sound = jnp.isfinite(jnp.stack([total, grad_norm, *means.values()])).all()
-    sound &= finite(outcome.groups)
-    ok = sound & jnp.isfinite(update_norm)
-    trained = where_finite(optax.apply_updates(trained, updates), trained)
-    opt_state = where_finite(opt_state, state.opt_state)
+    ok = jnp.isfinite(jnp.stack([total, grad_norm, update_norm, *means.values()])).all() & finite(
+        outcome.groups
+    )
+    trained = optax.apply_updates(trained, updates)
     ema = state.ema
     decay = phase.ema_decay
     if ema is not None and decay is not None:
@@ -141,7 +127,7 @@ def learn(
     if phase.after is not None:
         params = phase.after(params, state.step)
     old = (state.params, state.opt_state, state.rms, state.ema)
-    params, opt_state, rms, ema = select(sound, (params, opt_state, rms, ema), old)
+    params, opt_state, rms, ema = select(ok, (params, opt_state, rms, ema), old)
     state = state._replace(
         params=params,
         opt_state=opt_state,

@@ -335,6 +335,7 @@ CAMERA = ActionSpace.composite(
 )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize('space', [CAMERA, ActionSpace.composite(()), ActionSpace('continuous', 2)])
 def test_where_no_policy_can_act_the_agent_is_a_world_model_alone(batch, space):
     spec = dataclasses.replace(SPEC, actions=space)
@@ -376,6 +377,7 @@ def test_parts_of_an_action_are_summed_into_its_token_and_one_that_is_not_known_
         assert kernel.std() == pytest.approx(0.5, rel=0.01)
 
 
+@pytest.mark.whole
 def test_only_the_agent_token_is_told_the_task(batch):
     spec = dataclasses.replace(SPEC, tasks=('left', 'right'))
     agent = Dreamer4(registry.dreamer4_debug(), spec)
@@ -406,6 +408,7 @@ def test_only_the_agent_token_is_told_the_task(batch):
         assert all(jnp.isfinite(x).all() for x in losses.values())
 
 
+@pytest.mark.whole
 def test_lpips_is_a_term_of_the_tokenizer_whose_weights_are_no_constants(monkeypatch):
     rng = np.random.default_rng(0)
     shapes = ((11, 11, 3, 4), (5, 5, 4, 4), (3, 3, 4, 4), (3, 3, 4, 4), (3, 3, 4, 4))

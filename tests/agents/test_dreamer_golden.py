@@ -163,6 +163,7 @@ def largest_difference(updates: int) -> float:
     return 2 * RATE * sum(sizes[:updates])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize('group, kind', [('full_disc', 'discrete'), ('full_cont', 'continuous')])
 def test_two_updates_in_a_row_stay_as_close_to_the_released_code_as_rounding_lets_them(
     group, kind, no_chance

@@ -9,7 +9,7 @@ import pytest
 
 from reverie.data import Episodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.compat]
+pytestmark = [pytest.mark.slow, pytest.mark.compat, pytest.mark.whole]
 
 COUNT = """
 import json, sys

@@ -20,6 +20,8 @@ from reverie.evaluation.game import DeviceGame, HostGame
 from reverie.training import checkpoint, metrics
 from reverie.types import ActionSpace, EnvSpec, Step, UserError
 
+pytestmark = pytest.mark.whole
+
 SPEC = EnvSpec('mygame', (20, 20, 3), ActionSpace('discrete', 4))
 
 

@@ -503,6 +503,7 @@ def test_a_world_model_alone_of_a_game_is_measured_on_what_is_held_out(tmp_path)
     assert 'Likeness of dreamed frames to the recording: ' in page
 
 
+@pytest.mark.whole
 def test_scoring_a_dreamer4_run_measures_it_first_and_keeps_the_numbers_of_all_seeds(tmp_path):
     dataset.write_dataset(tmp_path / 'data', 'minatar/breakout', 'random', 600, episodes=2)
     config = registry.get('dreamer4_debug')

@@ -99,9 +99,8 @@ def test_cached_latents_are_those_of_the_whole_past_at_unit_deviation(
         assert (np.abs(every[:, None] - np.asarray(found)[None]).max(-1) == 0).any(0).all()
 
 
-@pytest.mark.parametrize(
-    'kind', ['mixture', *(pytest.param(kind, marks=whole) for kind in ('resident', 'streaming'))]
-)
+@whole
+@pytest.mark.parametrize('kind', ['mixture', 'resident', 'streaming'])
 def test_an_interrupted_run_reads_its_latents_again_and_ends_the_same(
     dataset, tmp_path, kind, monkeypatch
 ):
@@ -128,6 +127,7 @@ def test_an_interrupted_run_reads_its_latents_again_and_ends_the_same(
         np.testing.assert_array_equal(a, b)
 
 
+@whole
 def test_latents_of_another_tokenizer_or_dataset_are_not_taken(dataset, tmp_path):
     agent = registry.make(config(), SPEC)
     params = train(tmp_path, sources(dataset, 'resident'), agent)
@@ -141,6 +141,7 @@ def test_latents_of_another_tokenizer_or_dataset_are_not_taken(dataset, tmp_path
         assert json.loads((tmp_path / 'latents' / 'train.json').read_text()) == known
 
 
+@whole
 def test_without_the_cache_every_update_encodes_and_the_scale_is_still_one(dataset, tmp_path):
     agent = registry.make(config(cache_latents=False), SPEC)
     source = sources(dataset, 'resident')
@@ -153,6 +154,7 @@ def test_without_the_cache_every_update_encodes_and_the_scale_is_still_one(datas
     assert not (tmp_path / 'plain' / 'latents').exists()
 
 
+@whole
 def test_held_out_losses_are_logged_ten_times_and_change_nothing(dataset, tmp_path):
     agent = registry.make(config(), SPEC)
     held_out = Resident(Episodes(dataset, part='held_out'))
@@ -174,6 +176,7 @@ def test_updates_with_longer_windows_come_as_often_as_they_are_told():
     assert all(told[32:]) and sum(told) == 8 + 8
 
 
+@whole
 @pytest.mark.parametrize('kind, seeds', SOURCES)
 def test_some_updates_have_longer_windows_of_as_many_frames(dataset, tmp_path, kind, seeds):
     cfg = config()
@@ -198,6 +201,7 @@ def test_some_updates_have_longer_windows_of_as_many_frames(dataset, tmp_path, k
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
+@whole
 def test_latents_of_several_datasets_have_a_deviation_of_one_together(dataset, tmp_path):
     agent = registry.make(config(), SPEC)
     held_out = Resident(Episodes(dataset, part='held_out'))

@@ -19,6 +19,8 @@ from reverie.evaluation.results import provenance
 from reverie.report.run import read
 from reverie.training import checkpoint, metrics, run_folder, warm
 
+pytestmark = pytest.mark.whole
+
 RUNS = pathlib.Path(__file__).parents[1] / 'golden' / 'runs-1.tar.xz'
 
 
@@ -43,9 +45,9 @@ def opened(folder):
     return experiment
 
 
-def check(folder, steps):
-    """The newest checkpoint holds the old code's weights: to the bit where it ran on such a device
-    with these versions, else nearly.
+def check(folder, steps, exact):
+    """The newest checkpoint holds the old code's weights: to the bit, if `exact`, where it ran on
+    such a device with these versions; else nearly.
     """
     params, meta = checkpoint.load(folder)
     assert meta['step'] == steps and meta['complete']
@@ -55,7 +57,7 @@ def check(folder, steps):
     }
     config = read(folder).config
     told = provenance()
-    same = all(config[name] == told[name] for name in ('device', 'versions'))
+    same = exact and all(config[name] == told[name] for name in ('device', 'versions'))
     with np.load(folder / 'expected.npz', allow_pickle=False) as expected:
         assert set(expected) <= set(found)
         for name, x in expected.items():
@@ -68,7 +70,7 @@ def check(folder, steps):
 def test_an_old_dreamer_v3_goes_on_with_its_ring_and_ends_as_it_would_have(old):
     folder = old / 'dreamer_v3'
     opened(folder).train(folder, updates_per_call=1, log_every_s=0.0)
-    check(folder, 4)
+    check(folder, 4, exact=False)  # loops of recurrent models round otherwise now
     steps = [r['step'] for r in metrics.read(folder / 'metrics.jsonl')]
     assert steps == [1, 2, 3, 4]
 
@@ -84,7 +86,7 @@ def test_an_old_dreamer4_goes_on_in_the_middle_of_its_dynamics(old, monkeypatch)
     monkeypatch.setattr(metrics.Jsonl, 'write', stop)
     with pytest.raises(SystemExit, match='75'):
         opened(folder).train(folder, updates_per_call=1, log_every_s=0.0)
-    check(folder, 4)
+    check(folder, 4, exact=True)
 
 
 def test_phases_of_an_old_run_can_be_taken(old):
