@@ -145,7 +145,7 @@ class Plan(NamedTuple):
     weights: list[Var]
     """Made once, read by the loop."""
     inputs: list[Var]
-    """Of each step, read by the loop."""
+    """Made of each step's inputs, read by the loop."""
     asked: tuple[int, ...]
     """Leaves of the new state that outputs are, or are made of."""
     crossing: list[Var]
@@ -291,7 +291,7 @@ class Pullbacks(NamedTuple):
     """Backward passes of all steps to their first argument."""
 
     rows: list[Any]
-    """What the backward pass of each step reads [T, ...]."""
+    """Arrays that the backward pass of each step reads [T, ...]."""
     at: Callable[[list[Any]], Any]
     """Makes the backward pass of a step of its row."""
 
