@@ -45,9 +45,12 @@ def opened(folder):
     return experiment
 
 
+ROUNDING = 1e-6  # of a tensor's largest weight, after two updates in fp32
+
+
 def check(folder, steps, exact):
-    """The newest checkpoint holds the old code's weights: to the bit, if `exact`, where it ran on
-    such a device with these versions; else nearly.
+    """The newest checkpoint holds the old code's weights. Where that ran on such a device with
+    these versions: to the bit if `exact`, else within ROUNDING; elsewhere nearly.
     """
     params, meta = checkpoint.load(folder)
     assert meta['step'] == steps and meta['complete']
@@ -57,11 +60,14 @@ def check(folder, steps, exact):
     }
     config = read(folder).config
     told = provenance()
-    same = exact and all(config[name] == told[name] for name in ('device', 'versions'))
+    same = all(config[name] == told[name] for name in ('device', 'versions'))
     with np.load(folder / 'expected.npz', allow_pickle=False) as expected:
         assert set(expected) <= set(found)
         for name, x in expected.items():
-            if same:
+            if same and not exact:
+                scale = np.abs(x).max()
+                np.testing.assert_allclose(found[name], x, 0, ROUNDING * scale, err_msg=name)
+            elif same:
                 np.testing.assert_array_equal(found[name], x, err_msg=name)
             else:
                 np.testing.assert_allclose(found[name], x, 1e-3, 1e-5, err_msg=name)
