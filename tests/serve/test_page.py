@@ -187,25 +187,37 @@ def test_human_and_agent_dream_and_reality_and_sampling_steps_switch(page):
 def test_the_paddle_obeys_in_the_dream_and_the_agent_earns_rewards(page):
     page.keyboard.press(']')
     until(page, 'newest.steps === 2')
-    pause_in_play(page)
-    ends = []
-    for key in ('ArrowLeft', 'ArrowRight'):
-        page.keyboard.press('Shift+R')
-        until(page, 'newest.t === 0')
-        page.keyboard.down(key)
-        for t in (1, 2, 3, 4):
-            page.keyboard.press('.')
-            until(page, f'newest.t === {t}')
-        page.keyboard.up(key)
-        ends.append(paddle(page))
-    assert ends[1] > ends[0] + 2, ends
+    apart = []
+    while len(apart) < 8:  # beginnings; chance and a wall cut the way short in some
+        pause_in_play(page)
+        ends = [paddle_after(page, key) for key in ('ArrowLeft', 'ArrowRight')]
+        if None not in ends:
+            apart.append(ends[1] - ends[0])
+        page.keyboard.press('Space')
+        until(page, '!state.paused')
+    assert np.mean(apart) > 1.5, apart
     page.keyboard.press('m')
     page.keyboard.press('r')
-    page.keyboard.press('Space')
     until(page, 'newest.by_agent && rewards.some(reward => reward > 0.5)')
     assert page.evaluate('newest.score') > 0.5
     page.keyboard.press('m')
     until(page, '!newest.by_agent')
+
+
+def paddle_after(page, key):
+    """The column of the paddle after four frames from the beginning with a key held; None if the game
+    is over by then.
+    """
+    page.keyboard.press('Shift+R')
+    until(page, 'newest.t === 0')
+    page.keyboard.down(key)
+    for t in (1, 2, 3, 4):
+        page.keyboard.press('.')
+        until(page, f'newest.t === {t} || newest.over')
+        if page.evaluate('newest.over'):
+            break
+    page.keyboard.up(key)
+    return None if page.evaluate('newest.over') else paddle(page)
 
 
 def paddle(page):
