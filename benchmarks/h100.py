@@ -235,6 +235,7 @@ def measured(name: str, compiler: pathlib.Path) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
     """Measure programs; write the results after each."""
     command = f'python benchmarks/h100.py --compiler FOLDER --out {args.out}'
+    origin = provenance()  # before --out makes the checkout a changed one
     known = json.loads(args.out.read_text()) if args.out.exists() else {}
     programs, before = known.get('programs', {}), known.get('before')
     if args.before:
@@ -244,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
         programs[name] = measured(name, args.compiler)
         shown = {key: x for key, x in programs[name].items() if key != 'kinds'}
         print(f'{name}: {json.dumps(shown)}', flush=True)
-        result = {'command': command, **provenance()}
+        result = {'command': command, **origin}
         result |= {'device': 'NVIDIA H100 80GB HBM3, compiled for, not run on'}
         result |= {'programs': programs} | ({'before': before} if before else {})
         save(args.out, result)
