@@ -1,5 +1,5 @@
 # make demo: collect play, train Dreamer 4 in four phases, score it, write the report. make test: lint, types, tests.
-# make doom: fetch Freedoom and an engine, render people's demos, learn a world model of them; half an hour.
+# make doom: fetch Freedoom and an engine, render people's demos, learn a world model of them; under an hour.
 # make test-extras: external packages, and what another Python or JAX could break, on Python 3.12 with the newest JAX
 #   in .venv-extras; whatever cannot be installed is said and skipped.
 # make probes: every agent that plays learns a world whose best policy is known; the code of README.md and

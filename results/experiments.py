@@ -167,6 +167,7 @@ def doom(preset: str, minutes: float, *bring: str, device: str = 'cpu') -> Exper
         'dreams of a recording that was held out follow its actions',
         minutes=minutes,
         device=device,
+        revision=2 if preset == 'dreamer4_image' else 1,
     )
 
 

@@ -4,7 +4,8 @@
 
 From contexts of the held-out demo the model dreams on with the trigger held and with nothing held.
 A flash follows if the place of the muzzle becomes more orange (red minus blue) with the trigger
-held than without, by more than FLASH of full scale.
+held than without, by more than FLASH of full scale. The share is over DRAWS of the dreams' noise: with
+one alone it moved between 52 and 67% in the same run.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from reverie.evaluation import video
 from reverie.evaluation.recordings import HORIZON, Dreamer, holding, windows
 
 FLASH = 0.1
+DRAWS = 5
 SCALE = 2  # of the film's pictures
 FILMED = 2  # windows
 MUZZLE = ((0.55, 0.83), (0.40, 0.60))  # rows and columns of the picture, as shares
@@ -73,14 +75,20 @@ def measure(run: pathlib.Path, gif: pathlib.Path | None) -> None:
     fps = episodes.provenance['fps']
     step = windows(episodes, context, fps).step
     mine = jax.tree.map(lambda x: x[0], params)
-    dreamer = Dreamer(agent.model, mine, context, jax.random.key(0))
-    fired, rested = (
-        dreamer(holding(step, space, context, 'fire', value))[:, context:] for value in (1.0, 0.0)
+    each = []
+    for draw in range(DRAWS):
+        dreamer = Dreamer(agent.model, mine, context, jax.random.key(draw))
+        fired, rested = (
+            dreamer(holding(step, space, context, 'fire', x))[:, context:] for x in (1.0, 0.0)
+        )
+        each.append(float(flashes(fired, rested).mean()))
+    share, contexts = float(np.mean(each)), len(step.reward)
+    found = {'flash_follows_fire': share, 'each_draw': each, 'contexts': contexts}
+    (run / 'doom.json').write_text(json.dumps(found | {'horizon': HORIZON}, indent=1) + '\n')
+    print(
+        f'the gun flashes when one fires in {share:.0%} of {contexts} contexts '
+        f'({min(each):.0%} to {max(each):.0%} with {DRAWS} draws of the noise)'
     )
-    share = float(flashes(fired, rested).mean())
-    found = {'flash_follows_fire': share, 'contexts': len(step.reward), 'horizon': HORIZON}
-    (run / 'doom.json').write_text(json.dumps(found, indent=1) + '\n')
-    print(f'the gun flashes when one fires in {share:.0%} of {len(step.reward)} contexts')
     if gif is not None:
         rows = np.linspace(0, len(step.reward) - 1, FILMED + 2).round().astype(int)[1:-1]
         shown = jax.tree.map(lambda x: x[rows], step)
