@@ -123,6 +123,27 @@ def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(ru
     assert sorted((run / 'checkpoints').iterdir()) == checkpoints
 
 
+def test_trust_alone_is_measured_again_and_the_scores_stay(run):
+    """Recall beside the game's own, and policies in order: random play, four snapshots, four read-outs."""
+    before = json.loads((run / 'scores.json').read_text())
+    done = reverie('eval', run, '--trust')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((run / 'scores.json').read_text()) == before
+    ranking = before['trust']['ranking']
+    names = [policy['name'] for policy in ranking['policies']]
+    assert names[0] == 'random' and sum('PPO' in name for name in names) == 4
+    assert names[5:] == [
+        f'{name}, {how}' for name in ('imagination', 'wm_bc') for how in ('sampled', 'greedy')
+    ]
+    assert len(ranking['correlation']['per_seed']) == 2 and ranking['correlation']['n'] == 2
+    assert 'trust dreams rank 9 policies' in done.stdout and 'eval ' not in done.stdout
+    brick = before['trust']['channels'][3]
+    assert brick['name'] == 'brick' and brick['ceiling'][0]['recall'] > 0.95
+    assert 'by that of the game under other dice: ' in done.stdout
+    page = (run / 'report.html').read_text()
+    assert 'Dreamed against real return' in page and '<title>random: ' in page
+
+
 def newest(folder: pathlib.Path) -> int:
     """Gradient step of the newest finished checkpoint, 0 if there is none."""
     done = [

@@ -28,7 +28,7 @@ ALLOWED = {
     'data': set(),
     'envs': set(),
     'training': {'data', 'envs'},
-    'evaluation': {'envs', 'data'},
+    'evaluation': {'envs', 'data', 'objectives.behavior'},
     'report': {'evaluation', 'data', 'envs', 'training.legacy', 'training.metrics'},
     'commands': EVERYTHING - {'cli'},
     'serve': {'data', 'envs', 'evaluation'},

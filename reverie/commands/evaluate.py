@@ -23,6 +23,9 @@ class Eval(Compiling):
     """Environment steps after which an episode is cut."""
     seed: int = 1000
     """Seed of the evaluation episodes."""
+    trust: bool = False
+    """Measure nothing but whether the dreams can be trusted: the cells that they keep, what the
+    heads say, and whether they rank policies as the game does."""
     task: str | None = None
     """Task to tell the agent, of a run on several; the default is every task in turn, the first
     with its scores in scores.json, the others in scores-<task>.json."""
@@ -44,6 +47,10 @@ def run(args: Eval) -> None:
     keep_programs(args.cache)
     experiment, params = load(args.run, args.data)
     told = experiment.told(args.task)
+    if args.trust:
+        for e in told:
+            e.judge(args.run, params, eval_seed=args.seed, say=say)
+        return
     if all(e.unscored is not None and not e.has_recordings for e in told):
         raise UserError(f'{args.run} cannot be scored: {told[0].unscored}')
     if args.env_options:

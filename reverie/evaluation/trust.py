@@ -5,6 +5,7 @@ heads alone, and the first C frames observed and H dreamed under the recorded ac
 until the episode ends.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,8 +17,10 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from reverie.data.source import Dataset
 from reverie.evaluation.openloop import dream
+from reverie.evaluation.ranking import sentence
+from reverie.evaluation.starts import replayed, starts
 from reverie.text import number, percent
-from reverie.types import Batch, Params, Prediction, State, Step, WorldModel
+from reverie.types import Actor, Batch, Env, Params, Prediction, State, Step, WorldModel
 
 WINDOWS = 2048  # at most
 ROWS = 256  # windows of a chunk
@@ -146,6 +149,29 @@ def numbers(
             'dream': [_head(x[kept], said[kept]) for x, said, kept in spans_of],
         }
     return found
+
+
+def ceiling(
+    env: Env, players: Sequence[tuple[Actor, Params]], key: PRNGKeyArray
+) -> list[list[dict[str, float | None]]]:
+    """Cells that the game itself keeps when it goes on from the same state, under the same actions,
+    with other dice: of each channel, recall and precision for each pooled span.
+
+    players: those of the dataset, without memory, who play as many steps each.
+    """
+    begin = jax.jit(
+        functools.partial(starts, env, count=-(-WINDOWS // len(players)), context=1),
+        static_argnums=0,
+    )
+    play = jax.jit(functools.partial(replayed, env, horizon=HORIZON), static_argnums=0)
+    counts = np.zeros(1, np.int64)
+    for i, (actor, weights) in enumerate(players):
+        key_start, key_play = jax.random.split(jax.random.fold_in(key, i))
+        counts = counts + np.asarray(
+            play(actor, weights, begin(actor, weights, key_start), key_play)
+        )
+    pooled = [counts[:, first - 1 : last].sum(1) for first, last in STEPS]
+    return [[_cells(*x[:, i]) for x in pooled] for i in range(counts.shape[-1])]
 
 
 def over_seeds(each: Sequence[Any]) -> Any:
@@ -299,9 +325,35 @@ def summary(trust: Mapping[str, Any]) -> str:
     return f'least recall of a channel: {", ".join(least) or "–"}{said_true}'
 
 
+def of_ceiling(channel: Mapping[str, Any], i: int) -> float | None:
+    """Mean recall of a dreamed span, divided by what the game itself keeps."""
+    recall, most = channel['dream'][i]['recall']['mean'], channel['ceiling'][i]['recall']
+    return None if recall is None or not most else recall / most
+
+
+def kept(trust: Mapping[str, Any]) -> str:
+    """The least kept channels of dreams beside the game itself, in one line."""
+    least = []
+    for i in range(len(trust['steps'])):
+        shares = [(of_ceiling(channel, i), channel['name']) for channel in trust['channels']]
+        if known := [pair for pair in shares if pair[0] is not None]:
+            share, name = min(known)
+            least.append(f'{percent(share)} at dreamed {steps(trust, i)} ({name})')
+    said = ', '.join(least) or '–'
+    return f'least recall divided by that of the game under other dice: {said}'
+
+
 def lines(trust: Mapping[str, Any]) -> list[str]:
     """The terminal's lines: the summary, then the warnings."""
-    return [f'trust {summary(trust)}', *(f'trust WARNING {text}' for text in warnings(trust))]
+    said = [summary(trust)]
+    if 'ceiling' in trust['channels'][0]:
+        said.append(kept(trust))
+    if 'ranking' in trust:
+        said.append(sentence(trust['ranking']))
+    return [
+        *(f'trust {text}' for text in said),
+        *(f'trust WARNING {text}' for text in warnings(trust)),
+    ]
 
 
 def exploited(rows: Mapping[int, Mapping[str, Any]]) -> list[int | None]:

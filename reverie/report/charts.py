@@ -158,6 +158,24 @@ def curves(lines: Sequence[Line], x_label: str, label: str, log: bool | None = N
     return ''.join([*out, '</svg>'])
 
 
+def scatter(places: Sequence[tuple[str, Number, Number]], x_label: str, label: str) -> str:
+    """Named points (name, x, y) beside the line y = x; a name is shown where one points at it."""
+    x, y = np.array([at[1:] for at in places], float).T
+    both = np.concatenate([x, y])
+    diagonal = Line(np.array([both.min(), both.max()]), np.array([both.min(), both.max()]), 'base')
+    axes = _axes([Line(x, y), diagonal], False, (None, None))
+    box, name = f'0 0 {WIDTH} {HEIGHT}', html.escape(label)
+    out = [f'<svg class="chart" viewBox="{box}" role="img" aria-label="{name}">']
+    out += axes.draw(x_label)
+    ends = zip(axes.px(diagonal.x), axes.py(diagonal.y), strict=True)
+    out.append(f'<polyline class="base" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in ends)}"/>')
+    for name, at_x, at_y in places:
+        spot = f'cx="{axes.px(at_x):.1f}" cy="{axes.py(at_y):.1f}" r="3"'
+        said = f'{html.escape(name)}: {number(at_x)}, {number(at_y)}'
+        out.append(f'<circle class="main dot" {spot}><title>{said}</title></circle>')
+    return ''.join([*out, '</svg>'])
+
+
 def scale_of(rows: Sequence[tuple[Number, Number, Number]]) -> tuple[float, float]:
     """Common limits of bars (mean, low, high): from zero to a little beyond the largest value."""
     low = min(0.0, *(min(row) for row in rows)) if rows else 0.0

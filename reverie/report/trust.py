@@ -1,10 +1,22 @@
 """The trust section of a report: cells that dreams keep, and calibration of the heads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reverie.evaluation.trust import HORIZON, KL, exploited, faint, heads_of, off, steps, warnings
-from reverie.report.html import cell, escape, missing, row, table
+from reverie.evaluation.ranking import SPANS, sentence
+from reverie.evaluation.trust import (
+    HORIZON,
+    KL,
+    exploited,
+    faint,
+    heads_of,
+    of_ceiling,
+    off,
+    steps,
+    warnings,
+)
+from reverie.report import charts
+from reverie.report.html import cell, escape, figure, missing, row, table
 from reverie.report.run import RunFiles
 from reverie.text import number
 
@@ -25,6 +37,24 @@ def _channel_table(trust: Mapping[str, Any]) -> str:
             cells.append(cell(f'{_share(recall)} / {_share(precision)}', low))
         rows.append(row(cells))
     return table(['Channel', *places], rows)
+
+
+def _ceiling_table(trust: Mapping[str, Any]) -> str:
+    """Recall of dreams divided by that of the game itself, which stands in brackets."""
+    spans = range(len(trust['steps']))
+    rows = []
+    for channel in trust['channels']:
+        cells = [cell(channel['name'])]
+        for i in spans:
+            share = of_ceiling(channel, i)
+            cells.append(
+                cell(
+                    f'{_share(share)} ({_share(channel["ceiling"][i]["recall"])})',
+                    'low' * faint(share),
+                )
+            )
+        rows.append(row(cells))
+    return table(['Channel', *(steps(trust, i) for i in spans)], rows)
 
 
 def _head_table(trust: Mapping[str, Any]) -> str:
@@ -64,6 +94,47 @@ def _exploits(run: RunFiles) -> list[str]:
     return out
 
 
+def _ranking(ranking: Mapping[str, Any]) -> list[str]:
+    """Dreamed against real return of policies: the sentence, the points, the table."""
+    policies = ranking['policies']
+    text = sentence(ranking)
+    note = (
+        f'Means of {ranking["steps"]} steps, discounted by {number(ranking["discount"])} each, from the '
+        f'same {ranking["starts"]} starts. PPO plays dreams by their decoded frames.'
+    )
+    places = [(p['name'], p['dreamed']['mean'], p['real']['mean']) for p in policies]
+    plot = charts.scatter(places, 'dreamed return', 'real against dreamed return of policies')
+    rows = []
+    for policy in sorted(policies, key=lambda p: -p['real']['mean']):
+        said = [number(policy[which]['mean']) for which in ('real', 'dreamed')]
+        rows.append(row([cell(policy['name']), *map(cell, said)]))
+    return [
+        '<h3>Dreamed against real return</h3>',
+        f'<p>{escape(text[0].upper() + text[1:])}.</p><p class="note">{escape(note)}</p>',
+        f'<div class="charts">{figure("real return", "line: as dreamed", plot)}</div>',
+        table(['Policy', 'real', 'dreamed'], rows),
+        '<h3>Drift</h3><p class="note">Means over random play and PPO. Coloured: off by more than a '
+        'third.</p>',
+        _drift_table(ranking['drift']),
+    ]
+
+
+def _drift_table(drift: Sequence[Mapping[str, Any]]) -> str:
+    """Rewards and survival of dreams beside the game, by time."""
+    rows = []
+    for (first, last), span in zip(SPANS, drift, strict=True):
+        said = [
+            span[f'{who}_{what}']['mean']
+            for what in ('reward', 'on')
+            for who in ('dreamed', 'real')
+        ]
+        low = ['low' * off(said[0], said[1]), '', 'low' * off(said[2], said[3]), '']
+        cells = [cell(number(x), kind) for x, kind in zip(said, low, strict=True)]
+        rows.append(row([cell(f'{first} to {last}'), *cells]))
+    names = ['Steps', 'reward within, dreamed', 'real', 'goes on after, dreamed', 'real']
+    return table(names, rows)
+
+
 def section(run: RunFiles) -> str:
     """Recall of dreams and calibration of the heads; for agents that learn from a dataset."""
     if 'env_options' in run.config:
@@ -87,6 +158,15 @@ def section(run: RunFiles) -> str:
     note = 'Tokenizer: the same frames, encoded and decoded. Coloured: more than half are lost.'
     out += ['<h3>Cells: recall / precision</h3>', f'<p class="note">{note}</p>']
     out.append(_channel_table(trust))
+    if 'ceiling' in trust['channels'][0]:
+        note = (
+            'In brackets: recall of the game itself, gone on from the same state under the same actions '
+            'with other dice; sticky actions part the two.'
+        )
+        out += [f'<h3>Recall divided by that of the game</h3><p class="note">{note}</p>']
+        out.append(_ceiling_table(trust))
+    if 'ranking' in trust:
+        out += _ranking(trust['ranking'])
     if not heads_of(trust):
         return ''.join([*out, '</section>'])
     out.append('<h3>Rewards and ends, a frame</h3>')

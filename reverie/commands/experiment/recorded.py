@@ -22,7 +22,8 @@ from reverie.data.opening import BUDGET_BYTES, open_mixture, open_source
 from reverie.data.records import unpack
 from reverie.data.source import Dataset
 from reverie.evaluation import video
-from reverie.evaluation.game import AnyGame, game
+from reverie.evaluation.game import AnyGame, DeviceGame, game
+from reverie.evaluation.trust import ceiling
 from reverie.io import warn
 from reverie.types import ActionSpace, Agent, Component, EnvSpec, MultiTask, Params, UserError
 
@@ -285,7 +286,18 @@ class Recorded(Experiment):
         if not self.episodes.schema.packed or self.dreamless:
             return None  # no boolean grid, or no world model yet
         frames = sum(episodes.frames for episodes in self.own)
-        return samples.trust_of(self.agent, params, self.own_source, key, frames)
+        found = samples.trust_of(self.agent, params, self.own_source, key, frames)
+        kept = 'snapshots' in (self.episodes.provenance.get('ppo') or {})
+        if not isinstance(self.game, DeviceGame) or not kept:
+            return found
+        env, path = self.game.env, self.episodes.path
+        players = samples.players_of(env, path, self.episodes.provenance)
+        for channel, cells in zip(found['channels'], ceiling(env, players, key), strict=True):
+            channel['ceiling'] = cells
+        if self.agent.has_policy:
+            ranked = samples.ranking_of(self.agent, self.readouts, params, env, path, key)
+            found['ranking'] = ranked
+        return found
 
     @property
     def has_recordings(self) -> bool:

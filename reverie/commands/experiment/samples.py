@@ -1,5 +1,6 @@
 """Samples of what a trained agent sees and dreams, as arrays for the report."""
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -11,22 +12,24 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from reverie.agents.dreamer import Dreamer
 from reverie.agents.dreamer4 import Dreamer4
 from reverie.agents.planet import Planet
-from reverie.commands.collect.players import DataPlayer, play
+from reverie.commands.collect.players import DataPlayer, play, snapshots
 from reverie.data.episodes import Episodes
 from reverie.data.source import Dataset
 from reverie.envs.host import HostVector
-from reverie.evaluation import recordings, trust
+from reverie.evaluation import ranking, recordings, trust
 from reverie.evaluation.openloop import Dream, open_loop
+from reverie.evaluation.returns import RandomActor
 from reverie.models.rssm import LatentModel
 from reverie.models.shortcut import ShortcutModel
 from reverie.nn import lpips
 from reverie.nn.dists import unit_range
-from reverie.types import Env, Params, Step, UserError
+from reverie.types import Actor, Env, Params, Policy, ReadOut, State, Step, UserError, WorldModel
 
 Arrays: TypeAlias = dict[str, Array]
 
 PAIRS = 64  # of images whose distance is taken at once
 MASK_RATES = (0.0, 0.3, 0.6, 0.9)
+SNAPSHOTS = 10  # of PPO, at most, whose order is compared
 
 
 def discounted_sum(
@@ -132,6 +135,67 @@ def trust_of(
         windows=windows,
         heads=trust.HEADS if agent.has_policy else (),
     )
+
+
+def ranking_of(
+    agent: Dreamer4,
+    readouts: Mapping[str, ReadOut],
+    params: Params,
+    env: Env,
+    data: pathlib.Path,
+    key: PRNGKeyArray,
+) -> dict[str, Any]:
+    """Dreamed and real returns of random play, PPO's snapshots beside a dataset, and read-outs of
+    the agent, sampled and greedy. Raises UserError if the dataset keeps no snapshots.
+    """
+    kept = snapshots(data)
+    chosen = np.unique(np.linspace(0, len(kept) - 1, SNAPSHOTS).round().astype(int))
+    random = ranking.OnFrames(RandomActor(env.spec.actions), env.spec.actions.size)
+    makers = [random.player('random', {})]
+    for snapshot in (kept[i] for i in chosen):
+        frames = ranking.OnFrames(snapshot.actor, env.spec.actions.size)
+        makers.append(frames.player(f'PPO, {snapshot.env_frames:,} frames', snapshot.params))
+
+    def head(model: WorldModel, weights: Params, greedy: bool) -> Policy:
+        net = agent.networks(weights)
+
+        def policy(state: State, feat: Array, key: PRNGKeyArray) -> Array:
+            choice = net.policy(feat)
+            action: Array = choice.mode() if greedy else choice.sample(key)
+            return action
+
+        return policy
+
+    heads = [
+        ranking.Player(f'{name}, {how}', readout.actor, readout.params, head, how == 'greedy')
+        for name, readout in readouts.items()
+        for how in ('sampled', 'greedy')
+    ]
+    return ranking.measure(
+        env,
+        agent.model,
+        params,
+        makers,
+        heads,
+        key,
+        context=agent.cfg.dynamics.transformer.context,
+        discount=agent.cfg.discount,
+    )
+
+
+def players_of(
+    env: Env, data: pathlib.Path, provenance: Mapping[str, Any]
+) -> list[tuple[Actor, Params]]:
+    """The players of a dataset that keeps PPO's snapshots."""
+    kept = {player.env_frames: player for player in snapshots(data)}
+    found: list[tuple[Actor, Params]] = []
+    for said in provenance['players']:
+        if said['kind'] == 'random':
+            found.append((RandomActor(env.spec.actions), {}))
+        else:
+            player = kept[said['env_frames']]
+            found.append((player.actor, player.params))
+    return found
 
 
 def recordings_of(
