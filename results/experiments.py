@@ -196,6 +196,15 @@ def bench(name: str, proves: str, *commands: str) -> Experiment:
     return Experiment(f'bench/{name}', commands, proves, minutes=10, revision=0)
 
 
+# beside the file, `reverie/demo` in the clone: the weights of the package
+DEMO_WEIGHTS = bench(
+    'demo_weights',
+    'the model that comes with the package plays as well as the run it is rounded from',
+    'reverie collect --env minatar/breakout --kind mixed --frames 200e3 --ppo-frames 200e3 '
+    '--out datasets/demo-breakout --overwrite',
+    'reverie train dreamer4_demo --env minatar/breakout --data datasets/demo-breakout',
+    'python results/pack_demo.py runs/dreamer4_demo-minatar_breakout --results {results}',
+)
 # the official code's milliseconds on an H100 stand beside ours
 V3_STEPS = ('image-12m', 'vector-12m', 'vector-1m', 'image-200m')
 V3_STEP = 'python benchmarks/dreamer_v3.py --presets dreamer_v3 --no-play --out {results} --steps'
@@ -257,6 +266,7 @@ EXPERIMENTS = [
         'speed of every phase, and of imagination with the cache',
         'reverie bench --preset dreamer4_demo --out {results}',
     ),
+    DEMO_WEIGHTS,
     bench(
         'minatar_cpu',
         'steps per second of the games',

@@ -16,7 +16,7 @@ class Eval(Compiling):
     """Score a run's agent in the real environment again, and its dreams beside recordings."""
 
     run: tyro.conf.Positional[pathlib.Path]
-    """Run folder."""
+    """Run folder; `demo` is the model that comes with the package."""
     episodes: int = 128
     """Episodes of each seed and read-out."""
     max_steps: int = 5000
@@ -40,23 +40,25 @@ class Eval(Compiling):
 def run(args: Eval) -> None:
     """Score every read-out; write the run's scores.json unless the environment's options differ."""
     from reverie.commands.experiment import load, tasks
+    from reverie.commands.packaged import run_folder
 
     whole('episodes', args.episodes), whole('max-steps', args.max_steps)
     check_file('results', args.results)
     check_seed('seed', args.seed)
     keep_programs(args.cache)
-    experiment, params = load(args.run, args.data)
+    folder = run_folder(args.run)
+    experiment, params = load(folder, args.data)
     told = experiment.told(args.task)
     if args.trust:
         for e in told:
-            e.judge(args.run, params, eval_seed=args.seed, say=say)
+            e.judge(folder, params, eval_seed=args.seed, say=say)
         return
     if all(e.unscored is not None and not e.has_recordings for e in told):
-        raise UserError(f'{args.run} cannot be scored: {told[0].unscored}')
+        raise UserError(f'{folder} cannot be scored: {told[0].unscored}')
     if args.env_options:
         told = tuple(e.under(options_of(args.env_options)) for e in told)
-    paths = score_paths(args.results, None if args.env_options else args.run)
+    paths = score_paths(args.results, None if args.env_options else folder)
     tasks.evaluate(
-        told, args.run, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say,
+        told, folder, params, args.episodes, args.max_steps, eval_seed=args.seed, say=say,
         paths=paths,
     )  # fmt: skip

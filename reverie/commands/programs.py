@@ -17,6 +17,12 @@ class Compiling:
     folder."""
 
 
+def user_cache() -> pathlib.Path:
+    """Folder that is kept for the user between commands."""
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    return home / 'reverie'
+
+
 def keep_programs(cache: bool) -> None:
     """Load what was compiled before, and keep what takes a second to compile; say where, once.
 
@@ -30,7 +36,6 @@ def keep_programs(cache: bool) -> None:
     if not cache:
         jax.config.update('jax_enable_compilation_cache', False)
     elif chosen.jax_enable_compilation_cache and chosen.jax_compilation_cache_dir is None:
-        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-        folder = home / 'reverie' / 'programs'
+        folder = user_cache() / 'programs'
         jax.config.update('jax_compilation_cache_dir', str(folder))
         say(f'compiled programs are kept in {folder}; not with --no-cache')

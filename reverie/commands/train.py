@@ -147,6 +147,7 @@ def main(args: list[str]) -> None:
 def run(args: Train, preset: str) -> None:
     """Train, score and report the experiment that the options describe."""
     from reverie.commands.experiment import tasks
+    from reverie.commands.packaged import run_folder
     from reverie.training.warm import Init
 
     if args.from_groups and args.from_ is None:
@@ -158,6 +159,8 @@ def run(args: Train, preset: str) -> None:
     check_file('results', args.results)
     check_add_to(args.add_to)
     init = None if args.from_ is None else Init.parse(args.from_, args.from_groups)
+    if init is not None:
+        init = dataclasses.replace(init, run=run_folder(init.run))
     keep_programs(args.cache)
     experiment = experiment_of(args, preset)
     if experiment.unscored is not None and (

@@ -37,6 +37,7 @@ class Writer:
     task: name of the task that the episodes show; the environment's if not given.
     compressed: keep pictures as files (lossless WebP, JPEG from 128 x 128 pixels on).
     lossy: keep small ones too as JPEG.
+    schema: of `add_record`, where no episode was added before.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Writer:
         task: str = '',
         compressed: bool = False,
         lossy: bool = False,
+        schema: Schema | None = None,
     ):
         self.path = pathlib.Path(path).absolute()
         self.spec = spec
@@ -60,7 +62,7 @@ class Writer:
         refuse_existing(self.path, overwrite)
         # What cannot be written should fail before a day of collecting.
         json.dumps(self.provenance, allow_nan=False)
-        self._schema: Schema | None = None
+        self._schema = schema
         self._tallies: dict[str, Tally] = {}
         self._shards: list[dict[str, Any]] = []
         self._writer: Any = None  # of the shard being written

@@ -15,7 +15,7 @@ class Play(Compiling):
     """Play inside an agent's dream, or beside it in the real game, in the browser."""
 
     agent: tyro.conf.Positional[str]
-    """A run folder, or a preset to see with random weights."""
+    """A run folder, a preset to see with random weights, or `demo`, the model of the package."""
     env: str | None = None
     """Environment for a preset, e.g. minatar/asterix."""
     env_options: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ import jax
 from reverie.agents import registry
 from reverie.commands.arguments import slug
 from reverie.commands.experiment import Experiment, Recorded, describe, load, played
+from reverie.commands.packaged import run_folder
 from reverie.evaluation.game import DeviceGame, HostGame
 from reverie.serve.contexts import Contexts
 from reverie.serve.hosted import HostSession
@@ -44,7 +45,7 @@ def resolve_play(
 
     Raises UserError if it is neither.
     """
-    folder = pathlib.Path(name)
+    folder = run_folder(name)
     if registry.known(name) and not (folder / 'config.json').exists():
         if task is not None:
             raise UserError(f'--task {task}: a preset has no tasks, expected a run of several')
