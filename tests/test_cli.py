@@ -141,7 +141,7 @@ def test_trust_alone_is_measured_again_and_the_scores_stay(run):
     assert brick['name'] == 'brick' and brick['ceiling'][0]['recall'] > 0.95
     assert 'by that of the game under other dice: ' in done.stdout
     page = (run / 'report.html').read_text()
-    assert 'Dreamed against real return' in page and '<title>random: ' in page
+    assert 'Dreamed against real return' in page and '<g><title>random: ' in page
 
 
 def newest(folder: pathlib.Path) -> int:

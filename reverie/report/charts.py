@@ -172,7 +172,7 @@ def scatter(places: Sequence[tuple[str, Number, Number]], x_label: str, label: s
     for name, at_x, at_y in places:
         spot = f'cx="{axes.px(at_x):.1f}" cy="{axes.py(at_y):.1f}" r="3"'
         said = f'{html.escape(name)}: {number(at_x)}, {number(at_y)}'
-        out.append(f'<circle class="main dot" {spot}><title>{said}</title></circle>')
+        out.append(f'<g><title>{said}</title><circle class="main dot" {spot}/></g>')
     return ''.join([*out, '</svg>'])
 
 

@@ -32,6 +32,7 @@ class RunFiles:
     scores: dict[str, Any]
     samples: dict[str, np.ndarray]
     notes: dict[str, str]
+    other_tasks: tuple[dict[str, Any], ...] = ()  # scores of the tasks after the first
 
     @property
     def title(self) -> str:
@@ -54,7 +55,13 @@ def read(folder: str | os.PathLike[str]) -> RunFiles:
         except DAMAGE:
             notes[name] = f'{name} of this run is damaged and could not be read.'
     lines, scores, samples = (found.get(name, {}) for name in readers)
-    return RunFiles(folder, config, lines, scores, samples, notes)
+    others = []
+    for path in sorted(folder.glob('scores-*.json')):
+        try:
+            others.append(_scores(path, notes))
+        except DAMAGE:
+            notes[path.name] = f'{path.name} of this run is damaged and could not be read.'
+    return RunFiles(folder, config, lines, scores, samples, notes, tuple(others))
 
 
 def _json(path: pathlib.Path) -> Any:

@@ -1,5 +1,6 @@
 """The head of a report with the run in one sentence, and its scores."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -155,21 +156,35 @@ def _note(run: RunFiles) -> str:
 
 
 def section(run: RunFiles) -> str:
+    """Scores of the first task, or the only one, then those of the others."""
+    out = ['<section><h2>Scores in the real environment</h2>']
+    if not read_outs(run):
+        return ''.join([*out, missing(run, 'scores.json', 'scores'), '</section>'])
+    for told in (run, *(dataclasses.replace(run, scores=scores) for scores in run.other_tasks)):
+        if (task := told.scores.get('task')) is not None:
+            out.append(f'<h3>Told the task {escape(task)}, in {escape(told.scores["env"])}</h3>')
+        out += _figures(told)
+    out += [
+        f'<p class="missing">{escape(note)}</p>'
+        for name, note in run.notes.items()
+        if name.startswith('scores-')
+    ]
+    return ''.join([*out, '</section>'])
+
+
+def _figures(run: RunFiles) -> list[str]:
     """Bars with intervals, then every number; then the paired differences of read-outs that share
     world models.
     """
-    title = '<section><h2>Scores in the real environment</h2>'
-    scores, best = read_outs(run), hero(run)
-    if not scores:
-        return title + missing(run, 'scores.json', 'scores') + '</section>'
-    rows = list(scores.values())
+    best = hero(run)
+    rows = list(read_outs(run).values())
     heads = ['Read-out', 'Actions', 'Mean', '95% interval', 'Kind']
     more = ['Normalised', 'Min', 'Max', 'Episodes']
-    out = [title, _bars(rows, best), _note(run), _table([*heads, *more], rows, _score_cells, best)]
+    out = [_bars(rows, best), _note(run), _table([*heads, *more], rows, _score_cells, best)]
     if pairs := difference_rows(run.scores):
         heads[0] = 'Difference'
         note = 'Seed by seed: read-outs of one seed share its world model or its data, and what '
         note += 'they share cancels.'
         out += ['<h3>Paired differences</h3>', f'<p class="note">{note}</p>']
         out.append(_table([*heads, 'Each seed'], pairs, _difference_cells, None))
-    return ''.join([*out, '</section>'])
+    return out
