@@ -126,12 +126,10 @@ def _half(x: np.ndarray) -> np.ndarray:
     """Half precision of numbers with a point. Raises UserError for one that is too large for it."""
     if x.dtype != np.float32:
         return x
-    half = x.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise UserError(
-            f'a weight of {np.abs(x).max():g}: expected at most 65504 for half precision'
-        )
-    return half
+    largest = float(np.abs(x).max(initial=0.0))
+    if not largest <= np.finfo(np.float16).max:
+        raise UserError(f'a weight of {largest:g}: expected at most 65504, for half precision')
+    return x.astype(np.float16)
 
 
 def _recordings(data: pathlib.Path, out: pathlib.Path) -> None:
