@@ -127,7 +127,7 @@ def _half(x: np.ndarray) -> np.ndarray:
     if x.dtype != np.float32:
         return x
     largest = float(np.abs(x).max(initial=0.0))
-    if not largest <= np.finfo(np.float16).max:
+    if not largest <= float(np.finfo(np.float16).max):
         raise UserError(f'a weight of {largest:g}: expected at most 65504, for half precision')
     return x.astype(np.float16)
 
