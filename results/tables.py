@@ -20,6 +20,7 @@ import numpy as np
 
 from reverie.evaluation import statistics, tables
 from reverie.evaluation.statistics import of_runs
+from reverie.evaluation.trust import of_ceiling
 from reverie.report.recordings import METRICS, ROWS, mean
 
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -115,6 +116,44 @@ def trust(*records: Mapping[str, Any]) -> str:
     first = table(['recall of cells', 'tokenizer', 'its precision', *steps], cells)
     names = ['heads on recorded frames', 'said', 'true', 'average precision']
     return f'{first}\n{table([*names, f"of dreams, {steps[-1]}"], heads)}'
+
+
+def ranking(*records: Mapping[str, Any]) -> str:
+    """Whether dreams rank policies as the game does, and what they keep of what the game keeps; a
+    row for each file.
+    """
+    rows = []
+    for r in records:
+        found, spans = r['trust']['ranking'], range(len(r['trust']['steps']))
+        correlation, seeds = found['correlation'], len(r['seeds'])
+        low, high = correlation['ci95'] or (found['low']['mean'], found['high']['mean'])
+        over = f'{seeds} world models' if seeds > 1 else f'{found["starts"]} starts'
+        shares = [[of_ceiling(c, i) for c in r['trust']['channels']] for i in spans]
+        least = [min(share for share in each if share is not None) for each in shares]
+        places = ', '.join(f'{place:.0f}' for place in found['place']['per_seed'])
+        cells = [r['env'], str(len(found['policies'])), f'{correlation["mean"]:.2f}']
+        cells += [f'{low:.2f} to {high:.2f} over {over}', places]
+        rows.append([*cells, *(f'{share:.2f}' for share in least)])
+    steps = [f'steps {a} to {b}' if a < b else f'step {a}' for a, b in records[0]['trust']['steps']]
+    heads = [
+        'game',
+        'policies',
+        'rank correlation',
+        '95% interval',
+        'place of the best dreamed one',
+    ]
+    return table([*heads, *(f'least recall over that of the game, {step}' for step in steps)], rows)
+
+
+def policies(record: Mapping[str, Any]) -> str:
+    """Return of each policy in the game and in the dream, best first; means over seeds."""
+    found = sorted(
+        record['trust']['ranking']['policies'], key=lambda policy: -policy['real']['mean']
+    )
+    rows = [
+        [p['name'], *(f'{p[which]["mean"]:.2f}' for which in ('real', 'dreamed'))] for p in found
+    ]
+    return table(['policy', 'in the game', 'in the dream'], rows)
 
 
 def ablation(*records: Mapping[str, Any]) -> str:
@@ -260,6 +299,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
         seeds,
         imagination,
         trust,
+        ranking,
+        policies,
         ablation,
         labels,
         recordings,
