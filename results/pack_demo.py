@@ -31,10 +31,11 @@ def run(args: argparse.Namespace) -> None:
         packaged.repack(folder, packed)
     size = sum(path.stat().st_size for path in packed.rglob('*') if path.is_file())
     print(f'{packed}: {size:,} bytes, SHA-256 {packaged.checksum(packed)}')
-    found = {'command': f'python results/pack_demo.py {args.run}', **origin}
-    found |= {'bytes': size, 'sha256': packaged.checksum(packed)}
-    found |= {name: record[name] for name in ('env', 'seeds', 'score', 'trust')}
-    save(args.results, found)
+    packing = {
+        'command': f'python results/pack_demo.py {args.run} --results {args.results}',
+        **origin,
+    }
+    save(args.results, record | packing | {'bytes': size, 'sha256': packaged.checksum(packed)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

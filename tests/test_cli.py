@@ -123,12 +123,19 @@ def test_the_same_command_again_trains_nothing_and_eval_gives_the_same_scores(ru
     assert sorted((run / 'checkpoints').iterdir()) == checkpoints
 
 
+@pytest.mark.whole
 def test_trust_alone_is_measured_again_and_the_scores_stay(run):
-    """Recall beside the game's own, and policies in order: random play, four snapshots, four read-outs."""
     before = json.loads((run / 'scores.json').read_text())
     done = reverie('eval', run, '--trust')
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((run / 'scores.json').read_text()) == before
+    assert 'trust dreams rank 9 policies' in done.stdout and 'eval ' not in done.stdout
+    assert 'by that of the game under other dice: ' in done.stdout
+
+
+def test_policies_of_all_strengths_play_in_the_game_and_in_the_dream(run):
+    """Random play, four snapshots, four read-outs; recall beside the game's own."""
+    before = json.loads((run / 'scores.json').read_text())
     ranking = before['trust']['ranking']
     names = [policy['name'] for policy in ranking['policies']]
     assert names[0] == 'random' and sum('PPO' in name for name in names) == 4
@@ -136,10 +143,8 @@ def test_trust_alone_is_measured_again_and_the_scores_stay(run):
         f'{name}, {how}' for name in ('imagination', 'wm_bc') for how in ('sampled', 'greedy')
     ]
     assert len(ranking['correlation']['per_seed']) == 2 and ranking['correlation']['n'] == 2
-    assert 'trust dreams rank 9 policies' in done.stdout and 'eval ' not in done.stdout
     brick = before['trust']['channels'][3]
     assert brick['name'] == 'brick' and brick['ceiling'][0]['recall'] > 0.95
-    assert 'by that of the game under other dice: ' in done.stdout
     page = (run / 'report.html').read_text()
     assert 'Dreamed against real return' in page and '<g><title>random: ' in page
 

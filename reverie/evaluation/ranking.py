@@ -36,7 +36,7 @@ class Player(NamedTuple):
     """Plays the game."""
     weights: Callable[[Params], Params]
     """Weights of the world model and its heads -> the actor's."""
-    policy: Callable[[WorldModel, Params, bool], Policy]
+    policy: Callable[[WorldModel, Params, bool | Array], Policy]
     """(World model, the actor's weights, greedy) -> how it acts in a dream; hashable."""
     greedy: bool = False
 
@@ -49,7 +49,7 @@ class OnFrames:
     actions: int
     """A, width of an action vector."""
 
-    def __call__(self, model: WorldModel, weights: Params, greedy: bool) -> Policy:
+    def __call__(self, model: WorldModel, weights: Params, greedy: bool | Array) -> Policy:
         def policy(state: State, feat: Array, key: PRNGKeyArray) -> Array:
             none, no = jnp.zeros(len(feat)), jnp.zeros(len(feat), bool)
             frame = model.decode(state) > 0.5
@@ -188,17 +188,17 @@ def measure(
         ),
     )
 
-    @functools.partial(jax.jit, static_argnums=(0, 2))
-    def play(actor: Actor, weights: Params, greedy: bool, moments: Starts) -> Course:
+    @functools.partial(jax.jit, static_argnums=0)
+    def play(actor: Actor, weights: Params, greedy: Array | bool, moments: Starts) -> Course:
         again = lambda x: jnp.tile(x, (EPISODES, *[1] * (x.ndim - 1)))
         begin: Starts = jax.tree.map(again, moments)
         course = real_course(env, actor, weights, begin, key_real, greedy)
         each: Course = jax.tree.map(lambda x: x.reshape(len(x), EPISODES, -1).mean(1), course)
         return each
 
-    @functools.partial(jax.jit, static_argnums=(1, 3))
+    @functools.partial(jax.jit, static_argnums=1)
     def dream(
-        params: Params, player: Any, weights: Params, greedy: bool, moments: Starts
+        params: Params, player: Any, weights: Params, greedy: Array | bool, moments: Starts
     ) -> Course:
         net = model(params)
         return dreamed_course(net, player(net, weights, greedy), moments, key_dream)

@@ -156,13 +156,12 @@ def ranking_of(
         frames = ranking.OnFrames(snapshot.actor, env.spec.actions.size)
         makers.append(frames.player(f'PPO, {snapshot.env_frames:,} frames', snapshot.params))
 
-    def head(model: WorldModel, weights: Params, greedy: bool) -> Policy:
+    def head(model: WorldModel, weights: Params, greedy: bool | Array) -> Policy:
         net = agent.networks(weights)
 
         def policy(state: State, feat: Array, key: PRNGKeyArray) -> Array:
             choice = net.policy(feat)
-            action: Array = choice.mode() if greedy else choice.sample(key)
-            return action
+            return jnp.where(greedy, choice.mode(), choice.sample(key))
 
         return policy
 
