@@ -50,8 +50,7 @@ def run(args: Eval) -> None:
     experiment, params = load(folder, args.data)
     told = experiment.told(args.task)
     if args.trust:
-        for e in told:
-            e.judge(folder, params, eval_seed=args.seed, say=say)
+        tasks.judge(told, folder, params, eval_seed=args.seed, say=say)
         return
     if all(e.unscored is not None and not e.has_recordings for e in told):
         raise UserError(f'{folder} cannot be scored: {told[0].unscored}')

@@ -169,8 +169,8 @@ def dreamer4_demo() -> Dreamer4Config:
 
 
 def dreamer4_image() -> Dreamer4Config:
-    """Dreamer 4 on video of 64 x 64 pixels, on a laptop: the world model in 40 quiet minutes of two
-    cores.
+    """Dreamer 4 on video of 64 x 64 pixels, on a laptop: the world model in three quarters of an hour
+    of two cores.
 
     Run:      reverie data import video clips --out DS --size 64x64
               reverie train dreamer4_image --data DS

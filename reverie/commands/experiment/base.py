@@ -236,26 +236,6 @@ class Experiment(abc.ABC):
         """Trust numbers of the dreams of all seeds; None where they are not taken."""
         return None
 
-    def judge(
-        self, folder: pathlib.Path, params: Params, *, eval_seed: int, say: Say
-    ) -> dict[str, Any]:
-        """Measure whether the dreams can be trusted, and nothing else; the run's scores.json, if
-        there is one, gets these numbers in the place of its own. Raises UserError where they are
-        not taken.
-        """
-        measured = self.trust(params, jax.random.key(eval_seed))
-        if measured is None:
-            raise UserError(
-                f'{folder} has no trust numbers; expected a dynamics trained on boolean grids of a '
-                'dataset that is there'
-            )
-        for line in trust.lines(measured):
-            say(line)
-        path = self.file_of(folder / 'scores.json')
-        if path.exists():
-            results.save(path, json.loads(path.read_text(encoding='utf-8')) | {'trust': measured})
-        return measured
-
     @property
     def has_recordings(self) -> bool:
         """Whether there are recordings to compare dreams with."""

@@ -1,14 +1,18 @@
 """Tasks that one agent is told, each with the environment it is scored in."""
 
+import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from reverie.commands.experiment.base import Experiment, Say
 from reverie.data.episodes import Episodes
 from reverie.data.mixture import acted
 from reverie.envs.registry import nearest, on_host
+from reverie.evaluation import results, trust
 from reverie.types import Params, UserError
 
 
@@ -81,3 +85,30 @@ def evaluate(
             experiment.evaluate(folder, params, episodes, max_steps, say=say, paths=mine, **how)
         )
     return records
+
+
+def judge(
+    experiments: Sequence[Experiment],
+    folder: pathlib.Path,
+    params: Params,
+    *,
+    eval_seed: int,
+    say: Say,
+) -> None:
+    """Measure whether the dreams can be trusted, and nothing else, told one task after the other.
+
+    scores.json of the run, where there is one, gets these numbers in the place of its own. Raises
+    UserError where they are not taken.
+    """
+    for experiment in experiments:
+        measured = experiment.trust(params, jax.random.key(eval_seed))
+        if measured is None:
+            raise UserError(
+                f'{folder} has no trust numbers; expected a dynamics trained on boolean grids of a '
+                'dataset that is there'
+            )
+        for line in trust.lines(measured):
+            say(line)
+        path = experiment.file_of(folder / 'scores.json')
+        if path.exists():
+            results.save(path, json.loads(path.read_text(encoding='utf-8')) | {'trust': measured})
