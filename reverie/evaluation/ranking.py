@@ -64,7 +64,7 @@ class OnFrames:
 
 
 class Course(NamedTuple):
-    """What `STEPS` steps of play bring; expectations in a dream."""
+    """Rewards and survival along `STEPS` steps of play; expectations in a dream."""
 
     reward: Float[Array, 'H N']
     """0 after the end of the episode."""
