@@ -195,7 +195,7 @@ def test_the_paddle_obeys_in_the_dream_and_the_agent_earns_rewards(page):
             apart.append(ends[1] - ends[0])
         page.keyboard.press('Space')
         until(page, '!state.paused')
-    assert np.mean(apart) > 1.5, apart
+    assert np.mean(apart) > 2, apart
     page.keyboard.press('m')
     page.keyboard.press('r')
     until(page, 'newest.by_agent && rewards.some(reward => reward > 0.5)')
